@@ -1,0 +1,132 @@
+"""What the sampler and the pipeline know of a video model, and nothing more.
+
+Legend: B windows in a batch, F latents (one latent frame each), C channels, H, W latent cells; `level_BF` int64, the
+number of denoise steps a latent still has to take (`T` = pure noise, 0 = clean).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+import torch
+
+from miga.config import SamplerConfig
+from miga.schedule import NoiseSchedule
+
+Condition: TypeAlias = Any
+"""What a prompt becomes for the network (for Wan: text embeddings); opaque to the sampler."""
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What is known of a model without loading it.
+
+    Attributes:
+        family: "wan" or "videocrafter2": picks the published sampler settings.
+        name: the folder or hub name the model was loaded from.
+        revision: commit, or a digest of the files of a folder.
+        window: `f0`, latents the model was trained to make at once.
+        latent_channels, latent_height, latent_width: shape of one latent.
+        height, width: pixels of a frame.
+        fps: frames per second that videos are written at.
+        frames_per_latent: frames that every latent but the first decodes to.
+        frames_first_latent: frames that the first latent decodes to (1 for a causal VAE).
+        negative_prompt: the model's own.
+        default_num_frames: length of a video where none is asked for.
+        sampler: settings of the model's own for `SamplerConfig`, over those of its family.
+    """
+
+    family: str
+    name: str
+    revision: str
+    window: int
+    latent_channels: int
+    latent_height: int
+    latent_width: int
+    height: int
+    width: int
+    fps: int
+    frames_per_latent: int = 4
+    frames_first_latent: int = 1
+    negative_prompt: str = ""
+    default_num_frames: int = 161
+    sampler: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one latent."""
+        return self.latent_channels, self.latent_height, self.latent_width
+
+    def num_latents(self, num_frames: int) -> int:
+        """Latents that decode to `num_frames` frames.
+
+        Raises:
+            ValueError: if the VAE cannot make exactly that many, naming the nearest counts that it can.
+        """
+        whole, rest = divmod(num_frames - self.frames_first_latent, self.frames_per_latent)
+        if num_frames < self.frames_first_latent or rest:
+            nearest = max(0, whole) * self.frames_per_latent + self.frames_first_latent
+            formula = (
+                f"{self.frames_first_latent} + {self.frames_per_latent}k"
+                if self.frames_first_latent != self.frames_per_latent
+                else f"{self.frames_per_latent}k"
+            )
+            near = f"{nearest}" if num_frames < nearest else f"{nearest} or {nearest + self.frames_per_latent}"
+            raise ValueError(
+                f"num_frames {num_frames} cannot be made: the VAE makes {formula} frames; the nearest is {near}"
+            )
+        return whole + 1
+
+    def num_frames(self, num_latents: int) -> int:
+        """Frames that `num_latents` latents decode to."""
+        return self.frames_first_latent + (num_latents - 1) * self.frames_per_latent
+
+
+class Denoiser(Protocol):
+    """The network as the sampler sees it.
+
+    Whatever the network predicts (flow, noise or v), whatever its dtype and guidance: a call returns the predicted
+    **clean latent** of every latent, in float32.
+    """
+
+    window: int
+    schedule: NoiseSchedule
+
+    def __call__(
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Condition]
+    ) -> torch.Tensor:
+        """Predicted clean latents `[B, F, C, H, W]`; window b is under `conditions[b]`; F is at most `window`."""
+        ...
+
+
+class FrameDecoder(Protocol):
+    """Turns finished latents into frames as they come, in constant memory."""
+
+    def decode(self, x_FCHW: torch.Tensor) -> torch.Tensor:
+        """Frames uint8 `[frames, height, width, 3]` of the next latents of the video, in order."""
+        ...
+
+
+class Backbone(Protocol):
+    """A loaded video model."""
+
+    spec: BackboneSpec
+    device: torch.device
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[torch.Tensor]:
+        """One text embedding per prompt, on the CPU (so that they can be kept and sent)."""
+        ...
+
+    def condition(self, prompt_embedding: torch.Tensor, negative_embedding: torch.Tensor) -> Condition:
+        """What `Denoiser` takes for a prompt, on the backbone's device."""
+        ...
+
+    def denoiser(self, config: SamplerConfig) -> Denoiser:
+        """The network under the schedule and guidance scale of `config`."""
+        ...
+
+    def frame_decoder(self) -> FrameDecoder:
+        """A decoder at the start of a video; several may be open at once."""
+        ...

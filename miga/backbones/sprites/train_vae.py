@@ -1,0 +1,147 @@
+"""Trains the sprite world's video VAE: `AutoencoderKLWan`, causal, 1 + 4k frames to 1 + k latents, 8x smaller.
+
+Four traps, and what is done about them:
+- `AutoencoderKLWan.decode` clamps to [-1, 1], so a saturated colour gives no gradient: the loss is taken on the
+  unclamped output of the decoder (`decode_unclamped`).
+- At the default initialisation the encoder passes almost nothing of its input: the residual variant of the class
+  (`is_residual`, as in Wan2.2's VAE) carries averages past every block, and the outermost convolutions start scaled up.
+- The ground fills most of a frame and is learnt first, the subject not at all: its pixels weigh more in the loss.
+- The causal caches must be seen filled: clips of several lengths are mixed, up to longer than any window of the model.
+  It starts on short clips, not on single frames: what the shortcuts carry of a first frame is half as large per
+  temporal halving as of later ones, so weights learnt on single frames throw clips off (24 dB fell to 14).
+
+Legend: `x_BCFHW` B clips, C channels, F frames or latents, H, W pixels or latent cells; pixels in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+
+from miga.backbones.sprites.training import Schedule, step_rng, train
+from miga.backbones.sprites.world import Placement, Scene, all_scenes, render
+
+Z_DIM: Final = 8
+VAE_CONFIG: Final[dict[str, Any]] = {
+    "base_dim": 16,
+    "decoder_base_dim": 24,
+    "z_dim": Z_DIM,
+    "dim_mult": [1, 2, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [True, True],
+    "is_residual": True,
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "latents_mean": [0.0] * Z_DIM,
+    "latents_std": [1.0] * Z_DIM,
+}
+INITIAL_GAIN: Final = 2.5
+"""Scale of the outermost convolutions at the start."""
+PAST_GAIN: Final = 0.3
+"""Scale, at the start, of the parts of a convolution that look at past frames."""
+SUBJECT_WEIGHT: Final = 8.0
+"""Extra weight in the loss of a pixel that is not ground."""
+SHORT_STEPS: Final = 700
+"""Steps on clips of nine frames before longer ones are mixed in."""
+CLIPS: Final = ((4, 9), (16, 1), (2, 21), (1, 45), (1, 77))
+"""(clips in a batch, frames of each)."""
+CLIP_SHARES: Final = (0.45, 0.1, 0.25, 0.15, 0.05)
+"""How often each entry of `CLIPS` is drawn."""
+KL_WEIGHT: Final = 3e-4
+LATENT_NOISE: Final = 0.1
+"""Noise on the latent, in units of its own spread: the decoder learns to forgive what a sampler leaves."""
+
+
+def training_scenes() -> list[Scene]:
+    """The scenes that training may show."""
+    return [scene for scene in all_scenes() if not scene.held_out]
+
+
+def clips_to_tensor(frames_BFHWC: np.ndarray) -> torch.Tensor:
+    """`[B, F, H, W, 3]` in [0, 1] to `[B, 3, F, H, W]` in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(frames_BFHWC.transpose(0, 4, 1, 2, 3))) * 2.0 - 1.0
+
+
+def decode_unclamped(vae: AutoencoderKLWan, z_BCFHW: torch.Tensor) -> torch.Tensor:
+    """`AutoencoderKLWan.decode` without its last line, which cuts off the gradient of saturated colours."""
+    vae.clear_cache()
+    x = vae.post_quant_conv(z_BCFHW)
+    chunks = []
+    for index in range(z_BCFHW.shape[2]):
+        vae._conv_idx = [0]
+        chunks.append(
+            vae.decoder(
+                x[:, :, index : index + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0
+            )
+        )
+    vae.clear_cache()
+    out = torch.cat(chunks, dim=2)
+    return unpatchify(out, patch_size=vae.config.patch_size) if vae.config.patch_size else out
+
+
+def train_vae(state_file: Path, num_steps: int, seed: int, device: torch.device) -> AutoencoderKLWan:
+    """Trains the VAE (resuming from `state_file`) and measures the mean and spread of its latents.
+
+    Returns:
+        The VAE, with `latents_mean` and `latents_std` in its config, as the Wan pipelines read them.
+    """
+    torch.manual_seed(seed)
+    vae = AutoencoderKLWan(**VAE_CONFIG).to(device)
+    with torch.no_grad():
+        for half in (vae.encoder, vae.decoder):
+            half.conv_in.weight.mul_(INITIAL_GAIN)
+            half.conv_out.weight.mul_(INITIAL_GAIN)
+        vae.quant_conv.weight.mul_(INITIAL_GAIN)
+        vae.post_quant_conv.weight.mul_(INITIAL_GAIN)
+        for conv in vae.modules():
+            if isinstance(conv, WanCausalConv3d) and conv.kernel_size == (3, 3, 3):
+                conv.weight[:, :, :-1].mul_(PAST_GAIN)
+    scenes = training_scenes()
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = step_rng(seed, "vae", step)
+        picked = 0 if step < SHORT_STEPS else int(rng.choice(len(CLIPS), p=CLIP_SHARES))
+        batch, num_frames = CLIPS[picked]
+        x = draw_batch(scenes, batch, num_frames, rng).to(device)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+            z = posterior.mean.float()
+            noise = torch.randn(z.shape, generator=generator).to(device)
+            out = decode_unclamped(vae, z + LATENT_NOISE * z.detach().std() * noise).float()
+        error = out - x
+        squared = error.square()
+        kl = 0.5 * z.square().mean()  # the mode is used: only its size is held down
+        is_subject = (x - x[..., :1, :1]).abs().sum(1, keepdim=True) > 1e-3  # the corner pixel is always ground
+        weight = 1.0 + SUBJECT_WEIGHT * is_subject
+        weight = weight / weight.mean()
+        loss = (weight * error.abs()).mean() + 2.0 * (weight * squared).mean() + KL_WEIGHT * kl
+        psnr = float(10.0 * torch.log10(4.0 / squared.mean().detach().clamp_min(1e-8)))
+        return loss, {"psnr": psnr, f"psnr{num_frames}": psnr, "z": float(z.detach().std())}
+
+    train("vae", vae, loss_of, Schedule(num_steps, 2e-3), state_file, ema_decay=0.998)
+    _measure_latents(vae.eval(), scenes, seed, device)
+    return vae
+
+
+def draw_batch(scenes: list[Scene], batch: int, num_frames: int, rng: np.random.Generator) -> torch.Tensor:
+    """Random clips of the world, `[B, 3, F, H, W]` in [-1, 1]."""
+    picked = [scenes[int(index)] for index in rng.integers(len(scenes), size=batch)]
+    return clips_to_tensor(np.stack([render(scene, Placement.random(rng), num_frames) for scene in picked]))
+
+
+@torch.no_grad()
+def _measure_latents(vae: AutoencoderKLWan, scenes: list[Scene], seed: int, device: torch.device) -> None:
+    rng = step_rng(seed, "latents", 0)
+    latents = [vae.encode(draw_batch(scenes, 1, 45, rng).to(device)).latent_dist.mode() for _ in range(96)]
+    z_CN = torch.cat(latents).transpose(0, 1).flatten(1).float()
+    vae.register_to_config(
+        latents_mean=[round(float(value), 5) for value in z_CN.mean(1)],
+        latents_std=[round(float(value), 5) for value in z_CN.std(1)],
+    )

@@ -1,0 +1,143 @@
+"""What both training stages share: seeded steps, a moving average of the weights, and a state that resumes exactly."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+SAVE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning-rate schedule: linear warm-up, then cosine decay to a hundredth."""
+
+    num_steps: int
+    learning_rate: float
+    num_warmup_steps: int = 200
+
+    def at(self, step: int) -> float:
+        """Learning rate of a 0-based step."""
+        warmup = min(1.0, (step + 1) / self.num_warmup_steps)
+        progress = min(1.0, step / self.num_steps)
+        return self.learning_rate * warmup * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is a GPU if there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def step_rng(seed: int, stage: str, step: int) -> np.random.Generator:
+    """The random numbers of one step: the same whether training was interrupted before it or not."""
+    return np.random.default_rng([seed, *stage.encode(), step])
+
+
+def train(
+    stage: str,
+    model: nn.Module,
+    loss_of: Callable[[int], tuple[torch.Tensor, dict[str, float]]],
+    schedule: Schedule,
+    state_file: Path,
+    *,
+    weight_decay: float = 0.0,
+    ema_decay: float = 0.999,
+    muon: bool = False,
+) -> nn.Module:
+    """Trains `model` in place and leaves the moving average of its weights in it.
+
+    Args:
+        stage: name for the progress bar.
+        model: the module; its parameters and buffers are what is saved.
+        loss_of: step -> (loss, figures to show); everything random in it must come from the step number.
+        schedule: steps and learning rate.
+        state_file: where weights, averages, optimiser and step are kept; training goes on from it if it exists.
+        weight_decay: of every optimiser.
+        ema_decay: decay of the moving average, shortened at the start.
+        muon: whether matrices inside `blocks` are trained by Muon, the rest by AdamW; else AdamW trains all.
+
+    Returns:
+        `model`, holding the averaged weights.
+    """
+    parameters = list(model.parameters())
+    optimizers = _optimizers(model, schedule.learning_rate, weight_decay, muon)
+    averages = [parameter.detach().clone() for parameter in parameters]
+    first_step, elapsed_s = 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_state)
+        averages = [average.to(parameters[0].device) for average in state["averages"]]
+        first_step, elapsed_s = state["step"], state["elapsed_s"]
+
+    def save(step: int) -> None:
+        temporary = state_file.with_suffix(".tmp")
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "averages": averages,
+                "step": step,
+                "elapsed_s": elapsed_s + time.monotonic() - started,
+            },
+            temporary,
+        )
+        os.replace(temporary, state_file)
+
+    started = saved = time.monotonic()
+    shown: dict[str, float] = {}
+    with tqdm(total=schedule.num_steps, initial=first_step, desc=stage, mininterval=5.0) as bar:
+        for step in range(first_step, schedule.num_steps):
+            loss, figures = loss_of(step)
+            model.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = schedule.at(step)
+                optimizer.step()
+            decay = min(ema_decay, (step + 1) / (step + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(averages, [parameter.detach() for parameter in parameters], 1.0 - decay)
+            shown = {name: 0.98 * shown.get(name, value) + 0.02 * value for name, value in figures.items()}
+            bar.update()
+            bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                save(step + 1)
+                saved = time.monotonic()
+    save(schedule.num_steps)
+    with torch.no_grad():
+        for parameter, average in zip(parameters, averages, strict=True):
+            parameter.copy_(average)
+    return model
+
+
+def _optimizers(
+    model: nn.Module, learning_rate: float, weight_decay: float, muon: bool
+) -> list[torch.optim.Optimizer]:
+    named = list(model.named_parameters())
+    matrices = [parameter for name, parameter in named if muon and parameter.ndim == 2 and "blocks." in name]
+    taken = {id(parameter) for parameter in matrices}
+    others = [parameter for _, parameter in named if id(parameter) not in taken]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+    ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimizers
