@@ -42,16 +42,16 @@ class NoiseSchedule:
 
 
 def flow_unipc_schedule(num_steps: int, flow_shift: float, num_train_timesteps: int = 1000) -> NoiseSchedule:
-    """The schedule of diffusers' `UniPCMultistepScheduler(use_flow_sigmas=True)`, as Wan's pipeline uses it."""
-    unshifted = 1.0 - torch.linspace(1.0, 1.0 / num_train_timesteps, num_steps + 1, dtype=torch.float64)
-    sigma = unshifted.flip(0)[:-1]
+    """The schedule of diffusers' `UniPCMultistepScheduler(use_flow_sigmas=True)`, as Wan's pipeline uses it.
+
+    Equal to it bit for bit, which is why the noise scales are rounded to float32: the signal scale of pure noise is
+    1e-6, and rounds to 1.01e-6. The time steps are truncated before that rounding.
+    """
+    slope = (1.0 / num_train_timesteps - 1.0) / num_steps
+    sigma = 1.0 + slope * torch.arange(num_steps, dtype=torch.float64)
     sigma = flow_shift * sigma / (1.0 + (flow_shift - 1.0) * sigma)
-    return _from_flow_sigmas(sigma, num_train_timesteps)
-
-
-def _from_flow_sigmas(sigma_descending: torch.Tensor, num_train_timesteps: int) -> NoiseSchedule:
-    sigma = torch.cat([sigma_descending, torch.zeros(1, dtype=torch.float64)])
+    sigma[0] -= 1e-6  # keeps the signal scale above 0: solvers take its logarithm
     timestep = (sigma * num_train_timesteps).to(torch.int64)
-    timestep[-1] = timestep[-2]
-    sigma, timestep = sigma.flip(0), timestep.flip(0)
-    return NoiseSchedule(alpha=1.0 - sigma, sigma=sigma, timestep=timestep)
+    sigma = torch.cat([sigma, sigma.new_zeros(1)]).float().double()
+    timestep = torch.cat([timestep, timestep[-1:]])
+    return NoiseSchedule(alpha=1.0 - sigma.flip(0), sigma=sigma.flip(0), timestep=timestep.flip(0))

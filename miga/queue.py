@@ -1,0 +1,59 @@
+"""The queue of latents: a value. Saving it is a checkpoint.
+
+Legend: F latents, C channels, H, W cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from miga.solvers.base import History
+
+
+@dataclass(frozen=True)
+class FrameQueue:
+    """Latents in the order of the video, each at its own level and with its own solver history.
+
+    Attributes:
+        x_FCHW: the latents.
+        level_F: denoise steps each has still to take, int64, on the CPU.
+        history: what the solver remembers of each.
+        first: index in the video of the latent at the head.
+    """
+
+    x_FCHW: torch.Tensor
+    level_F: torch.Tensor
+    history: History
+    first: int = 0
+
+    def __len__(self) -> int:
+        return len(self.level_F)
+
+    def __getitem__(self, part: slice) -> FrameQueue:
+        start, stop, step = part.indices(len(self))
+        assert step == 1, "a queue has no gaps"
+        history = {name: tensor[start:stop] for name, tensor in self.history.items()}
+        return FrameQueue(self.x_FCHW[start:stop], self.level_F[start:stop], history, self.first + start)
+
+    def append(self, tail: FrameQueue) -> FrameQueue:
+        """This queue with another, which goes on where it ends, behind it."""
+        assert tail.first == self.first + len(self), f"{tail.first} does not follow {self.first} + {len(self)}"
+        history = {name: torch.cat([tensor, tail.history[name]]) for name, tensor in self.history.items()}
+        x, level = torch.cat([self.x_FCHW, tail.x_FCHW]), torch.cat([self.level_F, tail.level_F])
+        return FrameQueue(x, level, history, self.first)
+
+    def pop(self, count: int) -> tuple[FrameQueue, FrameQueue]:
+        """The first `count` latents, and what is left."""
+        return self[:count], self[count:]
+
+    def compact(self) -> FrameQueue:
+        """The same queue in storage of its own, so that what it was cut from can be freed."""
+        history = {name: tensor.clone() for name, tensor in self.history.items()}
+        return replace(self, x_FCHW=self.x_FCHW.clone(), level_F=self.level_F.clone(), history=history)
+
+    @property
+    def indices(self) -> range:
+        """Index in the video of every latent."""
+        return range(self.first, self.first + len(self))

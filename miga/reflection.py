@@ -1,0 +1,148 @@
+"""Self-reflection: judge the noisy tail of the queue, and where its consistency falls, search for a better one.
+
+Source: MIGA section 3.3, Alg. 6; decisions/0002 (its indices, and what a candidate is grown from).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+
+from miga.config import SamplerConfig
+from miga.consistency import consistency_score
+from miga.denoise_pass import Stepper
+from miga.queue import FrameQueue
+from miga.windows import plan_pass
+
+
+@dataclass(frozen=True)
+class ReflectionTrace:
+    """What self-reflection has done so far in a video, one entry per evaluation.
+
+    Attributes:
+        latents: index in the video of the first judged latent.
+        scores: the consistency score that was kept: after a correction, the better one.
+        searched: whether a search ran.
+        corrected: whether its best candidate replaced the tail.
+    """
+
+    latents: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
+    searched: tuple[bool, ...] = ()
+    corrected: tuple[bool, ...] = ()
+
+    def add(self, latent: int, score: float, searched: bool, corrected: bool) -> ReflectionTrace:
+        """The trace with one more evaluation."""
+        return ReflectionTrace(
+            (*self.latents, latent), (*self.scores, score), (*self.searched, searched), (*self.corrected, corrected)
+        )
+
+    @property
+    def correction_rate(self) -> float:
+        """`R_corr`, corrections per evaluation (section 4.3); NaN before the first."""
+        return sum(self.corrected) / len(self.scores) if self.scores else float("nan")
+
+    @property
+    def success_rate(self) -> float:
+        """`R_succ`, corrections per search; NaN before the first."""
+        return sum(self.corrected) / sum(self.searched) if any(self.searched) else float("nan")
+
+
+@dataclass(frozen=True)
+class CandidateTask:
+    """One candidate to grow: what it starts from, which noise it gets, what it must end as.
+
+    Attributes:
+        guidance: the latents before the judged one, held fixed.
+        number: of the candidate, from 1 (the tail that is there is number 0).
+        tail_levels: levels of the tail it would replace.
+    """
+
+    guidance: FrameQueue
+    number: int
+    tail_levels: tuple[int, ...]
+
+
+GrowAll: TypeAlias = Callable[[Sequence[CandidateTask], Callable[[CandidateTask], FrameQueue]], list[FrameQueue]]
+"""Grows independent candidates, here or on other GPUs; returns them in order."""
+
+
+def grow_one_by_one(
+    tasks: Sequence[CandidateTask], grow: Callable[[CandidateTask], FrameQueue]
+) -> list[FrameQueue]:
+    """Grows the candidates here, one after the other."""
+    return [grow(task) for task in tasks]
+
+
+@dataclass(frozen=True)
+class SelfReflection:
+    """Alg. 6 over one queue."""
+
+    config: SamplerConfig
+    stepper: Stepper
+    grow_all: GrowAll = grow_one_by_one
+
+    def judged_position(self, queue: FrameQueue) -> int | None:
+        """`J`, position of the first judged latent; None while too few latents stand before or behind it."""
+        position = len(queue) - self.config.judged_group * self.config.zigzag_width
+        enough_before = position >= self.config.num_reflection_guidance_latents
+        return position if enough_before and position + self.config.num_eval_latents <= len(queue) else None
+
+    def reflect(self, queue: FrameQueue, trace: ReflectionTrace) -> tuple[FrameQueue, ReflectionTrace]:
+        """Evaluates the queue, and corrects its tail if a search finds a better one.
+
+        Returns:
+            The queue, its tail (solver history too) replaced where that raised the score, and the longer trace.
+        """
+        position = self.judged_position(queue)
+        if position is None:
+            return queue, trace
+        latent = queue.first + position
+        score = self._score(queue, position)
+        if not trace.scores or trace.scores[-1] - score <= self.config.reflection_threshold:
+            return queue, trace.add(latent, score, searched=False, corrected=False)
+        best, best_score = self._search(queue, position)
+        if best_score > score:
+            return queue[:position].append(best), trace.add(latent, best_score, searched=True, corrected=True)
+        return queue, trace.add(latent, score, searched=True, corrected=False)
+
+    def grow(self, task: CandidateTask) -> FrameQueue:
+        """One candidate for the tail, at the tail's levels, grown from noise beside its fixed guidance."""
+        config, guidance = self.config, task.guidance
+        purpose = f"search@{guidance.first + len(guidance)}"
+        queue = guidance
+        for _ in range(config.judged_group):
+            queue = self.stepper.push_noise(queue, config.zigzag_width, config.num_steps, purpose, task.number)
+            if int(queue.level_F[len(guidance)]) == task.tail_levels[0]:
+                break  # the tail group is still untouched: the last push goes without a pass
+            plan = plan_pass(
+                len(queue), config.window, config.stride, config.num_guidance_latents, config.zigzag_width
+            )
+            wanted = [
+                replace(window, keep_start=max(window.keep_start, len(guidance)))
+                for window in plan
+                if window.keep_stop > len(guidance)
+            ]
+            queue = guidance.append(self.stepper.pass_over(queue, wanted))
+        candidate = queue[len(guidance) :]
+        assert tuple(candidate.level_F.tolist()) == task.tail_levels, "a candidate must end at the tail's levels"
+        return candidate
+
+    def _search(self, queue: FrameQueue, position: int) -> tuple[FrameQueue, float]:
+        guidance = queue[position - self.config.num_reflection_guidance_latents : position]
+        tail_levels = tuple(queue[position:].level_F.tolist())
+        tasks = [CandidateTask(guidance, number, tail_levels) for number in range(1, self.config.num_candidates + 1)]
+        candidates = self.grow_all(tasks, self.grow)
+        reference = guidance.x_FCHW[-self.config.num_reference_latents :]
+        scores = [
+            consistency_score(candidate.x_FCHW[: self.config.num_eval_latents], reference) for candidate in candidates
+        ]
+        best = max(range(len(scores)), key=scores.__getitem__)
+        return candidates[best], scores[best]
+
+    def _score(self, queue: FrameQueue, position: int) -> float:
+        judged: torch.Tensor = queue.x_FCHW[position : position + self.config.num_eval_latents]
+        return consistency_score(judged, queue.x_FCHW[position - self.config.num_reference_latents : position])

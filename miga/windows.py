@@ -1,0 +1,121 @@
+"""The plan of a pass: which windows cover a queue, what each sees and what it keeps. Integers only.
+
+Source: MIGA Alg. 3 and Alg. 7; decisions/0001 (which of the readings, and why).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from miga.guidance import guidance_indices
+
+
+@dataclass(frozen=True)
+class Window:
+    """One call of the network; every number is a position in the queue.
+
+    Attributes:
+        guidance: earlier latents put before the local part; their outputs are dropped.
+        start, stop: the local part, half open.
+        keep_start, keep_stop: the latents whose outputs are kept, within the local part.
+    """
+
+    guidance: tuple[int, ...]
+    start: int
+    stop: int
+    keep_start: int
+    keep_stop: int
+
+    @property
+    def positions(self) -> list[int]:
+        """Positions of the latents the network sees, in order."""
+        return [*self.guidance, *range(self.start, self.stop)]
+
+    @property
+    def kept(self) -> slice:
+        """Where the kept latents stand in the network's input."""
+        offset = len(self.guidance) - self.start
+        return slice(self.keep_start + offset, self.keep_stop + offset)
+
+
+def tile(num_latents: int, capacity: int, stride: int, offset: int = 0) -> Iterator[tuple[int, int, int]]:
+    """Starts and kept ranges that keep every latent of a queue exactly once.
+
+    Windows keep their first latents: the noisier ones behind are context. The last one keeps all of its own, so the
+    one before it is cut.
+
+    Args:
+        num_latents: length of the queue, more than `capacity`.
+        capacity: local latents of a window.
+        stride: latents kept of a window.
+        offset: where the first stride starts (the border offset), less than `stride`.
+
+    Yields:
+        (start, keep_start, keep_stop) per window, in order.
+    """
+    last = num_latents - capacity
+    starts = [0] if offset else []
+    starts += range(offset, last, stride)
+    borders = [*(start for start in starts if start < last), last]
+    for start, end in zip(borders, [*borders[1:], num_latents], strict=True):
+        yield start, start, end
+
+
+def plan_pass(
+    num_latents: int, window: int, stride: int, num_guidance: int = 0, zigzag_width: int = 1, offset: int = 0
+) -> list[Window]:
+    """The windows of one pass over a queue.
+
+    Args:
+        num_latents: length of the queue.
+        window: `f0`, latents that the network takes.
+        stride: `S`, latents kept per window.
+        num_guidance: `m`, guidance latents of a window that has that many before it.
+        zigzag_width: `L_zig`, the spacing of the guidance latents.
+        offset: border offset, 0 for the paper's plan.
+
+    Returns:
+        Windows in order; together they keep every latent exactly once.
+    """
+    if num_latents <= window:
+        return [Window((), 0, num_latents, 0, num_latents)]
+    capacity = window - num_guidance
+    plan = []
+    for start, keep_start, keep_stop in tile(num_latents, capacity, stride, offset):
+        guidance = guidance_indices(start, num_guidance, zigzag_width)
+        stop = min(num_latents, start + (capacity if guidance else window))
+        plan.append(Window(guidance, start, stop, keep_start, keep_stop))
+    assert_partition(plan, num_latents)
+    return plan
+
+
+def plan_lookahead(num_context: int, num_latents: int, window: int, stride: int) -> list[Window]:
+    """FIFO-Diffusion's plan: windows over context and queue together keep their right half.
+
+    Args:
+        num_context: clean latents before the head, about half a window.
+        num_latents: length of the queue.
+        window: `f0`.
+        stride: latents kept per window.
+
+    Returns:
+        Windows whose positions count the context too; they keep positions `num_context ...` exactly once.
+    """
+    total = num_context + num_latents
+    plan = []
+    for keep_start in range(num_context, total, stride):
+        start = max(0, min(keep_start - num_context, total - window))
+        plan.append(Window((), start, min(total, start + window), keep_start, min(total, keep_start + stride)))
+    assert_partition(plan, total, num_context)
+    return plan
+
+
+def assert_partition(plan: list[Window], num_latents: int, first: int = 0) -> None:
+    """Every position from `first` on is kept exactly once, by a window that sees it."""
+    expected = first
+    for window in plan:
+        assert window.keep_start == expected, f"kept twice or never at {expected}: {plan}"
+        assert window.start <= window.keep_start < window.keep_stop <= window.stop, f"keeps what it cannot see: {window}"
+        expected = window.keep_stop
+    assert expected == num_latents, f"kept {expected} of {num_latents}: {plan}"

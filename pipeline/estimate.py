@@ -1,0 +1,93 @@
+"""What a run will cost, before any of it is done: the figures of `--dry-run`. Pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostModel:
+    """What one unit of work costs, and how that is known.
+
+    Attributes:
+        seconds_per_call: of one network call (a window; a guided call counts once).
+        seconds_per_frame: of everything else, mostly decoding and encoding.
+        bytes_per_second: of finished video.
+        fps: frames a second of the videos.
+        num_workers: videos made at the same time.
+        time_basis: how the seconds are known, for people ("measured on 3 calls", "published for H100", …).
+        size_basis: how the bytes are known.
+    """
+
+    seconds_per_call: float
+    bytes_per_second: float
+    fps: float
+    num_workers: int = 1
+    seconds_per_frame: float = 0.0
+    time_basis: str = "unknown"
+    size_basis: str = "unknown"
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1 or self.fps <= 0:
+            raise ValueError("num_workers must be at least 1 and fps above 0")
+        if min(self.seconds_per_call, self.seconds_per_frame, self.bytes_per_second) < 0:
+            raise ValueError("costs cannot be negative")
+
+
+def estimate_run(
+    videos_by_num_frames: Mapping[int, int],
+    calls_of: Callable[[int], int | tuple[int, int]],
+    cost: CostModel,
+    *,
+    bad_rows: int = 0,
+) -> dict[str, Any]:
+    """The cost of a run as plain values for `--json`.
+
+    Args:
+        videos_by_num_frames: how many videos there are of each length; rows are counted, not held.
+        calls_of: network calls of a video of so many frames: a number, or the least and the most where it depends on
+            what the sampler finds (self-reflection searches only where it has to). Called once per length.
+        cost: what one unit costs.
+        bad_rows: rows that will be quarantined, for the record.
+
+    Returns:
+        At least `videos`, `network_calls` (the least), `network_calls_max`, `estimated_hours` (wall clock, all workers
+        at work until the last video), `estimated_hours_max`, `estimated_bytes`, `basis`.
+    """
+    videos = frames = least = most = 0
+    longest_s = longest_max_s = 0.0
+    for num_frames, count in sorted(videos_by_num_frames.items()):
+        calls = calls_of(num_frames)
+        low, high = calls if isinstance(calls, tuple) else (calls, calls)
+        videos += count
+        frames += count * num_frames
+        least += count * low
+        most += count * high
+        if count:
+            longest_s = max(longest_s, _seconds(low, num_frames, cost))
+            longest_max_s = max(longest_max_s, _seconds(high, num_frames, cost))
+    workers = max(1, min(cost.num_workers, videos))
+    video_s = frames / cost.fps
+    return {
+        "videos": videos,
+        "bad_rows": bad_rows,
+        "frames": frames,
+        "video_seconds": video_s,
+        "network_calls": least,
+        "network_calls_max": most,
+        "estimated_hours": max(_seconds(least, frames, cost) / workers, longest_s) / 3600,
+        "estimated_hours_max": max(_seconds(most, frames, cost) / workers, longest_max_s) / 3600,
+        "estimated_bytes": round(video_s * cost.bytes_per_second),
+        "num_workers": workers,
+        "basis": {
+            "network_calls": "counted by the sampler's plan; the most, if every evaluation starts a search",
+            "estimated_hours": f"{cost.seconds_per_call:.4g} s a call on {workers} workers ({cost.time_basis})",
+            "estimated_bytes": f"{cost.bytes_per_second:.4g} bytes a second of video ({cost.size_basis})",
+        },
+    }
+
+
+def _seconds(calls: int, frames: int, cost: CostModel) -> float:
+    return calls * cost.seconds_per_call + frames * cost.seconds_per_frame
