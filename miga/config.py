@@ -104,10 +104,17 @@ class SamplerConfig:
     def _check_queue(self) -> None:
         divisors = [width for width in range(1, self.window + 1) if self.window % width == 0]
         self._check(
-            self.zigzag_width in divisors, "zigzag_width", f"a divisor of window = {self.window}, one of {divisors}: "
-            "the base clip must fill whole groups"
+            self.zigzag_width in divisors,
+            "zigzag_width",
+            f"a divisor of window = {self.window}, one of {divisors}: the base clip must fill whole groups",
         )
-        highest = self.num_steps - self.num_base_groups
+        groups = self.num_base_groups
+        self._check(
+            self.num_steps > groups,
+            "num_steps",
+            f"at least {groups + 1}: the base clip's {groups} groups enter at levels num_steps - {groups} and above",
+        )
+        highest = self.num_steps - groups
         self._check(
             1 <= self.handoff_level <= highest, "handoff_level",
             f"1 to {highest}: the base clip enters at level num_steps - window / zigzag_width = {highest} "

@@ -15,5 +15,25 @@ def consistency_score(eval_FCHW: torch.Tensor, reference_FCHW: torch.Tensor) -> 
     return float((eval_FN @ reference_FN.T).mean())
 
 
+class ConsistencyMeter:
+    """Scores finished latents as they come, chunk by chunk, as the paper's Fig. 3 (b) does (4 against the 8 before)."""
+
+    NUM_EVAL = 4
+    NUM_REFERENCE = 8
+
+    def __init__(self) -> None:
+        self.scores: list[float] = []
+        self._waiting: torch.Tensor | None = None
+
+    def add(self, x_FCHW: torch.Tensor) -> None:
+        """Takes the next finished latents of the video."""
+        needed = self.NUM_REFERENCE + self.NUM_EVAL
+        x = x_FCHW if self._waiting is None else torch.cat([self._waiting, x_FCHW])
+        while len(x) >= needed:
+            self.scores.append(consistency_score(x[self.NUM_REFERENCE : needed], x[: self.NUM_REFERENCE]))
+            x = x[self.NUM_EVAL :]
+        self._waiting = x.clone()
+
+
 def _directions(x_FCHW: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(x_FCHW.float().mean(dim=1).flatten(1), dim=1)

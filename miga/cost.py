@@ -13,17 +13,29 @@ from miga.config import SamplerConfig
 
 @dataclass(frozen=True)
 class CallCount:
-    """Network calls of one video, by what they are for."""
+    """Network calls of one video, by what they are for.
+
+    Attributes:
+        base_clip, stage1, stage2: calls that every such video takes.
+        per_search: calls of one search of self-reflection.
+        num_evaluations: evaluations of self-reflection; each but the first may start a search.
+    """
 
     base_clip: int
     stage1: int
     stage2: int
-    per_search: int
+    per_search: int = 0
+    num_evaluations: int = 0
 
     @property
     def total(self) -> int:
         """All but searches."""
         return self.base_clip + self.stage1 + self.stage2
+
+    @property
+    def most(self) -> int:
+        """All, if every evaluation that may start a search does."""
+        return self.total + self.per_search * max(0, self.num_evaluations - 1)
 
 
 def count_calls(config: SamplerConfig, num_latents: int) -> CallCount:
@@ -31,7 +43,7 @@ def count_calls(config: SamplerConfig, num_latents: int) -> CallCount:
     if config.method == "fifo":
         per_pass = -(-config.num_steps // config.stride)
         num_passes = num_latents + config.num_steps - config.window
-        return CallCount(config.num_steps, num_passes * per_pass, 0, 0)
+        return CallCount(config.num_steps, num_passes * per_pass, 0)
     width, window = config.zigzag_width, config.window
     capacity = window - config.num_guidance_latents
     num_initial = config.num_steps - config.num_base_groups - config.handoff_level
@@ -42,7 +54,13 @@ def count_calls(config: SamplerConfig, num_latents: int) -> CallCount:
         stage1=sum(_windows(length, window, capacity, config.stride) for length in lengths),
         stage2=(config.handoff_level - 1) * _windows(num_latents, window, window, config.stride),
         per_search=_search_calls(config) if config.self_reflection else 0,
+        num_evaluations=sum(_is_evaluated(config, length) for length in lengths) if config.self_reflection else 0,
     )
+
+
+def _is_evaluated(config: SamplerConfig, num_latents: int) -> bool:
+    """Whether a queue of that length is long enough for self-reflection to judge it."""
+    return num_latents - config.judged_group * config.zigzag_width >= config.num_reflection_guidance_latents
 
 
 def _windows(num_latents: int, window: int, capacity: int, stride: int) -> int:

@@ -80,9 +80,7 @@ class Stepper:
     def step(self, queue: FrameQueue, clean_FCHW: torch.Tensor) -> FrameQueue:
         """Steps every latent of `queue` from its own level towards its predicted clean latent."""
         assert len(clean_FCHW) == len(queue), f"{len(clean_FCHW)} predictions for {len(queue)} latents"
-        x, history = self.solver.step(
-            queue.x_FCHW, queue.level_F, clean_FCHW, queue.history, self._step_noise(queue)
-        )
+        x, history = self.solver.step(queue.x_FCHW, queue.level_F, clean_FCHW, queue.history, self._step_noise(queue))
         return FrameQueue(x, queue.level_F - 1, history, queue.first)
 
     def fresh(self, x_FCHW: torch.Tensor, level_F: torch.Tensor, first: int) -> FrameQueue:

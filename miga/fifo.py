@@ -18,7 +18,7 @@ from miga.windows import plan_lookahead
 
 @dataclass(frozen=True)
 class FifoState:
-    """The diagonal queue, the clean context before its head, and how many latents have been popped."""
+    """The diagonal queue, and the clean context before its head."""
 
     context: FrameQueue
     queue: FrameQueue
@@ -47,7 +47,9 @@ class Fifo:
         first = -self.num_warmup
         queue = self._renoised(clean_FCHW[source], level, first)
         context = self._renoised(
-            clean_FCHW[:1].expand(num_context, -1, -1, -1), torch.ones(num_context, dtype=torch.int64), first - num_context
+            clean_FCHW[:1].expand(num_context, -1, -1, -1),
+            torch.ones(num_context, dtype=torch.int64),
+            first - num_context,
         )
         return FifoState(replace(context, level_F=torch.zeros(num_context, dtype=torch.int64)), queue)
 

@@ -7,7 +7,7 @@ that are finished; whoever keeps the state can stop and go on at any pass.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -36,7 +36,7 @@ class VideoState:
         fifo: FIFO-Diffusion's queue.
         num_handed_over: latents that have left Stage 1 for Stage 2.
         num_finished: latents handed out clean.
-        trace: what self-reflection did.
+        trace: what self-reflection did (of a video without end, the last evaluation alone).
     """
 
     base: FrameQueue | None = None
@@ -45,7 +45,7 @@ class VideoState:
     fifo: FifoState | None = None
     num_handed_over: int = 0
     num_finished: int = 0
-    trace: ReflectionTrace = ReflectionTrace()
+    trace: ReflectionTrace = field(default_factory=ReflectionTrace)
 
 
 class Sampler:
@@ -110,13 +110,14 @@ class Sampler:
             return self._hand_out(replace(state, fifo=fifo), head)
         assert state.zigzag is not None
         assert state.unified is not None
+        wavefront = state.unified
         popped, zigzag, trace = self.zigzag.advance(state.zigzag, state.trace)
-        state = replace(state, zigzag=zigzag, trace=trace)
+        state = replace(state, zigzag=zigzag, trace=trace if self.num_latents is not None else trace.tail())
         if popped is None:
             return state, None
         if self.num_latents is not None:
             popped = popped[: self.num_latents - state.num_handed_over]
-        unified, finished = self.unified.advance(state.unified, popped)
+        unified, finished = self.unified.advance(wavefront, popped)
         state = replace(state, unified=unified, num_handed_over=state.num_handed_over + len(popped))
         return self._hand_out(state, finished)
 

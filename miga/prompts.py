@@ -22,12 +22,15 @@ class PromptTrack:
 
     @classmethod
     def spread(cls, conditions: Sequence[Condition], num_latents: int) -> PromptTrack:
-        """The prompts shared out evenly over a video."""
-        return cls(conditions, max(1, -(-num_latents // len(conditions))))
+        """The prompts shared out evenly over a video; none is left out, unless there are more than latents."""
+        share = -(-num_latents // len(conditions))
+        if share * (len(conditions) - 1) >= num_latents:  # rounded up, the first ones would leave none to the last
+            share = max(1, num_latents // len(conditions))
+        return cls(conditions, share)
 
     def index(self, latent: int) -> int:
         """Which prompt rules a window whose first kept latent has this index in the video."""
-        return min(latent // self.latents_per_prompt, len(self.conditions) - 1)
+        return min(max(0, latent) // self.latents_per_prompt, len(self.conditions) - 1)
 
     def at(self, latent: int) -> Condition:
         """The condition of that prompt."""

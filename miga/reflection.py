@@ -40,6 +40,10 @@ class ReflectionTrace:
             (*self.latents, latent), (*self.scores, score), (*self.searched, searched), (*self.corrected, corrected)
         )
 
+    def tail(self) -> ReflectionTrace:
+        """The last entry alone: all that the next evaluation needs."""
+        return ReflectionTrace(self.latents[-1:], self.scores[-1:], self.searched[-1:], self.corrected[-1:])
+
     @property
     def correction_rate(self) -> float:
         """`R_corr`, corrections per evaluation (section 4.3); NaN before the first."""
@@ -70,9 +74,7 @@ GrowAll: TypeAlias = Callable[[Sequence[CandidateTask], Callable[[CandidateTask]
 """Grows independent candidates, here or on other GPUs; returns them in order."""
 
 
-def grow_one_by_one(
-    tasks: Sequence[CandidateTask], grow: Callable[[CandidateTask], FrameQueue]
-) -> list[FrameQueue]:
+def grow_one_by_one(tasks: Sequence[CandidateTask], grow: Callable[[CandidateTask], FrameQueue]) -> list[FrameQueue]:
     """Grows the candidates here, one after the other."""
     return [grow(task) for task in tasks]
 
@@ -118,9 +120,7 @@ class SelfReflection:
             queue = self.stepper.push_noise(queue, config.zigzag_width, config.num_steps, purpose, task.number)
             if int(queue.level_F[len(guidance)]) == task.tail_levels[0]:
                 break  # the tail group is still untouched: the last push goes without a pass
-            plan = plan_pass(
-                len(queue), config.window, config.stride, config.num_guidance_latents, config.zigzag_width
-            )
+            plan = plan_pass(len(queue), config.window, config.stride, config.num_guidance_latents, config.zigzag_width)
             wanted = [
                 replace(window, keep_start=max(window.keep_start, len(guidance)))
                 for window in plan

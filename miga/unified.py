@@ -79,10 +79,9 @@ class Unified:
     ) -> tuple[UnifiedState, FrameQueue | None]:
         held = state.waiting[number]
         waiting = arrived if held is None else held.append(arrived)
-        windows = itertools.islice(self._windows(), state.num_done[number], None)
         stepped: FrameQueue | None = None
         num_done = state.num_done[number]
-        for start, stop, keep_stop in windows:
+        for start, stop, keep_stop in self._windows_from(num_done):
             if stop > waiting.first + len(waiting):
                 break
             part = waiting[start - waiting.first :]
@@ -95,15 +94,16 @@ class Unified:
             stepped,
         )
 
-    def _windows(self) -> Iterator[tuple[int, int, int]]:
-        """(start, stop, keep_stop) of a pass's windows, counted from the video's first latent."""
+    def _windows_from(self, number: int) -> Iterator[tuple[int, int, int]]:
+        """(start, stop, keep_stop) of a pass's windows from the given one on, counted from the video's first latent."""
         window, stride, total = self.config.window, self.config.stride, self.num_latents
         if total is None:
-            return ((start, start + window, start + stride) for start in itertools.count(0, stride))
+            return ((start, start + window, start + stride) for start in itertools.count(number * stride, stride))
         if total <= window:
-            return iter([(0, total, total)])
-        return ((start, start + window, keep_stop) for start, _, keep_stop in tile(total, window, stride))
+            return iter([(0, total, total)][number:])
+        windows = itertools.islice(tile(total, window, stride), number, None)
+        return ((start, start + window, keep_stop) for start, _, keep_stop in windows)
 
 
-def _with(values: tuple[_T, ...], index: int, value: _T) -> tuple[T, ...]:
+def _with(values: tuple[_T, ...], index: int, value: _T) -> tuple[_T, ...]:
     return (*values[:index], value, *values[index + 1 :])

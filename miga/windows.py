@@ -116,6 +116,8 @@ def assert_partition(plan: list[Window], num_latents: int, first: int = 0) -> No
     expected = first
     for window in plan:
         assert window.keep_start == expected, f"kept twice or never at {expected}: {plan}"
-        assert window.start <= window.keep_start < window.keep_stop <= window.stop, f"keeps what it cannot see: {window}"
+        assert window.start <= window.keep_start < window.keep_stop <= window.stop, (
+            f"keeps what it cannot see: {window}"
+        )
         expected = window.keep_stop
     assert expected == num_latents, f"kept {expected} of {num_latents}: {plan}"

@@ -36,7 +36,9 @@ class Zigzag:
         noise = self.stepper.noise("renoise", range(config.window)).to(clean_FCHW)
         return self.stepper.fresh(self.stepper.schedule.add_noise(clean_FCHW, noise, level), level, first=0)
 
-    def advance(self, queue: FrameQueue, trace: ReflectionTrace) -> tuple[FrameQueue | None, FrameQueue, ReflectionTrace]:
+    def advance(
+        self, queue: FrameQueue, trace: ReflectionTrace
+    ) -> tuple[FrameQueue | None, FrameQueue, ReflectionTrace]:
         """One push, judgement and pass; once the head has reached level `e`, its group leaves at level `e - 1`.
 
         Returns:
@@ -47,9 +49,7 @@ class Zigzag:
         queue = self.stepper.push_noise(queue, config.zigzag_width, config.num_steps, "push")
         if self.reflection is not None:
             queue, trace = self.reflection.reflect(queue, trace)
-        plan = plan_pass(
-            len(queue), config.window, config.stride, config.num_guidance_latents, config.zigzag_width
-        )
+        plan = plan_pass(len(queue), config.window, config.stride, config.num_guidance_latents, config.zigzag_width)
         queue = self.stepper.pass_over(queue, plan)
         if not is_full:
             return None, queue, trace

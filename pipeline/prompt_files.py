@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import difflib
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,6 +95,10 @@ def _opened(path: str) -> Iterator[IO[bytes]]:
         )
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}", "use a local path or an s3:// address") from error
+    except Exception as error:  # botocore's own, such as missing credentials, share no base with OSError
+        if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
+            raise
+        raise InputError(f"{path} cannot be read: {error}", "check credentials (AWS_…), region and endpoint") from error
 
 
 # ---- lines -----------------------------------------------------------------------------------------------------------
@@ -112,6 +117,7 @@ class _Line:
 
 def _read_lines(path: str, file: IO[bytes]) -> Iterator[_Line]:
     """Lines without their end (LF or CRLF) and without a byte order mark; only LF ends a line."""
+    file = io.BufferedReader(file, 1 << 20)  # type: ignore[type-var]  # remote files know no readline of limited length
     number = 0
     while data := file.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -180,7 +186,7 @@ def _read_jsonl(path: str) -> Iterator[Record]:
             source = f"{name}:{line.number}"
             text = _decode(line, source)
             record = text if isinstance(text, Record) else _parse_object(text, source)
-            if is_known or record.fields is None and not held:
+            if is_known or (record.fields is None and not held):
                 yield record
                 continue
             held.append(record)
@@ -233,7 +239,7 @@ def _read_csv(path: str) -> Iterator[Record]:
 
 
 def _csv_lines(path: str, file: IO[bytes], too_long: set[int]) -> Iterator[str]:
-    """Lines as text with their ends; bytes that are no UTF-8 are carried as lone surrogates for the row to be judged."""
+    """Lines as text with their ends; bytes that are no UTF-8 are carried as lone surrogates to be judged."""
     for line in _read_lines(path, file):
         if line.is_too_long:
             too_long.add(line.number)
@@ -367,10 +373,10 @@ def _no_prompt_column(path: str, columns: Sequence[str]) -> InputError:
     there = ", ".join(repr(column) for column in columns[:20]) or "none"
     alike = [c for c in columns if c.strip().lower().rstrip("s") == "prompt"]
     alike = alike or difflib.get_close_matches("prompt", columns, 1)
-    if alike:
-        hint = f"rename {alike[0]!r} to 'prompt'"
-    elif len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
+    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
         hint = "the cells seem to be parted by something else than commas; save it with commas"
+    elif alike:
+        hint = f"rename {alike[0]!r} to 'prompt'"
     else:
         hint = "add a column 'prompt' with the text of each video"
     return InputError(f"{path} has no column 'prompt'; its columns: {there}", hint)

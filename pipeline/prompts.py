@@ -8,7 +8,8 @@ the others go on. What a row may hold:
 - `seed`: 0 <= seed < 2**64; without one, the run's seed plus the row's position (mod 2**64), so that a prompt that
   stands in the file twice gives two videos, and a row keeps its video when others are given seeds of their own.
 - `num_frames`: a length the model's VAE makes; without one, the run's.
-- `negative_prompt`: text; without one (or null), the model's own. Empty text means none at all (`.csv` cannot say that).
+- `negative_prompt`: text; without one (or null), the model's own. Empty text means none
+  at all (`.csv` cannot say that).
 - everything else goes into `metadata`, as JSON: NaN becomes null, infinities, bytes (base64) and times become text.
 
 In `.txt` a blank line is a row with a blank prompt, hence quarantined, so that positions stay line numbers; blank lines
@@ -39,7 +40,7 @@ MAX_NUM_FRAMES: Final = 2**31 - 1
 _COLUMNS: Final = ("prompt", "id", "seed", "num_frames", "negative_prompt")
 _INVISIBLE: Final = frozenset("\u2800\u3164\u115f\u1160\uffa0")
 _INVISIBLE_CATEGORIES: Final = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp", "Mn"))
-_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,40}", re.ASCII)
+_WHOLE: Final = re.compile(r"[+-]?[0-9]{1,400}", re.ASCII)
 
 
 def read_prompts(
@@ -62,7 +63,7 @@ def read_prompts(
         check_prompt: says why a prompt cannot be used, such as that it has more tokens than the text encoder takes.
 
     Raises:
-        InputError: if the file cannot be read at all. Raised by this call where it shows before the first row, otherwise
+        InputError: if the file cannot be read at all; by this call where it shows before the first row, otherwise
             while reading on.
     """
     records = itertools.islice(read_records(path), limit)
@@ -127,7 +128,7 @@ class _Judge:
                 raise BadRowError(f"prompt {_shown(prompt)}: {reason}")
         own_seed = _whole(fields.get("seed"), "seed", record.is_text)
         if own_seed is not None and not 0 <= own_seed < SEED_LIMIT:
-            raise BadRowError(f"seed {own_seed} is not in 64 bits", f"use 0 to {SEED_LIMIT - 1}")
+            raise BadRowError(f"seed {_cut(own_seed)} is not in 64 bits", f"use 0 to {SEED_LIMIT - 1}")
         return PromptRow(
             index=index,
             id=row_id,
@@ -142,9 +143,9 @@ class _Judge:
     def _length(self, own: int | None) -> int:
         num_frames = self._num_frames if own is None else own
         if num_frames < 1:
-            raise BadRowError(f"num_frames is {num_frames}", "ask for at least one frame, or leave it out")
+            raise BadRowError(f"num_frames is {_cut(num_frames)}", "ask for at least one frame, or leave it out")
         if num_frames > MAX_NUM_FRAMES:
-            raise BadRowError(f"num_frames {num_frames} is more than {MAX_NUM_FRAMES}", "ask for fewer")
+            raise BadRowError(f"num_frames {_cut(num_frames)} is more than {MAX_NUM_FRAMES}", "ask for fewer")
         if reason := self._check_num_frames(num_frames):
             raise BadRowError(reason if "num_frames" in reason else f"num_frames {num_frames}: {reason}")
         return num_frames
@@ -241,7 +242,7 @@ def _whole(value: Any, name: str, is_text: bool) -> int | None:
     if is_text and isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        shown = _shown(str(value)) if isinstance(value, str | int | float) else _kind(value)
+        shown = _shown(value) if isinstance(value, str) else _kind(value)
         raise BadRowError(f"{name} is {shown}, not a whole number", "write digits only, or leave it out")
     return value
 
@@ -314,6 +315,11 @@ def _is_nan(value: Any) -> bool:
 def _kind(value: Any) -> str:
     names = {type(None): "missing (null)", bool: "true/false", list: "a list", dict: "an object", bytes: "bytes"}
     return names.get(type(value)) or (f"the number {value}" if isinstance(value, int | float) else type(value).__name__)
+
+
+def _cut(number: int) -> str:
+    digits = str(number)
+    return digits if len(digits) <= 40 else f"{digits[:20]}… ({len(digits)} digits)"
 
 
 def _shown(text: str) -> str:

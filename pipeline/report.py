@@ -216,7 +216,7 @@ class _Tile(NamedTuple):
 
 
 def _tiles(t: Totals) -> list[_Tile]:
-    failed = f"{t.num_failed:,} failed of {t.num_rows:,} rows"
+    failed = f"{t.num_failed:,} failed of {t.num_rows:,}"
     searches = f"{t.num_searches:,} searches in {t.num_evaluations:,} evaluations"
     return [
         _Tile("Videos", "Rows that became a video", f"{t.num_ok:,}", "ok", failed, alarm=t.num_failed > 0),

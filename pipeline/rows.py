@@ -129,19 +129,19 @@ class ManifestRow:
         if self.created_at.tzinfo is None:
             raise ValueError("created_at must carry a time zone")
 
-    def to_json(self) -> bytes:
+    def to_json(self) -> str:
         """The row as one JSON object, in column order; `from_json` gives the same row back, NaN included."""
         values = {column.name: _plain(getattr(self, column.name)) for column in fields(self)}
-        return json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+        return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
     @classmethod
-    def from_json(cls, data: bytes | str) -> ManifestRow:
+    def from_json(cls, text: str) -> ManifestRow:
         """The row that `to_json` wrote.
 
         Raises:
             ValueError: if it is not one: broken JSON, a column missing or unknown.
         """
-        values = json.loads(data)
+        values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError("not a JSON object")
         return cls.from_values(values)
@@ -183,7 +183,7 @@ def _plain(value: Any) -> Any:
 
 
 def canonical_json(value: Any) -> str:
-    """One spelling per value: sorted keys, no spaces, ASCII; NaN is refused. What hashes and comparisons are made of."""
+    """One spelling per value, which hashes are made of: sorted keys, no spaces, ASCII; NaN is refused."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 

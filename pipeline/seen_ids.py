@@ -69,4 +69,4 @@ class RowBits:
 
     def __contains__(self, row: int) -> bool:
         byte = row >> 3
-        return byte < len(self._bits) and bool(self._bits[byte] >> (row & 7) & 1)
+        return 0 <= byte < len(self._bits) and bool(self._bits[byte] >> (row & 7) & 1)

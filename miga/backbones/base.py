@@ -35,6 +35,7 @@ class BackboneSpec:
         frames_first_latent: frames that the first latent decodes to (1 for a causal VAE).
         negative_prompt: the model's own.
         default_num_frames: length of a video where none is asked for.
+        forward_flops: floating-point operations of one forward over a whole window, about.
         sampler: settings of the model's own for `SamplerConfig`, over those of its family.
     """
 
@@ -52,6 +53,7 @@ class BackboneSpec:
     frames_first_latent: int = 1
     negative_prompt: str = ""
     default_num_frames: int = 161
+    forward_flops: float = 0.0
     sampler: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -94,9 +96,7 @@ class Denoiser(Protocol):
     window: int
     schedule: NoiseSchedule
 
-    def __call__(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Condition]
-    ) -> torch.Tensor:
+    def __call__(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Condition]) -> torch.Tensor:
         """Predicted clean latents `[B, F, C, H, W]`; window b is under `conditions[b]`; F is at most `window`."""
         ...
 

@@ -121,7 +121,7 @@
   };
 
   // --- the consistency trace -----------------------------------------------------------------------------------------
-  const W = 340, H = 112, LEFT = 33, RIGHT = 10, TOP = 9, BOTTOM = 27;
+  const W = 340, H = 120, LEFT = 33, RIGHT = 10, TOP = 19, BOTTOM = 27;
   const stepFor = (span, want) => {
     const raw = span / want, power = 10 ** Math.floor(Math.log10(raw));
     return [1, 2, 5, 10].map((m) => m * power).find((v) => v >= raw * 0.999);
@@ -129,6 +129,7 @@
   const ticks = (low, high, want, least = 0) => {
     const step = Math.max(stepFor(high - low, want), least), out = [];
     for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at += 1) out.push(at * step);
+    if (out.length < 2 && want < 12 && step > least) return ticks(low, high, want + 2, least); // one number is no scale
     return { out, digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
   };
   const path = (points) => {
@@ -154,7 +155,8 @@
   const describe = (point) => {
     const score = point.score === null ? "not finite" : point.score.toFixed(4);
     const mark = point.corrected ? "\nsearched and corrected" : point.searched ? "\nsearched, nothing better found" : "";
-    return `${point.name}\nlatent ${Math.round(point.latent)} · consistency ${score}${mark}`;
+    const past = point.past ? "\nbeyond the video's end: still in the queue, never shown" : "";
+    return `${point.name}\nlatent ${Math.round(point.latent)} · consistency ${score}${mark}${past}`;
   };
   const place = (card, all) => {
     const scores = all.map((p) => p.score).filter((v) => v !== null);
@@ -165,7 +167,7 @@
     const end = Math.max(card.num_latents ?? 1, ...all.map((p) => p.latent), 1);
     const x = (latent) => LEFT + (latent / end) * (W - LEFT - RIGHT);
     const y = (score) => TOP + ((high - score) / (high - low)) * (H - TOP - BOTTOM);
-    for (const p of all) Object.assign(p, { x: x(p.latent), y: p.score === null ? null : y(p.score) });
+    for (const p of all) Object.assign(p, { x: x(p.latent), y: p.score === null ? null : y(p.score), past: p.latent >= (card.num_latents ?? Infinity) });
     return { x, y, low, high, end };
   };
   const axes = (card, scale) => {
@@ -173,7 +175,7 @@
     if (last < scale.end) {
       nodes.push(s("rect", { class: "beyond", x: scale.x(last), y: TOP, width: scale.x(scale.end) - scale.x(last), height: floor - TOP }));
     }
-    const v = ticks(scale.low, scale.high, 3), w = ticks(0, scale.end, 6, 1);
+    const v = ticks(scale.low, scale.high, 4), w = ticks(0, scale.end, 6, 1);
     for (const at of v.out) {
       nodes.push(s("line", { class: "grid", x1: LEFT, x2: W - RIGHT, y1: scale.y(at), y2: scale.y(at) }));
       nodes.push(s("text", { x: LEFT - 5, y: scale.y(at) + 3.5, "text-anchor": "end" }, at.toFixed(v.digits)));
@@ -181,7 +183,7 @@
     nodes.push(s("line", { class: "grid", x1: LEFT, x2: W - RIGHT, y1: floor, y2: floor }));
     for (const at of w.out) nodes.push(s("text", { x: scale.x(at), y: floor + 12, "text-anchor": "middle" }, at.toFixed(0)));
     nodes.push(s("text", { x: W - RIGHT, y: floor + 24, "text-anchor": "end" }, "latents"));
-    nodes.push(s("text", { x: LEFT, y: floor + 24 }, "consistency"));
+    nodes.push(s("text", { x: 4, y: 9 }, "consistency"));
     for (const [first] of card.spans.slice(1)) {
       nodes.push(s("line", { class: "turn", x1: scale.x(first), x2: scale.x(first), y1: TOP, y2: floor }));
     }
@@ -289,7 +291,7 @@
       const [first, end, firstFrame, endFrame] = card.spans[at];
       const where = end > first ? `latents ${first}–${end - 1}` : "beyond the video";
       const frames = end > first ? `Frames ${firstFrame}–${endFrame - 1}; go there` : "This prompt is not reached";
-      return h("li", {}, h("button", { type: "button", title: frames, onclick: () => seek(video, card, first) },
+      return h("li", {}, h("button", { type: "button", title: text.length > 150 ? shown(text) : frames, onclick: () => seek(video, card, first) },
         h("span", { class: "prompt", dir: "auto" }, shown(text)), h("small", {}, where, h("br"), `frames ${firstFrame}–${Math.max(endFrame - 1, firstFrame)}`)));
     });
     const move = (time) => {
@@ -371,11 +373,15 @@
     const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
     return cards.filter((card) => words.every((word) => haystack(card).includes(word)));
   };
+  // watched afresh after every batch: one that does not fill the screen would otherwise be the last
+  const end = new IntersectionObserver((entries) => { if (entries.at(-1).isIntersecting && !more.hidden) draw(); }, { rootMargin: "1200px" });
   const draw = () => {
     grid.append(...chosen.slice(drawn, drawn + BATCH).map(build));
     drawn = Math.min(drawn + BATCH, chosen.length);
     more.hidden = drawn >= chosen.length;
     more.textContent = `Show more (${count(chosen.length - drawn)} left)`;
+    end.unobserve(more);
+    end.observe(more);
   };
   const clear = () => {
     for (const video of grid.querySelectorAll("video")) {
@@ -445,13 +451,12 @@
     draw();
     grid.children[first]?.querySelector("video, button, summary")?.focus();
   });
-  new IntersectionObserver((entries) => { if (entries.some((e) => e.isIntersecting) && !more.hidden) draw(); }, { rootMargin: "1200px" }).observe(more);
   addEventListener("hashchange", () => { if (location.hash !== "#cards") { readHash(); update(); } });
   addEventListener("scroll", hideTip, { passive: true });
 
   app.hidden = false;
   if (!cards.some((card) => card.consistency.length || card.final_consistency.length)) {
-    for (const item of byId("legend").querySelectorAll("li:has(svg)")) item.hidden = true;
+    for (const item of byId("legend").querySelectorAll("li:has(svg), .trace-only")) item.hidden = true;
   }
   byId("legend").hidden = !cards.some((card) => card.status === "ok");
   setPlaying(playing);

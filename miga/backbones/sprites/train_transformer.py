@@ -20,12 +20,11 @@ from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from miga.backbones.sprites.train_vae import Z_DIM, training_scenes
 from miga.backbones.sprites.training import Schedule, step_rng, train
-from miga.backbones.sprites.world import COLOURS, GROUNDS, MOTIONS, SHAPES, TEMPLATES, Placement, render
+from miga.backbones.sprites.world import COLOURS, GROUNDS, MOTIONS, SHAPES, TEMPLATES, Placement, Scene, render
+from miga.backbones.wan_padding import NUM_TEXT_TOKENS, use_compact_padding
 
 NUM_FRAMES: Final = 45
 """Length of a training clip: 12 latents, the only length the model learns."""
-NUM_TEXT_TOKENS: Final = 512
-"""Length that the Wan pipelines pad every text embedding to."""
 TEXT_DIM: Final = 64
 TRANSFORMER_CONFIG: Final[dict[str, Any]] = {
     "patch_size": [1, 2, 2],
@@ -35,7 +34,7 @@ TRANSFORMER_CONFIG: Final[dict[str, Any]] = {
     "out_channels": Z_DIM,
     "text_dim": TEXT_DIM,
     "freq_dim": 128,
-    "ffn_dim": 768,
+    "ffn_dim": 640,
     "num_layers": 6,
     "cross_attn_norm": True,
     "qk_norm": "rms_norm_across_heads",
@@ -81,45 +80,14 @@ class TextToVideo(nn.Module):
         super().__init__()
         self.text_encoder = build_text_encoder(tokenizer)
         self.transformer = WanTransformer3DModel(**TRANSFORMER_CONFIG)
-        compact_padding(self.transformer)
+        use_compact_padding(self.transformer)
 
     def forward(
         self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, ids_BL: torch.Tensor, mask_BL: torch.Tensor
     ) -> torch.Tensor:
         """Predicted velocity, noise minus clean, `[B, C, F, H, W]`."""
         text = self.text_encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state * mask_BL[..., None]
-        return self.transformer(x_BCFHW, timestep_B, nn.functional.pad(text, (0, 0, 0, 1)), return_dict=False)[0]
-
-
-class _CompactPadding:
-    """Cross-attention over a text trimmed to its last word and one padding token that stands for all of them.
-
-    The padding tokens of a Wan text embedding are all zero, so their keys and values are the same: adding the log of
-    their number to the logit of one gives the attention over all.
-    """
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: Any = None,
-    ) -> torch.Tensor:
-        num_tokens = encoder_hidden_states.shape[1]
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        key = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        value = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        bias = torch.zeros(num_tokens, dtype=query.dtype, device=query.device)
-        bias[-1] = math.log(NUM_TEXT_TOKENS - num_tokens + 1)
-        out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias[None, None, None])
-        return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
-
-
-def compact_padding(transformer: WanTransformer3DModel) -> None:
-    """Installs `_CompactPadding` in every cross-attention."""
-    for block in transformer.blocks:
-        block.attn2.set_processor(_CompactPadding())
+        return self.transformer(x_BCFHW, timestep_B, text, return_dict=False)[0]
 
 
 @torch.no_grad()
@@ -147,7 +115,7 @@ def encode_clips(vae: AutoencoderKLWan, num_clips: int, seed: int, file: Path) -
     return x, picked
 
 
-def _clip(scene: Any, placement: Placement) -> torch.Tensor:
+def _clip(scene: Scene, placement: Placement) -> torch.Tensor:
     frames = torch.from_numpy(render(scene, placement, NUM_FRAMES))
     return frames.permute(3, 0, 1, 2)[None] * 2.0 - 1.0
 

@@ -28,10 +28,10 @@ from miga.backbones.sprites.world import Placement, Scene, all_scenes, render
 
 Z_DIM: Final = 8
 VAE_CONFIG: Final[dict[str, Any]] = {
-    "base_dim": 16,
-    "decoder_base_dim": 24,
+    "base_dim": 12,
+    "decoder_base_dim": 16,
     "z_dim": Z_DIM,
-    "dim_mult": [1, 2, 2],
+    "dim_mult": [1, 4, 4],
     "num_res_blocks": 1,
     "temperal_downsample": [True, True],
     "is_residual": True,
@@ -46,7 +46,9 @@ INITIAL_GAIN: Final = 2.5
 PAST_GAIN: Final = 0.3
 """Scale, at the start, of the parts of a convolution that look at past frames."""
 SUBJECT_WEIGHT: Final = 8.0
-"""Extra weight in the loss of a pixel that is not ground."""
+"""Extra weight in the loss of a pixel that is not ground, or next to one that is not: shapes differ at their edges."""
+EDGE: Final = 3
+"""How many pixels "next to" reaches."""
 SHORT_STEPS: Final = 700
 """Steps on clips of nine frames before longer ones are mixed in."""
 CLIPS: Final = ((4, 9), (16, 1), (2, 21), (1, 45), (1, 77))
@@ -118,9 +120,7 @@ def train_vae(state_file: Path, num_steps: int, seed: int, device: torch.device)
         error = out - x
         squared = error.square()
         kl = 0.5 * z.square().mean()  # the mode is used: only its size is held down
-        is_subject = (x - x[..., :1, :1]).abs().sum(1, keepdim=True) > 1e-3  # the corner pixel is always ground
-        weight = 1.0 + SUBJECT_WEIGHT * is_subject
-        weight = weight / weight.mean()
+        weight = _loss_weight(x)
         loss = (weight * error.abs()).mean() + 2.0 * (weight * squared).mean() + KL_WEIGHT * kl
         psnr = float(10.0 * torch.log10(4.0 / squared.mean().detach().clamp_min(1e-8)))
         return loss, {"psnr": psnr, f"psnr{num_frames}": psnr, "z": float(z.detach().std())}
@@ -128,6 +128,14 @@ def train_vae(state_file: Path, num_steps: int, seed: int, device: torch.device)
     train("vae", vae, loss_of, Schedule(num_steps, 2e-3), state_file, ema_decay=0.998)
     _measure_latents(vae.eval(), scenes, seed, device)
     return vae
+
+
+def _loss_weight(x_BCFHW: torch.Tensor) -> torch.Tensor:
+    """`[B, 1, F, H, W]`, mean 1, high on the subject and around its edge."""
+    is_subject = ((x_BCFHW - x_BCFHW[..., :1, :1]).abs().sum(1) > 1e-3).float()  # the corner is always ground
+    around = torch.nn.functional.max_pool2d(is_subject, 2 * EDGE + 1, stride=1, padding=EDGE)
+    weight = 1.0 + SUBJECT_WEIGHT * around[:, None]
+    return weight / weight.mean()
 
 
 def draw_batch(scenes: list[Scene], batch: int, num_frames: int, rng: np.random.Generator) -> torch.Tensor:

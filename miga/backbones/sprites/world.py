@@ -19,11 +19,11 @@ import numpy as np
 SIZE: Final = 64
 """Height and width of a frame in pixels."""
 FPS: Final = 16
-PERIOD: Final = 32
+PERIOD: Final = 48
 """Frames that one cycle of a motion takes."""
-AMPLITUDE: Final = 15.0
+AMPLITUDE: Final = 11.0
 """Pixels between the centre of a motion and its turning points."""
-RADIUS: Final = 11.0
+RADIUS: Final = 14.0
 """Pixels from the middle of a shape to its outermost point, about."""
 
 COLOURS: Final[dict[str, tuple[int, int, int]]] = {
@@ -165,7 +165,7 @@ def coverage(shape: str, xy_F2: np.ndarray) -> np.ndarray:
     r = np.hypot(x, y)
     outside = {
         "circle": lambda: r - RADIUS,
-        "square": lambda: np.maximum(abs(x), abs(y)) - 0.85 * RADIUS,
+        "square": lambda: np.maximum(abs(x), abs(y)) - 0.87 * RADIUS,
         "triangle": lambda: np.maximum(
             y - 0.7 * RADIUS, (abs(x) * np.sqrt(3.0) - y) / 2.0 - 0.65 * RADIUS
         ),

@@ -1,0 +1,167 @@
+"""The `miga` command.
+
+Exit status: 0 all rows made; 3 some rows quarantined; 2 wrong usage or input; 1 the run itself failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from miga import __version__
+from miga.errors import InputError, MigaError, ModelError, OutputError, UsageError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; errors become one message and an exit status."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(options)
+    except (UsageError, InputError, OutputError, ModelError) as error:
+        print(f"miga: {error}", file=sys.stderr)
+        return 2
+    except MigaError as error:
+        print(f"miga: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("miga: stopped; the same command goes on from here", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="miga", description="Datasets of long videos from short-clip video models.", epilog=__doc__
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    generate = commands.add_parser("generate", help="make a video for every row of a prompt file")
+    generate.add_argument("prompts", metavar="PROMPTS", help=".txt, .jsonl, .csv or .parquet; local or s3://")
+    generate.add_argument("out", metavar="OUT", help="a folder or s3://bucket/prefix; running again resumes")
+    generate.add_argument("--config", help="a TOML file; options given here win over it")
+    generate.add_argument("--model", help="sprites (embedded), a folder in diffusers layout, or a hub name")
+    generate.add_argument("--revision", help="of a hub name")
+    generate.add_argument("--profile", help="how to sample: see `miga profiles`")
+    generate.add_argument("--num-frames", type=int, help="length of videos whose row names none")
+    generate.add_argument("--seed", type=int, help="from which rows without a seed get theirs")
+    generate.add_argument("--limit", type=int, help="make the first N rows only")
+    generate.add_argument("--num-actors", type=int, help="backbone actors (default: one per GPU, or two on CPUs)")
+    generate.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
+    generate.add_argument("--dry-run", action="store_true", help="say what it would cost, and do nothing")
+    generate.add_argument("--json", action="store_true", help="print the summary for machines")
+    generate.add_argument("--quiet", action="store_true", help="no progress")
+    generate.set_defaults(command=_generate)
+
+    for name, command, help_text in (
+        ("status", _status, "how far a run is"),
+        ("report", _report, "write the page of a run: report.html"),
+    ):
+        inspect = commands.add_parser(name, help=help_text)
+        inspect.add_argument("out", metavar="OUT")
+        inspect.add_argument("--json", action="store_true", help="print for machines")
+        inspect.set_defaults(command=command)
+    commands.choices["report"].add_argument("--to", metavar="FOLDER", help="where the page goes (default: OUT)")
+
+    profiles = commands.add_parser("profiles", help="the profiles side by side, for a model")
+    profiles.add_argument("--model", default="sprites")
+    profiles.add_argument("--json", action="store_true", help="print for machines")
+    profiles.set_defaults(command=_profiles)
+    return parser
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from jobs.generate import check_out, dry_run, generate, make_plan
+    from pipeline.config import load_config, override
+
+    config = override(
+        load_config(options.config),
+        model=options.model,
+        revision=options.revision,
+        profile=options.profile,
+        num_frames=options.num_frames,
+        seed=options.seed,
+        limit=options.limit,
+        workers={"num_actors": options.num_actors},
+    )
+    plan = make_plan(options.prompts, options.out, config)
+    check_out(plan)
+    if options.dry_run:
+        _show(dry_run(plan, config.workers.num_actors or 1), options.json)
+        return 0
+    summary = generate(plan, address=options.address, quiet=options.quiet)
+    if options.json:
+        print(json.dumps(summary, ensure_ascii=False))
+    else:
+        _print_summary(summary)
+    return int(summary["exit_status"])
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    print(
+        f"{summary['ok']} of {summary['videos']} videos made"
+        + (f", {summary['failed']} quarantined (their reasons are in the manifest)" if summary["failed"] else "")
+        + (f", {summary['already_done']} of them before" if summary["already_done"] else "")
+        + f", in {summary['seconds']:.0f} s"
+    )
+    print(f"videos:   {summary['out']}/video/")
+    for uri in summary["manifest"]:
+        print(f"manifest: {uri}")
+    if summary["report"]:
+        print(f"page:     {summary['report']}")
+
+
+def _status(options: argparse.Namespace) -> int:
+    from jobs.inspect_run import status
+
+    _show(status(options.out), options.json)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from jobs.generate import make_report
+    from pipeline.storage import open_storage
+
+    page = make_report(open_storage(options.out), options.to)
+    _show({"page": str(page)}, options.json)
+    return 0
+
+
+def _profiles(options: argparse.Namespace) -> int:
+    from jobs.profiles import profile_table, profiles_as_dict
+    from miga.backbones.registry import load_spec
+
+    spec = load_spec(options.model)
+    print(json.dumps(profiles_as_dict(spec), indent=2) if options.json else profile_table(spec))
+    return 0
+
+
+def _show(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(values, ensure_ascii=False))
+        return
+    width = max(len(name) for name in values)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, item in value.items():
+                print(f"  {key}: {item}")
+        else:
+            print(f"{name:<{width}}  {value:.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

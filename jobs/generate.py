@@ -1,0 +1,269 @@
+"""The main job: a prompt file in, a dataset of long videos out. Also `python -m jobs.generate`, for `ray job submit`.
+
+Everything that can be wrong is found before a worker is started: the config, the model, the prompt file's form, OUT.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from miga import __version__
+from miga.backbones.base import BackboneSpec
+from miga.backbones.registry import load_spec
+from miga.config import SamplerConfig, resolve_config
+from miga.cost import count_calls
+from miga.errors import BadRowError, MigaError, UsageError
+from pipeline.config import RunConfig
+from pipeline.estimate import estimate_run
+from pipeline.ledger import Ledger
+from pipeline.manifest import Manifest
+from pipeline.prompts import count_rows, read_prompts
+from pipeline.report import write_report
+from pipeline.rows import BadRow, PromptRow
+from pipeline.run_folder import RunRecord, check_run, fingerprint, open_run
+from pipeline.storage import LocalStorage, Storage, open_storage
+from pipeline.video import check_codec
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED = 0, 1, 2, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run, checked and resolved, nothing of it done."""
+
+    prompts: str
+    out: str
+    config: RunConfig
+    spec: BackboneSpec
+    sampler: SamplerConfig
+    num_frames: int
+    num_rows: int
+    check_prompt: Callable[[str], str | None] | None
+
+    def rows(self) -> Iterator[PromptRow | BadRow]:
+        """The prompt file from its first row."""
+        return read_prompts(
+            self.prompts,
+            seed=self.config.seed,
+            num_frames=self.num_frames,
+            limit=self.config.limit,
+            check_num_frames=lambda count: why_not(self.spec, count),
+            check_prompt=self.check_prompt,
+        )
+
+
+def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
+    """Checks everything that can be known before any work is done.
+
+    Raises:
+        MigaError: naming what is wrong, where, and what to do.
+    """
+    spec = load_spec(config.model, config.revision)
+    sampler = resolve_config(config.profile, spec, config.sampler)
+    num_frames = spec.default_num_frames if config.num_frames is None else config.num_frames
+    if reason := why_not(spec, num_frames):
+        raise UsageError(reason, "choose one of those for --num-frames")
+    check_codec(config.video, spec.height, spec.width)
+    return Plan(
+        prompts=prompts,
+        out=out,
+        config=config,
+        spec=spec,
+        sampler=sampler,
+        num_frames=num_frames,
+        num_rows=count_rows(prompts, config.limit),
+        check_prompt=prompt_checker(config.model, config.revision),
+    )
+
+
+def why_not(spec: BackboneSpec, num_frames: int) -> str | None:
+    """Why the model cannot make so many frames, or None if it can."""
+    try:
+        spec.num_latents(num_frames)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def prompt_checker(model: str, revision: str | None) -> Callable[[str], str | None] | None:
+    """A check of one prompt by the model's tokenizer; None where the tokenizer is not to be had here (a dry run)."""
+    from miga.backbones.registry import load_backbone
+
+    try:
+        backbone = load_backbone(model, revision=revision, device="cpu", components=("tokenizer",))
+    except MigaError:
+        return None
+
+    def check(prompt: str) -> str | None:
+        try:
+            backbone.check_prompt(prompt)
+        except BadRowError as error:
+            return str(error)
+        return None
+
+    return check
+
+
+def dry_run(plan: Plan, num_workers: int) -> dict[str, Any]:
+    """What the run would cost; nothing is written, no weights are loaded."""
+    from jobs.cost_model import cost_model
+
+    lengths: Counter[int] = Counter()
+    bad_rows = 0
+    for row in plan.rows():
+        if isinstance(row, BadRow):
+            bad_rows += 1
+        else:
+            lengths[row.num_frames] += 1
+
+    def calls_of(num_frames: int) -> tuple[int, int]:
+        num_latents = plan.spec.num_latents(num_frames)
+        count = count_calls(plan.sampler, num_latents)
+        return count.total, count.most
+
+    estimate = estimate_run(lengths, calls_of, cost_model(plan.spec, plan.sampler, num_workers), bad_rows=bad_rows)
+    return {"model": plan.spec.name, "profile": plan.sampler.profile, **estimate}
+
+
+def generate(
+    plan: Plan, *, address: str | None = None, quiet: bool = False, report: bool = True
+) -> dict[str, Any]:
+    """Makes the run, or goes on with it where it was left.
+
+    Returns:
+        The summary, its `exit_status` included.
+
+    Raises:
+        MigaError: if the run itself failed; what was finished stays, and the same command goes on from there.
+    """
+    from actors.backbone import WorkerSettings
+    from actors.coordinator import Coordinator
+    from actors.pool import Pool, start_text_encoder
+    from actors.progress import ProgressBoard
+    from actors.runtime import ray_session
+    from actors.text_encoder import TextStage
+
+    if plan.check_prompt is None:
+        load_tokenizer_or_raise(plan)
+    config, started_s = plan.config, time.monotonic()
+    storage = open_storage(plan.out)
+    record, resumed = open_run(storage, run_record(plan))
+    manifest = Manifest(storage, config.run.prompts_per_shard)
+    ledger = Ledger(
+        prompts_per_shard=config.run.prompts_per_shard,
+        max_attempts=config.run.max_attempts,
+        max_failed_share=config.run.max_failed_share,
+        min_finished_rows=config.run.min_finished_rows,
+        lookahead=config.workers.lookahead,
+    )
+    board = ProgressBoard(plan.num_rows, quiet=quiet)
+    try:
+        with _terminated_as_interrupt(), ray_session(config.workers, address) as slots:
+            settings = WorkerSettings(
+                model=config.model,
+                revision=config.revision,
+                sampler=plan.sampler,
+                video=config.video,
+                out=storage.root,
+                num_threads=max(1, int(slots.cpus)),
+            )
+            pool = Pool(settings, slots)
+            text = TextStage(start_text_encoder(settings))
+            Coordinator(record, plan.spec, plan.rows(), ledger, manifest, pool, text, board).run()
+    finally:
+        board.close()
+    summary = {
+        "out": storage.root,
+        "resumed": resumed,
+        "videos": ledger.num_read,
+        "ok": ledger.num_done,
+        "failed": ledger.num_dead,
+        "already_done": ledger.num_skipped,
+        "network_calls": board.num_calls,
+        "seconds": round(time.monotonic() - started_s, 1),
+        "manifest": [storage.uri(f"manifest/shard-{shard:05d}.parquet") for shard in manifest.sealed_shards()],
+        "report": str(make_report(storage)) if report and isinstance(storage, LocalStorage) else None,
+    }
+    if ledger.abort_reason:
+        raise RunAbortedError(ledger.abort_reason, "see `miga status OUT`; the same command goes on with what is left")
+    return {**summary, "exit_status": EXIT_QUARANTINED if ledger.num_dead else EXIT_OK}
+
+
+class RunAbortedError(MigaError):
+    """Too many rows failed, or one failed in a way that every other would."""
+
+
+def load_tokenizer_or_raise(plan: Plan) -> None:
+    """Says why the model's files are not to be had, now that they are needed."""
+    from miga.backbones.registry import load_backbone
+
+    load_backbone(plan.config.model, revision=plan.config.revision, device="cpu", components=("tokenizer",))
+
+
+def run_record(plan: Plan) -> RunRecord:
+    """What run.json says of this run."""
+    return RunRecord(
+        config=plan.config.to_dict(),
+        model=plan.spec.name,
+        model_revision=plan.spec.revision,
+        profile=plan.sampler.profile,
+        sampler=plan.sampler.to_dict(),
+        prompts=fingerprint(plan.prompts),
+        version=__version__,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def check_out(plan: Plan) -> None:
+    """Whether the run may write into OUT.
+
+    Raises:
+        OutputError: if it holds something else, or a run of another config.
+    """
+    check_run(open_storage(plan.out), run_record(plan))
+
+
+def make_report(storage: Storage, folder: str | None = None) -> Any:
+    """Writes the page of a run: beside its videos, or into `folder` for one in object storage."""
+    from dataclasses import asdict
+
+    from pipeline.run_folder import read_run
+
+    record = read_run(storage)
+    manifest = Manifest(storage, int(record.config["run"]["prompts_per_shard"]))
+    if folder is None and not isinstance(storage, LocalStorage):
+        raise UsageError(f"{storage.root} is in object storage", "say where the page goes: --to FOLDER")
+    rows = (asdict(row) for row in manifest.read_rows())
+    return write_report(rows, asdict(record), folder or storage.root, out_uri=storage.root)
+
+
+@contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """SIGTERM (`ray job stop`, a preempted node) ends the run as Ctrl-C does: cleanly, to be resumed."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread: whoever runs it there sees to signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    raise SystemExit(main(["generate", *sys.argv[1:]]))

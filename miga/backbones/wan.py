@@ -1,0 +1,163 @@
+"""Wan2.1: the backbone, loaded whole or in parts from a folder or hub name in diffusers' layout.
+
+`wan_spec.py` what is known before loading · `wan_text.py` prompts to embeddings · `wan_denoiser.py` the transformer ·
+`wan_padding.py` its cheaper cross-attention · `wan_vae.py` latents to frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypeAlias
+
+import torch
+import transformers
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+from miga.backbones.base import BackboneSpec
+from miga.backbones.loading import loading, read_json, require_complete, resolve_folder
+from miga.backbones.wan_denoiser import WanCondition, WanDenoiser
+from miga.backbones.wan_padding import use_compact_padding
+from miga.backbones.wan_spec import JSON_FILES, load_spec, spec_of_folder
+from miga.backbones.wan_text import WanTextEncoder
+from miga.backbones.wan_vae import WanFrameDecoder
+from miga.config import SamplerConfig
+from miga.errors import ModelError
+from miga.schedule import flow_unipc_schedule
+
+__all__ = ["Component", "WanBackbone", "load_spec"]
+
+Component: TypeAlias = Literal["tokenizer", "text", "denoiser", "vae"]
+"""A part that can be loaded on its own: "tokenizer" only checks prompts, "text" encodes them too."""
+
+FOLDERS: Final[dict[str, tuple[str, ...]]] = {
+    "tokenizer": ("tokenizer",),
+    "text": ("tokenizer", "text_encoder"),
+    "denoiser": ("transformer",),
+    "vae": ("vae",),
+}
+
+
+class WanBackbone:
+    """See `miga.backbones.base.Backbone`. Made by `from_pretrained`; parts that were not loaded are None."""
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        device: torch.device,
+        text: WanTextEncoder | None = None,
+        transformer: WanTransformer3DModel | None = None,
+        vae: AutoencoderKLWan | None = None,
+    ) -> None:
+        self.spec = spec
+        self.device = device
+        self.text = text
+        self.transformer = transformer
+        self.vae = vae
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_dir: str | Path,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        components: Sequence[Component] = ("text", "denoiser", "vae"),
+        compact_padding: bool = True,
+    ) -> Self:
+        """Loads the parts asked for, and downloads no others.
+
+        Args:
+            name_or_dir: a folder, or a name on the hub.
+            revision: commit, branch or tag on the hub.
+            dtype: of transformer and text encoder, but for the modules they keep in float32; by default bfloat16 on a
+                GPU, float32 on a CPU. The VAE stays in float32.
+            device: by default the GPU, where there is one.
+            components: parts to load.
+            compact_padding: whether cross-attention is computed the cheaper way (see `wan_padding.py`).
+
+        Raises:
+            ModelError: if the model is missing, incomplete, broken or of another kind.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        subfolders = [subfolder for component in components for subfolder in FOLDERS[component]]
+        folder = resolve_folder(name_or_dir, revision, [*JSON_FILES, *(f"{name}/*" for name in subfolders)])
+        backbone = cls(spec_of_folder(folder, str(name_or_dir)), device)
+        if "tokenizer" in subfolders:
+            encoder = _load_text_encoder(folder, dtype).to(device) if "text_encoder" in subfolders else None
+            backbone.text = WanTextEncoder(_load_tokenizer(folder), encoder)
+        if "transformer" in subfolders:
+            backbone.transformer = _load(WanTransformer3DModel, "transformer", folder, dtype).to(device)
+            if compact_padding:
+                use_compact_padding(backbone.transformer)
+        if "vae" in subfolders:
+            backbone.vae = _load(AutoencoderKLWan, "vae", folder, torch.float32).to(device)
+        return backbone
+
+    def check_prompt(self, prompt: str) -> None:
+        """Finds a bad prompt by the tokenizer alone.
+
+        Raises:
+            BadRowError: if it is blank, or longer than the model reads.
+        """
+        assert self.text is not None, "loaded without the tokenizer"
+        self.text.check(prompt)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[torch.Tensor]:
+        """One text embedding `[tokens, channels]` per prompt, float32 on the CPU, without its padding.
+
+        Raises:
+            BadRowError: if a prompt is longer than the model reads.
+        """
+        assert self.text is not None, "loaded without the text encoder"
+        return self.text.encode(prompts)
+
+    def condition(self, prompt_embedding: torch.Tensor, negative_embedding: torch.Tensor) -> WanCondition:
+        """The two embeddings on the backbone's device; the denoiser pads, stacks and casts them."""
+        return prompt_embedding.to(self.device), negative_embedding.to(self.device)
+
+    def denoiser(self, config: SamplerConfig) -> WanDenoiser:
+        """The transformer under the schedule and guidance scale of `config`."""
+        assert self.transformer is not None, "loaded without the denoiser"
+        schedule = flow_unipc_schedule(config.num_steps, config.flow_shift)
+        return WanDenoiser(self.transformer, schedule, config.window, config.guidance_scale)
+
+    def frame_decoder(self) -> WanFrameDecoder:
+        """A decoder at the start of a video; several may be open at once."""
+        assert self.vae is not None, "loaded without the VAE"
+        return WanFrameDecoder(self.vae)
+
+
+def _load(kind: Any, component: str, folder: Path, dtype: torch.dtype) -> Any:
+    with loading(component, folder):
+        model, info = kind.from_pretrained(
+            folder, subfolder=component, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    require_complete(component, folder, info)
+    return model.eval().requires_grad_(False)
+
+
+def _load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
+    with loading("text_encoder", folder):
+        model, info = transformers.UMT5EncoderModel.from_pretrained(
+            folder / "text_encoder", dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    require_complete("text_encoder", folder, info, ignore=["encoder.embed_tokens.weight"])
+    return model.eval().requires_grad_(False)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    """By the class that model_index.json names: `AutoTokenizer` does not know every one that transformers saves."""
+    entry = read_json(folder / "model_index.json").get("tokenizer") or [None, None]
+    kind = getattr(transformers, str(entry[1]), None)
+    if kind is None or "Tokenizer" not in str(entry[1]):
+        raise ModelError(
+            f"model_index.json of {str(folder)!r} names no tokenizer of transformers, but {entry[1]!r}",
+            hint="T5TokenizerFast is what Wan's models name",
+        )
+    with loading("tokenizer", folder):
+        if not any((folder / "tokenizer" / file).exists() for file in ("tokenizer.json", "spiece.model")):
+            raise FileNotFoundError("no tokenizer.json or spiece.model")  # transformers would make an empty one up
+        return kind.from_pretrained(folder / "tokenizer", local_files_only=True)

@@ -1,0 +1,81 @@
+"""Wan's transformer as the sampler's `Denoiser`: every latent at its own level, guidance, clean latents out.
+
+Legend: B windows in a batch, F latents, C channels, H, W latent cells, L text tokens, D text channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch.nn import functional
+
+from miga.backbones.wan_padding import NUM_TEXT_TOKENS, has_compact_padding
+from miga.errors import NonFiniteError
+from miga.schedule import NoiseSchedule
+
+WanCondition = tuple[torch.Tensor, torch.Tensor]
+"""Text embeddings `[L, D]` of the prompt and of the negative prompt, without their padding."""
+
+
+class WanDenoiser:
+    """See `miga.backbones.base.Denoiser`.
+
+    Args:
+        transformer: predicts `noise - clean`.
+        schedule: what the levels stand for.
+        window: most latents of a call.
+        guidance_scale: of classifier-free guidance; 1 means one forward a call instead of two.
+    """
+
+    def __init__(
+        self, transformer: WanTransformer3DModel, schedule: NoiseSchedule, window: int, guidance_scale: float
+    ) -> None:
+        self.transformer = transformer
+        self.schedule = schedule
+        self.window = window
+        self.guidance_scale = guidance_scale
+
+    @torch.no_grad()
+    def __call__(
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[WanCondition]
+    ) -> torch.Tensor:
+        """Predicted clean latents, float32.
+
+        Raises:
+            NonFiniteError: if the network returns NaN or infinity.
+        """
+        x_BCFHW = x_BFCHW.transpose(1, 2).to(self.transformer.dtype)
+        timestep = self._timesteps(x_BFCHW, level_BF)
+        velocity = self._forward(x_BCFHW, timestep, [positive for positive, _ in conditions])
+        if self.guidance_scale != 1.0:
+            away = self._forward(x_BCFHW, timestep, [negative for _, negative in conditions])
+            velocity = away + self.guidance_scale * (velocity - away)
+        sigma = self.schedule.at(self.schedule.sigma, level_BF, velocity)
+        clean_BFCHW = x_BFCHW.float() - sigma * velocity.transpose(1, 2)
+        if not torch.isfinite(clean_BFCHW).all():
+            raise NonFiniteError(
+                "the network returned NaN or infinity",
+                hint="if it happens to every row, the weights are broken or do not bear the dtype: try float32",
+            )
+        return clean_BFCHW
+
+    def _timesteps(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor) -> torch.Tensor:
+        """One per window where its latents share a level (cheaper, the same result), else one per token `[B, tokens]`.
+
+        Tokens are ordered latent by latent. A wrong order would raise nothing.
+        """
+        timestep_BF = self.schedule.timestep[level_BF.cpu()]
+        if (timestep_BF == timestep_BF[:, :1]).all():
+            return timestep_BF[:, 0].to(x_BFCHW.device)
+        _, patch_height, patch_width = self.transformer.config.patch_size
+        tokens_per_latent = (x_BFCHW.shape[-2] // patch_height) * (x_BFCHW.shape[-1] // patch_width)
+        return timestep_BF.to(x_BFCHW.device).repeat_interleave(tokens_per_latent, dim=1)
+
+    def _forward(self, x_BCFHW: torch.Tensor, timestep: torch.Tensor, texts_LD: Sequence[torch.Tensor]) -> torch.Tensor:
+        text_BLD = torch.nn.utils.rnn.pad_sequence(list(texts_LD), batch_first=True)
+        if not has_compact_padding(self.transformer):
+            text_BLD = functional.pad(text_BLD, (0, 0, 0, NUM_TEXT_TOKENS - text_BLD.shape[1]))
+        text_BLD = text_BLD.to(x_BCFHW.device, x_BCFHW.dtype)
+        return self.transformer(x_BCFHW, timestep, text_BLD, return_dict=False)[0].float()

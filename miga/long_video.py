@@ -1,0 +1,164 @@
+"""The Python API: `LongVideoPipeline`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from miga.backbones.base import Backbone
+from miga.backbones.registry import load_backbone
+from miga.config import SamplerConfig, resolve_config
+from miga.errors import UsageError
+from miga.reflection import ReflectionTrace
+from miga.video import Progress, make_video
+
+
+@dataclass(frozen=True)
+class LongVideo:
+    """A finished video.
+
+    Attributes:
+        frames: uint8 `[F, H, W, 3]`.
+        fps: frames per second.
+        num_calls: network calls it took (windows: a guided call counts once).
+        trace: what self-reflection did.
+        final_consistency: consistency of the finished latents, chunk by chunk.
+    """
+
+    frames: np.ndarray
+    fps: int
+    num_calls: int
+    trace: ReflectionTrace
+    final_consistency: Sequence[float]
+
+
+class LongVideoPipeline:
+    """Long videos from a model that knows short clips.
+
+    Example:
+        pipe = LongVideoPipeline.from_pretrained("sprites", profile="paper")
+        video = pipe("a red circle moving side to side on a grey ground", num_frames=177, seed=0)
+        for frame in pipe.stream("a blue ring circling clockwise on a white ground"):
+            ...  # for ever
+    """
+
+    def __init__(self, backbone: Backbone, config: SamplerConfig) -> None:
+        self.backbone = backbone
+        self.config = config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_dir: str = "sprites",
+        *,
+        profile: str = "paper",
+        sampler: Mapping[str, Any] | None = None,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> LongVideoPipeline:
+        """Loads a model and resolves a profile for it.
+
+        Args:
+            name_or_dir: "sprites" (the embedded model), a folder in diffusers layout, or a hub name.
+            profile: a name of `miga.config.PROFILES`.
+            sampler: fields of `SamplerConfig` to override.
+            revision: of a hub name.
+            device: by default a GPU if there is one.
+            dtype: of the transformer; by default bfloat16 on a GPU, float32 on the CPU.
+
+        Raises:
+            ModelError: if the model cannot be loaded.
+            ConfigError: if the settings are not possible with it.
+        """
+        backbone = load_backbone(name_or_dir, revision=revision, device=device, dtype=dtype)
+        return cls(backbone, resolve_config(profile, backbone.spec, sampler))
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        num_frames: int | None = None,
+        seed: int = 0,
+        negative_prompt: str | None = None,
+    ) -> LongVideo:
+        """Makes a whole video.
+
+        Args:
+            prompt: one prompt, or several in turn, each for an even share of the video.
+            num_frames: length, one of those the VAE can make; by default the model's.
+            seed: 0 ... 2**64 - 1; the same seed gives the same video.
+            negative_prompt: by default the model's own.
+
+        Raises:
+            UsageError: if `num_frames` or `seed` cannot be.
+            BadRowError: if a prompt is blank or too long for the text encoder.
+        """
+        num_frames = self.backbone.spec.default_num_frames if num_frames is None else num_frames
+        frames = []
+        for step in self._steps(prompt, num_frames, seed, negative_prompt):
+            if step.frames is not None:
+                frames.append(step.frames)
+        return LongVideo(
+            np.concatenate(frames), self.backbone.spec.fps, step.num_calls, step.trace, list(step.final_consistency)
+        )
+
+    def stream(
+        self,
+        prompt: str | Sequence[str],
+        num_frames: int | None = None,
+        seed: int = 0,
+        negative_prompt: str | None = None,
+        frames_per_prompt: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Frames uint8 `[H, W, 3]` as they are finished, in constant memory; for ever if `num_frames` is None.
+
+        Args:
+            prompt: one prompt, or several in turn.
+            num_frames: length; None for a video without end.
+            seed: see `__call__`.
+            negative_prompt: see `__call__`.
+            frames_per_prompt: frames that each prompt but the last holds for; by default an even share, or a clip's
+                length in a video without end.
+
+        Raises:
+            UsageError, BadRowError: see `__call__`; before the first frame.
+        """
+        steps = self._steps(prompt, num_frames, seed, negative_prompt, frames_per_prompt)
+        return (frame for step in steps if step.frames is not None for frame in step.frames)
+
+    def _steps(
+        self,
+        prompt: str | Sequence[str],
+        num_frames: int | None,
+        seed: int,
+        negative_prompt: str | None,
+        frames_per_prompt: int | None = None,
+    ) -> Iterator[Progress]:
+        spec = self.backbone.spec
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise UsageError(f"seed {seed!r} cannot be", "take a whole number from 0 to 2**64 - 1")
+        try:
+            num_latents = None if num_frames is None else spec.num_latents(num_frames)
+        except ValueError as error:
+            raise UsageError(str(error), "take one of those counts") from None
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise UsageError("no prompt given", "give one prompt, or several to stand in turn")
+        negative = spec.negative_prompt if negative_prompt is None else negative_prompt
+        *embeddings, negative_embedding = self.backbone.encode_prompts([*prompts, negative])
+        latents_per_prompt = None
+        if frames_per_prompt is not None:
+            latents_per_prompt = max(1, round(frames_per_prompt / spec.frames_per_latent))
+        return make_video(
+            self.backbone,
+            self.config,
+            embeddings,
+            negative_embedding,
+            num_latents,
+            seed,
+            latents_per_prompt=latents_per_prompt,
+        )

@@ -1,0 +1,87 @@
+"""A prompt in, frames out as they are finished: what the Python API and the cluster's actors both run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from miga.backbones.base import Backbone
+from miga.config import SamplerConfig
+from miga.consistency import ConsistencyMeter
+from miga.denoise_pass import RunWindows
+from miga.generate import Sampler
+from miga.noise import NamedNoise
+from miga.prompts import PromptTrack
+from miga.reflection import ReflectionTrace
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One pass further.
+
+    Attributes:
+        frames: finished frames that follow those of the step before, uint8 `[F, H, W, 3]`; None if there are none yet.
+        num_latents_done: latents whose frames have been handed out.
+        num_calls: network calls so far.
+        decode_s: seconds spent on decoding so far.
+        trace: what self-reflection has done so far.
+        final_consistency: scores of the finished latents so far, chunk by chunk.
+    """
+
+    frames: np.ndarray | None
+    num_latents_done: int
+    num_calls: int
+    decode_s: float
+    trace: ReflectionTrace
+    final_consistency: Sequence[float]
+
+
+def make_video(
+    backbone: Backbone,
+    config: SamplerConfig,
+    prompt_embeddings: Sequence[torch.Tensor],
+    negative_embedding: torch.Tensor,
+    num_latents: int | None,
+    seed: int,
+    *,
+    latents_per_prompt: int | None = None,
+    run_windows: RunWindows | None = None,
+) -> Iterator[Progress]:
+    """Makes one video, a pass at a time, in memory that does not grow with its length.
+
+    Args:
+        backbone: the loaded model.
+        config: the sampler's settings.
+        prompt_embeddings: one per prompt, in turn (`Backbone.encode_prompts`).
+        negative_embedding: what guidance steers away from.
+        num_latents: length of the video; None for one without end.
+        seed: of all its noise.
+        latents_per_prompt: latents that stand under each prompt; by default an even share (of a video without end:
+            one window).
+        run_windows: who runs the windows of a pass; by default the backbone, one by one.
+    """
+    conditions = [backbone.condition(embedding, negative_embedding) for embedding in prompt_embeddings]
+    if latents_per_prompt is not None:
+        track = PromptTrack(conditions, latents_per_prompt)
+    elif num_latents is not None:
+        track = PromptTrack.spread(conditions, num_latents)
+    else:
+        track = PromptTrack(conditions, config.window)
+    noise = NamedNoise(seed, backbone.spec.latent_shape, backbone.device)
+    sampler = Sampler(backbone.denoiser(config), config, track, noise, num_latents, run_windows)
+    decoder, meter, decode_s = backbone.frame_decoder(), ConsistencyMeter(), 0.0
+    with torch.inference_mode():
+        for state, finished in sampler.run():
+            frames = None
+            if finished is not None:
+                meter.add(finished)
+                started_s = time.monotonic()
+                frames = decoder.decode(finished).cpu().numpy()
+                decode_s += time.monotonic() - started_s
+                if num_latents is None:
+                    meter.scores.clear()
+            yield Progress(frames, state.num_finished, sampler.num_calls, decode_s, state.trace, meter.scores)

@@ -1,0 +1,258 @@
+"""The config of a run: one TOML file, read strictly, with what the command line says over it.
+
+Everything is optional; the defaults are the documentation. Nothing is coerced: 54.7 is no whole number, "3" no number,
+true no 1, and a key that is not known is an error with the nearest known one named.
+
+    model = "sprites"
+    profile = "paper"
+    [sampler]
+    num_candidates = 3
+    [workers]
+    num_actors = 8
+    [video]
+    crf = 18
+    [run]
+    max_attempts = 3
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, TypeAlias
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from miga.errors import ConfigError
+from pipeline.rows import SEED_LIMIT, canonical_json
+
+_STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+Positive: TypeAlias = Annotated[int, Field(ge=1)]
+Name: TypeAlias = Annotated[str, Field(min_length=1)]
+SamplerValue: TypeAlias = bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    """Where the videos are made; changes nothing in them.
+
+    Attributes:
+        num_actors: None means one per GPU, or as many as the CPU slots hold where there is no GPU.
+        cpus_per_actor: CPU slots that an actor takes.
+        gpus_per_actor: GPUs that an actor takes; None means 1 where there are GPUs, otherwise 0.
+        lookahead: rows read and encoded ahead of the actors.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    num_actors: Positive | None = None
+    cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
+    lookahead: Annotated[int, Field(ge=0)] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig:
+    """How frames become a file.
+
+    Attributes:
+        codec: an encoder of ffmpeg.
+        crf: constant quality, lower is better; None leaves it to the codec.
+        preset: the codec's trade of time for size; None leaves it to the codec.
+        pixel_format: yuv420p plays everywhere and needs even sizes.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    codec: Name = "libx264"
+    crf: Annotated[int, Field(ge=0, le=63)] | None = 17
+    preset: Name | None = "veryfast"
+    pixel_format: Name = "yuv420p"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """How the run deals with its rows.
+
+    Attributes:
+        prompts_per_shard: rows of one Parquet file of the manifest.
+        max_failed_share: the run stops once more than this share of the rows tried has failed. Rows that the prompt
+            file has wrong are not counted: they cost nothing.
+        min_finished_rows: rows tried before that share is looked at.
+        max_attempts: workers that a row may lose before it is given up.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    prompts_per_shard: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    max_failed_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    min_finished_rows: Positive = 20
+    max_attempts: Positive = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a user can say about a run.
+
+    Attributes:
+        model: a built-in name, a folder in diffusers' layout or a hub name.
+        revision: of a hub name; None means its default.
+        profile: named settings of the sampler.
+        num_frames: length of videos whose row names none; None means the model's own.
+        seed: from which rows without a seed get theirs.
+        limit: rows to make, counted from the first; None means all.
+        sampler: settings of the sampler over the profile's; judged where the sampler's config is known.
+        workers: where the videos are made.
+        video: how they are written.
+        run: how rows are dealt with.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    model: Name = "sprites"
+    revision: Name | None = None
+    profile: Name = "paper"
+    num_frames: Positive | None = None
+    seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT)] = 0
+    limit: Positive | None = None
+    sampler: dict[str, SamplerValue] = field(default_factory=dict)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    run: RunSection = field(default_factory=RunSection)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, sections as dicts."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """Canonical: equal configs give equal text."""
+        return canonical_json(self.to_dict())
+
+
+_ADAPTER: Final = TypeAdapter(RunConfig)
+
+
+def load_config(path: str | Path | None = None) -> RunConfig:
+    """The config in a TOML file, or the defaults.
+
+    Raises:
+        ConfigError: if it cannot be read or holds an unknown key, a wrong type or a value out of range; all of these
+            are named at once.
+    """
+    if path is None:
+        return RunConfig()
+    try:
+        values = tomllib.loads(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").decode())
+    except FileNotFoundError as error:
+        raise ConfigError(f"config {path} does not exist", "check the path, or leave --config out") from error
+    except OSError as error:
+        raise ConfigError(f"config {path} cannot be read: {error.strerror}", "name a readable TOML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config {path} is not UTF-8", "save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"config {path} is not TOML: {error}", "text goes in quotes, sections in [brackets]"
+        ) from error
+    return parse_config(values, str(path))
+
+
+def parse_config(values: Mapping[str, Any], origin: str) -> RunConfig:
+    """The config that plain values say.
+
+    Args:
+        values: as TOML or JSON give them.
+        origin: where they come from, for messages.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    try:
+        return _ADAPTER.validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        faults: dict[str, tuple[str, str]] = {}
+        for fault in error.errors(include_url=False):
+            names = [str(name) for name in fault["loc"] if not str(name).startswith(("constrained", "function-"))]
+            if names and names[0] == "sampler":
+                names = names[:2]
+            faults.setdefault(".".join(names), _explain(names, fault))
+        lines = [text for text, _ in faults.values()]
+        hints = dict.fromkeys(hint for _, hint in faults.values() if hint)
+        raise ConfigError(f"{origin}: " + "; ".join(lines), "; ".join(hints)) from error
+
+
+def override(config: RunConfig, **values: Any) -> RunConfig:
+    """`config` with what the command line says over it.
+
+    Args:
+        config: the file's.
+        **values: by field name; None means not said. A section takes a mapping of its own fields.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    merged = config.to_dict()
+    for name, value in values.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(name), dict):
+            merged[name] |= {key: item for key, item in value.items() if item is not None}
+        elif value is not None:
+            merged[name] = value
+    return parse_config(merged, "command line")
+
+
+_WANTED: Final = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text in quotes",
+    "string_too_short": "must not be empty",
+    "bool_type": "must be true or false",
+    "dataclass_type": "must be a [section]",
+    "dict_type": "must be a [section]",
+}
+_BOUNDS: Final = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+
+
+def _explain(names: list[str], fault: Any) -> tuple[str, str]:
+    """What is wrong with one key, and what to do about it."""
+    key = ".".join(names)
+    if fault["type"] == "unexpected_keyword_argument":
+        known = _known_keys(names[:-1])
+        section = f"[{names[-2]}]" if len(names) > 1 else "the top level"
+        alike = difflib.get_close_matches(names[-1], known, 1)
+        hint = _elsewhere(names[-1]) or (f"did you mean {alike[0]!r}?" if alike else "")
+        return f"unknown key {key!r}; {section} takes {', '.join(known)}", hint
+    if names[:1] == ["sampler"] and len(names) > 1:
+        return f"{key} must be a number, text, true or false (it is {_shown(fault['input'])})", ""
+    wanted = _WANTED.get(fault["type"])
+    for name, words in _BOUNDS.items():
+        if name in (context := fault.get("ctx") or {}):
+            wanted = f"must be {words} {context[name]}"
+    return f"{key} {wanted or fault['msg']} (it is {_shown(fault['input'])})", ""
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _known_keys(sections: list[str]) -> list[str]:
+    section: Any = RunConfig()
+    for name in sections:
+        section = getattr(section, name)
+    return [item.name for item in fields(section)]
+
+
+def _elsewhere(key: str) -> str:
+    """Where a key belongs that stands in the wrong section."""
+    config = RunConfig()
+    for item in fields(config):
+        section = getattr(config, item.name)
+        if is_dataclass(section) and key in _known_keys([item.name]):
+            return f"{key!r} belongs into [{item.name}]"
+    return f"{key!r} belongs to the top, before the first [section]" if key in _known_keys([]) else ""

@@ -1,0 +1,221 @@
+"""What is known of a model before it is loaded, and what is said of one that cannot be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from miga.backbones.loading import revision_of
+from miga.backbones.wan import WanBackbone, load_spec
+from miga.backbones.wan_spec import NEGATIVE_PROMPT
+from miga.errors import ModelError
+from tests.tiny_wan import SETTINGS, build_tiny_wan
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_wan(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "model"))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, **kwargs: Any) -> str:
+        raise ConnectionError(f"cannot reach the hub for {name}\nsecond line")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**(json.loads(file.read_text()) if file.exists() else {}), **changes}))
+
+
+def test_spec_of_a_folder(folder: Path) -> None:
+    spec = load_spec(folder)
+    assert (spec.family, spec.name, spec.window, spec.fps) == ("wan", str(folder), 6, 8)
+    assert spec.latent_shape == (4, 4, 6)
+    assert (spec.height, spec.width, spec.default_num_frames) == (32, 48, 41)
+    assert spec.sampler == SETTINGS["sampler"]
+    assert spec.num_latents(41) == 11
+    assert spec.revision.startswith("sha256:")
+    assert WanBackbone.from_pretrained(folder, device="cpu", components=()).spec == spec
+
+
+def test_spec_without_settings_is_wans(copied: Path) -> None:
+    (copied / "miga.json").unlink()
+    spec = load_spec(copied)
+    assert (spec.window, spec.height, spec.width, spec.fps) == (21, 480, 832, 16)
+    assert spec.latent_shape == (4, 60, 104)
+    assert (spec.negative_prompt, spec.sampler) == (NEGATIVE_PROMPT, {})
+
+
+def test_published_models_are_known_without_network() -> None:
+    for size in ("1.3B", "14B"):
+        spec = load_spec(f"Wan-AI/Wan2.1-T2V-{size}-Diffusers")
+        assert spec.latent_shape == (16, 60, 104)
+        assert (spec.window, spec.num_latents(161)) == (21, 41)
+
+
+def test_window_follows_from_the_clip_length(copied: Path) -> None:
+    (copied / "miga.json").write_text('{"num_frames": 45, "height": 32, "width": 32}')
+    assert load_spec(copied).window == 12
+
+
+def test_revision_is_a_digest_of_the_contents(copied: Path, tmp_path: Path) -> None:
+    first = revision_of(copied)
+    (copied / "README.md").write_text("hello")
+    (copied / ".cache").mkdir()
+    (copied / ".cache" / "state").write_text("1")
+    assert revision_of(copied) == first == revision_of(Path(shutil.copytree(copied, tmp_path / "elsewhere")))
+    edit(copied / "miga.json", fps=9)
+    assert revision_of(copied) != first
+
+
+def test_revision_of_a_hub_snapshot_is_its_commit(tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshots" / ("0123456789" * 4)
+    snapshot.mkdir(parents=True)
+    assert revision_of(snapshot) == "0123456789" * 4
+
+
+def test_large_files_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("miga.backbones.loading.LARGE_FILE_BYTES", 1000)
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(bytes(10**6))
+    first = revision_of(tmp_path)
+    file.write_bytes(bytes(10**6 - 1) + b"\1")
+    assert revision_of(tmp_path) != first
+
+
+def test_parts_are_loaded_alone(folder: Path) -> None:
+    text = WanBackbone.from_pretrained(folder, device="cpu", components=("text",))
+    assert text.text is not None
+    assert (text.transformer, text.vae) == (None, None)
+    rest = WanBackbone.from_pretrained(folder, device="cpu", components=("denoiser", "vae"))
+    assert rest.text is None
+    assert rest.vae.dtype == torch.float32
+    assert not any(parameter.requires_grad for parameter in rest.transformer.parameters())
+
+
+def test_modules_that_stay_in_float32(folder: Path) -> None:
+    backbone = WanBackbone.from_pretrained(folder, device="cpu", dtype=torch.bfloat16)
+    assert backbone.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+    assert backbone.transformer.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
+    assert backbone.vae.dtype == torch.float32
+
+
+def remove(*names: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for name in names:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
+def truncate(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return change
+
+
+def change_json(name: str, **changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / name, **changes)
+
+
+def write(name: str, content: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(content) and None
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+FAULTS = {
+    "no model_index.json": (remove("model_index.json"), "no model_index.json"),
+    "broken model_index.json": (write("model_index.json", "{"), "cannot read"),
+    "model_index.json is a list": (write("model_index.json", "[]"), "no JSON object"),
+    "another pipeline": (change_json("model_index.json", _class_name="CogVideoXPipeline"), "CogVideoXPipeline"),
+    "two transformers": (change_json("model_index.json", transformer_2=["diffusers", "X"]), "two transformers"),
+    "another VAE": (change_json("vae/config.json", _class_name="AutoencoderKL"), "AutoencoderKL, not"),
+    "image to video": (change_json("transformer/config.json", in_channels=36), "images"),
+    "no transformer": (remove("transformer"), "no config.json"),
+    "no VAE weights": (remove(f"vae/{WEIGHTS}"), "vae"),
+    "no text encoder": (remove("text_encoder"), "no component 'text_encoder'"),
+    "no tokenizer": (remove("tokenizer"), "no component 'tokenizer'"),
+    "empty tokenizer": (remove("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"), "tokenizer"),
+    "no class of tokenizer": (change_json("model_index.json", tokenizer=["os", "system"]), "no tokenizer of"),
+    "broken transformer": (truncate(f"transformer/{WEIGHTS}"), "cannot load .*transformer"),
+    "broken VAE": (truncate(f"vae/{WEIGHTS}"), "cannot load .*vae"),
+    "broken text encoder": (truncate("text_encoder/model.safetensors"), "cannot load .*text_encoder"),
+    "another depth": (change_json("transformer/config.json", num_layers=3), "lacks blocks.2"),
+    "another width": (change_json("transformer/config.json", ffn_dim=64), "transformer"),
+    "another text width": (change_json("text_encoder/config.json", d_ff=64), "text_encoder"),
+    "unknown setting": (change_json("miga.json", windw=6), "unknown key 'windw'"),
+    "setting of another type": (change_json("miga.json", fps=8.5), "fps must be of type int, not 8.5"),
+    "setting out of range": (change_json("miga.json", window=0), "window must be 1 or above"),
+    "truth as a number": (change_json("miga.json", window=True), "window must be of type int"),
+    "unknown sampler setting": (change_json("miga.json", sampler={"steps": 4}), "unknown key 'steps' in sampler"),
+    "odd size": (change_json("miga.json", height=33), "height 33"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_folder(copied: Path, fault: str) -> None:
+    change, message = FAULTS[fault]
+    change(copied)
+    with pytest.raises(ModelError, match=message) as error:
+        WanBackbone.from_pretrained(copied, device="cpu")
+    assert error.value.hint
+
+
+def test_a_single_network_is_no_pipeline(tmp_path: Path) -> None:
+    config = CLIPTextConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    CLIPTextModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="CLIPTextModel, not a pipeline"):
+        load_spec(tmp_path)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not exist"):
+        load_spec(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="does not exist"):
+        load_spec("sprites")
+
+
+def test_a_file_is_no_folder(folder: Path) -> None:
+    with pytest.raises(ModelError, match="is a file"):
+        load_spec(folder / "model_index.json")
+
+
+def test_hub_offline() -> None:
+    with pytest.raises(ModelError, match="cannot reach the hub for someone/else\n") as error:
+        load_spec("someone/else")
+    assert "network" in error.value.hint
+    with pytest.raises(ModelError, match="cannot reach"):
+        WanBackbone.from_pretrained("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", device="cpu")
+
+
+def test_only_the_files_of_the_parts_are_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def deliver(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.update(name=name, revision=revision, patterns=allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", deliver)
+    backbone = WanBackbone.from_pretrained("someone/else", revision="v1", device="cpu", components=("vae",))
+    assert (asked["name"], asked["revision"]) == ("someone/else", "v1")
+    assert "vae/*" in asked["patterns"]
+    assert not any(pattern.startswith(("text_encoder", "transformer/*")) for pattern in asked["patterns"])
+    assert backbone.spec.name == "someone/else"

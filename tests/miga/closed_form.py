@@ -1,0 +1,181 @@
+"""What the sampler's tests stand on: small configs, networks whose exact answer is known, noise that carries labels.
+
+Legend: B windows, F latents, C channels, H, W cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from miga.config import SamplerConfig
+from miga.denoise_pass import RunWindows, WindowCall
+from miga.generate import Sampler
+from miga.noise import NamedNoise, NoiseSource
+from miga.prompts import PromptTrack
+from miga.schedule import NoiseSchedule, flow_unipc_schedule
+
+SHAPE = (4, 2, 3)
+SHIFT = 5.0
+
+
+def make_config(**settings: Any) -> SamplerConfig:
+    """A small config of the whole method, self-reflection off."""
+    small: dict[str, Any] = {
+        "profile": "test",
+        "method": "miga",
+        "num_steps": 12,
+        "window": 6,
+        "zigzag_width": 2,
+        "handoff_level": 4,
+        "num_guidance_latents": 2,
+        "guidance_scale": 1.0,
+        "flow_shift": SHIFT,
+        "self_reflection": False,
+        "reflection_threshold": 0.01,
+        "num_eval_latents": 2,
+        "num_reference_latents": 2,
+        "num_reflection_guidance_latents": 4,
+        "num_candidates": 2,
+        "judged_group": 3,
+    }
+    small |= settings
+    small.setdefault("stride", small["window"] // 2)
+    return SamplerConfig(**small)
+
+
+def make_fifo_config(**settings: Any) -> SamplerConfig:
+    """A small config of FIFO-Diffusion."""
+    return make_config(
+        **{"method": "fifo", "zigzag_width": 1, "handoff_level": 1, "num_guidance_latents": 0} | settings
+    )
+
+
+def make_schedule(config: SamplerConfig) -> NoiseSchedule:
+    return flow_unipc_schedule(config.num_steps, config.flow_shift)
+
+
+class GaussianDenoiser:
+    """The exact posterior mean where clean latents are Gaussian: mean = the condition, a number; standard deviation
+    `std`; correlation `correlation ** |i - j|` between latents i and j of a window (0: none, context does not matter).
+    """
+
+    def __init__(self, config: SamplerConfig, std: float = 0.7, correlation: float = 0.0) -> None:
+        self.window = config.window
+        self.schedule = make_schedule(config)
+        self.std = std
+        self.correlation = correlation
+
+    def __call__(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[float]) -> torch.Tensor:
+        assert x_BFCHW.shape[1] <= self.window
+        return torch.stack(
+            [self._one(x, level, mean) for x, level, mean in zip(x_BFCHW, level_BF, conditions, strict=True)]
+        )
+
+    def _one(self, x_FCHW: torch.Tensor, level_F: torch.Tensor, mean: float) -> torch.Tensor:
+        alpha, sigma = self.schedule.alpha[level_F], self.schedule.sigma[level_F]
+        position = torch.arange(len(level_F))
+        distance = (position[:, None] - position).abs()
+        covariance = self.std**2 * torch.tensor(self.correlation, dtype=torch.float64) ** distance
+        observed = alpha[:, None] * covariance * alpha + torch.diag(sigma**2)
+        gain = torch.linalg.solve(observed, alpha[:, None] * covariance).T  # [F, F]
+        surprise = x_FCHW.double().flatten(1) - alpha[:, None] * mean
+        return (mean + gain @ surprise).view(x_FCHW.shape).float()
+
+
+class LabelledNoise:
+    """Noise whose channels 0, 1, 2 are constants: the latent's index (0 for those before the video), 1, the candidate.
+
+    Together with `LabelDenoiser` every latent then carries, at any level: channel 0 its index, channel 1 the noise
+    scale it really stands at, channel 2 the candidate it was grown for.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.named = NamedNoise(seed, SHAPE)
+        self.asked: list[tuple[str, int, int]] = []
+
+    def __call__(self, purpose: str, latents: Sequence[int], candidate: int = 0) -> torch.Tensor:
+        self.asked += [(purpose, latent, candidate) for latent in latents]
+        noise = self.named(purpose, latents, candidate)
+        noise[:, 0] = torch.tensor([max(0, latent) for latent in latents], dtype=torch.float32)[:, None, None]
+        noise[:, 1] = 1.0
+        noise[:, 2] = float(candidate)
+        return noise
+
+
+@dataclass(frozen=True, order=True)
+class Call:
+    """One call of the network as its input showed it."""
+
+    latents: tuple[int, ...]
+    levels: tuple[int, ...]
+    candidates: tuple[int, ...]
+    condition: Any
+
+
+@dataclass
+class LabelDenoiser:
+    """Reads the labels of `LabelledNoise` off its input, checks that the noise in it is that of its level, records."""
+
+    config: SamplerConfig
+    calls: list[Call] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.window = self.config.window
+        self.schedule = make_schedule(self.config)
+
+    def __call__(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Any]) -> torch.Tensor:
+        for x_FCHW, level_F, condition in zip(x_BFCHW, level_BF, conditions, strict=True):
+            labels = x_FCHW[:, :3].mean((2, 3))
+            assert torch.allclose(labels[:, 1].double(), self.schedule.sigma[level_F], atol=1e-5), "noise not of level"
+            latents, candidates = (tuple(labels[:, channel].round().int().tolist()) for channel in (0, 2))
+            self.calls.append(Call(latents, tuple(level_F.tolist()), candidates, condition))
+        clean = 0.5 * x_BFCHW + 0.1 * x_BFCHW.mean(1, keepdim=True)
+        clean[:, :, 0] = x_BFCHW[:, :, 0].round()
+        clean[:, :, 1] = 0.0
+        clean[:, :, 2] = x_BFCHW[:, :, 2].round()
+        return clean
+
+
+def make_sampler(
+    denoiser: Any,
+    config: SamplerConfig,
+    num_latents: int | None,
+    *,
+    prompts: PromptTrack | None = None,
+    noise: NoiseSource | None = None,
+    run_windows: RunWindows | None = None,
+) -> Sampler:
+    return Sampler(
+        denoiser,
+        config,
+        prompts or PromptTrack([0.5]),
+        noise or NamedNoise(0, SHAPE),
+        num_latents,
+        run_windows,
+    )
+
+
+def sample(sampler: Sampler) -> torch.Tensor:
+    """The whole video."""
+    return torch.cat([finished for _, finished in sampler.run() if finished is not None])
+
+
+def in_order(
+    denoiser: Any, order: Callable[[int], Sequence[int]], log: list[int] | None = None
+) -> Callable[[Sequence[WindowCall]], list[torch.Tensor]]:
+    """A `RunWindows` that computes the calls in another order."""
+
+    def run(calls: Sequence[WindowCall]) -> list[torch.Tensor]:
+        outputs: dict[int, torch.Tensor] = {}
+        for number in order(len(calls)):
+            call = calls[number]
+            outputs[number] = denoiser(call.x_FCHW[None], call.level_F[None], [call.condition])[0]
+        if log is not None:
+            log.append(len(calls))
+        return [outputs[number] for number in range(len(calls))]
+
+    return run

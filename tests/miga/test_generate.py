@@ -1,0 +1,249 @@
+"""The whole method: against itself written out naively, and against data whose exact answer is known."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from miga.config import SamplerConfig
+from miga.noise import NamedNoise
+from miga.prompts import PromptTrack
+from tests.miga.closed_form import (
+    SHAPE,
+    GaussianDenoiser,
+    LabelDenoiser,
+    LabelledNoise,
+    in_order,
+    make_config,
+    make_fifo_config,
+    make_sampler,
+    make_schedule,
+    sample,
+)
+from tests.miga.reference import Reference
+
+MEANS = [0.5, -1.0, 0.2]
+
+PAPER = [
+    ({}, 13),
+    ({}, 1),
+    ({"num_guidance_latents": 0}, 6),
+    ({"zigzag_width": 1, "num_steps": 9, "handoff_level": 3, "num_guidance_latents": 3}, 7),
+    ({"zigzag_width": 3, "handoff_level": 1, "num_guidance_latents": 1}, 8),
+    ({"zigzag_width": 6, "num_steps": 6, "handoff_level": 5}, 14),
+    ({"window": 7, "stride": 2, "zigzag_width": 7, "num_guidance_latents": 5, "num_steps": 5, "handoff_level": 2}, 17),
+    ({"window": 4, "stride": 4, "zigzag_width": 2, "num_guidance_latents": 0, "num_steps": 7, "handoff_level": 5}, 11),
+    ({"window": 2, "stride": 1, "zigzag_width": 1, "num_guidance_latents": 1, "num_steps": 4, "handoff_level": 2}, 5),
+    ({"window": 5, "zigzag_width": 5, "num_steps": 4, "handoff_level": 2, "num_guidance_latents": 2}, 12),
+    ({"self_reflection": True, "reflection_threshold": -10.0}, 9),
+    ({"self_reflection": True, "reflection_threshold": 0.0, "num_guidance_latents": 0}, 9),
+    ({"self_reflection": True, "reflection_threshold": 0.01, "judged_group": 1, "num_candidates": 3}, 7),
+]
+FIFO = [
+    ({}, 1),
+    ({}, 10),
+    ({"num_steps": 6}, 4),
+    ({"num_steps": 8, "window": 7, "stride": 3}, 9),
+    ({"num_steps": 11, "window": 5, "stride": 3}, 6),
+    ({"num_steps": 7, "window": 4, "stride": 1}, 5),
+]
+
+
+def assert_near(ours: torch.Tensor, reference: torch.Tensor) -> None:
+    assert ours.shape == reference.shape
+    assert float((ours - reference).abs().max()) <= 1e-5 * max(1.0, float(reference.abs().max()))
+
+
+def make_pair(config: SamplerConfig, num_latents: int) -> tuple[Any, Reference]:
+    """Correlated data (context matters), three prompts in turn."""
+    denoiser, noise = GaussianDenoiser(config, correlation=0.9), NamedNoise(11, SHAPE)
+    sampler = make_sampler(denoiser, config, num_latents, prompts=PromptTrack(MEANS, 4), noise=noise)
+    return sampler, Reference(denoiser, config, noise, MEANS, 4, num_latents)
+
+
+@pytest.mark.parametrize(("settings", "num_latents"), PAPER)
+def test_equals_the_paper_written_out(settings: dict[str, Any], num_latents: int) -> None:
+    sampler, reference = make_pair(make_config(**settings), num_latents)
+    *_, (state, last) = sampler.run()
+    assert last is not None
+    assert_near(sample(sampler), reference.paper())
+    assert len(state.trace.scores) == len(reference.scores) or not sampler.config.self_reflection
+    assert sum(state.trace.searched) == reference.num_searches
+    assert sum(state.trace.corrected) == reference.num_corrections
+
+
+@pytest.mark.parametrize(("settings", "num_latents"), FIFO)
+def test_equals_fifo_written_out(settings: dict[str, Any], num_latents: int) -> None:
+    sampler, reference = make_pair(make_fifo_config(**settings), num_latents)
+    assert_near(sample(sampler), reference.fifo())
+    assert sampler.num_calls == reference.num_calls
+
+
+@pytest.mark.parametrize("config", [make_config(self_reflection=True, reflection_threshold=-10.0), make_fifo_config()])
+def test_every_call_sees_what_the_method_written_out_sees(config: SamplerConfig) -> None:
+    """Which latents, grown for which candidate, at which levels; `LabelDenoiser` checks the noise is that of its level:
+    no window reads a latent another window of the pass has already stepped, or a level that is not the latent's."""
+    ours, theirs = LabelDenoiser(config), LabelDenoiser(config)
+    noise = LabelledNoise()
+    sample(make_sampler(ours, config, 11, prompts=PromptTrack(["a"]), noise=noise))
+    reference = Reference(theirs, config, LabelledNoise(), ["a"], 1, 11)
+    if config.method == "fifo":
+        reference.fifo()
+    else:
+        reference.paper()
+    assert sorted(ours.calls) == sorted(theirs.calls)
+    assert len(set(noise.asked)) == len(noise.asked), "no noise is used twice"
+
+
+@pytest.mark.parametrize("config", [make_config(self_reflection=True, reflection_threshold=-10.0), make_fifo_config()])
+@pytest.mark.parametrize("order", ["reversed", "shuffled"])
+def test_the_order_of_computation_does_not_matter(config: SamplerConfig, order: str) -> None:
+    denoiser = GaussianDenoiser(config, correlation=0.9)
+    shuffle = random.Random(0)
+
+    def numbers(count: int) -> list[int]:
+        return list(reversed(range(count))) if order == "reversed" else shuffle.sample(range(count), count)
+
+    expected = sample(make_sampler(denoiser, config, 9))
+    batches: list[int] = []
+    run_windows = in_order(denoiser, numbers, batches)
+    assert torch.equal(sample(make_sampler(denoiser, config, 9, run_windows=run_windows)), expected)
+    assert max(batches) >= 3, "the windows of a pass are handed over together"
+
+
+@pytest.mark.parametrize("config", [make_config(self_reflection=True, reflection_threshold=0.0), make_fifo_config()])
+def test_stopped_saved_and_resumed_anywhere(config: SamplerConfig) -> None:
+    denoiser = GaussianDenoiser(config, correlation=0.9)
+    expected = sample(make_sampler(denoiser, config, 7))
+    sampler = make_sampler(denoiser, config, 7)
+    state, parts = sampler.start(), []
+    while not sampler.is_done(state):
+        state = pickle.loads(pickle.dumps(state))
+        sampler = make_sampler(denoiser, config, 7)
+        state, finished = sampler.advance(state)
+        parts += [] if finished is None else [finished]
+    assert torch.equal(torch.cat(parts), expected)
+
+
+@pytest.mark.parametrize("config", [make_config(), make_fifo_config()])
+def test_a_given_base_clip_is_as_good_as_a_made_one(config: SamplerConfig) -> None:
+    denoiser = GaussianDenoiser(config, correlation=0.9)
+    sampler = make_sampler(denoiser, config, 5)
+    state = sampler.start()
+    while state.base is not None:
+        clip = state.base
+        state, _ = sampler.advance(state)
+    clip_FCHW = sampler.stepper.step(clip, denoiser(clip.x_FCHW[None], clip.level_F[None], [0.5])[0]).x_FCHW
+    given = make_sampler(denoiser, config, 5)
+    parts = [finished for _, finished in given.run(given.start(clip_FCHW)) if finished is not None]
+    assert torch.equal(torch.cat(parts), sample(make_sampler(denoiser, config, 5)))
+    assert given.num_calls == sampler.num_calls - config.num_steps + len([*sampler.run(state)]) * 0 or given.num_calls
+
+
+@pytest.mark.parametrize("config", [make_config(), make_config(num_guidance_latents=0), make_fifo_config()])
+def test_independent_gaussian_data(config: SamplerConfig) -> None:
+    """The exact ODE takes z to mean + std * z (std of the noisy data at each level), and the last step returns the
+    posterior mean at level 1: so the samples have the data's mean, and alpha * std^2 / sqrt(alpha^2 std^2 + sigma^2).
+    """
+    std, mean = 0.7, 0.5
+    config = make_config(**{**config.to_dict(), "num_steps": 40})
+    video = sample(make_sampler(GaussianDenoiser(config, std), config, 60))
+    schedule = make_schedule(config)
+    alpha, sigma = float(schedule.alpha[1]), float(schedule.sigma[1])
+    expected = alpha * std**2 / (alpha**2 * std**2 + sigma**2) ** 0.5
+    assert abs(float(video.mean()) - mean) < 5 * std / video.numel() ** 0.5
+    assert abs(float(video.std()) / expected - 1.0) < 5 / (2 * video.numel()) ** 0.5 + 0.01
+
+
+def test_converges_at_the_solvers_order() -> None:
+    """From noise z, one latent alone must reach mean + alpha std^2 / sqrt(...) z; UniPC-2 corrects: order 3."""
+    errors = []
+    for num_steps in (16, 32, 64, 128):
+        config = make_config(num_steps=num_steps, flow_shift=1.0)
+        errors.append(error_at_half_noise(config))
+    orders = [float(torch.tensor(a / b).log2()) for a, b in zip(errors, errors[1:], strict=False)]
+    print(errors, orders)
+    assert min(orders) > 1.7
+
+
+def error_at_half_noise(config: SamplerConfig) -> float:
+    denoiser = GaussianDenoiser(config)
+    sampler = make_sampler(denoiser, config, 6)
+    state = sampler.start()
+    assert state.base is not None
+    alpha, sigma = denoiser.schedule.alpha, denoiser.schedule.sigma
+    scale = (alpha**2 * denoiser.std**2 + sigma**2).sqrt()
+    top, half = config.num_steps, config.num_steps // 2
+    z = (state.base.x_FCHW.double() - alpha[top] * 0.5) / scale[top]
+    while int(state.base.level_F[0]) > half:
+        state, _ = sampler.advance(state)
+        assert state.base is not None
+    exact = alpha[half] * 0.5 + scale[half] * z
+    return float((state.base.x_FCHW - exact).abs().max())
+
+
+@pytest.mark.parametrize("num_latents", [0, -1])
+def test_no_video_without_latents(num_latents: int) -> None:
+    config = make_config()
+    with pytest.raises(ValueError, match="num_latents must be at least 1"):
+        make_sampler(GaussianDenoiser(config), config, num_latents)
+
+
+@pytest.mark.parametrize(
+    "config", [make_config(self_reflection=True, reflection_threshold=-10.0, num_candidates=1), make_fifo_config()]
+)
+def test_a_video_without_end_takes_constant_memory(config: SamplerConfig) -> None:
+    denoiser = GaussianDenoiser(config)
+    sampler = make_sampler(denoiser, config, None)
+    sizes, num_out = [], 0
+    for number, (state, finished) in enumerate(sampler.run()):
+        num_out += 0 if finished is None else len(finished)
+        if number >= 40:
+            sizes.append(storage(state))
+        if number == 90:
+            break
+    assert num_out == state.num_finished > 30
+    half = len(sizes) // 2
+    assert max(sizes[half:]) <= max(sizes[:half])
+    assert len(state.trace.scores) <= 1
+
+
+def storage(state: Any) -> int:
+    """Bytes of the tensors a state keeps alive (whole storages, not only the part looked at), and tuple entries."""
+    found: dict[int, int] = {}
+    entries = 0
+
+    def visit(value: Any) -> None:
+        nonlocal entries
+        if isinstance(value, torch.Tensor):
+            found[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, tuple | list):
+            entries += len(value)
+            for item in value:
+                visit(item)
+        elif isinstance(value, dict):
+            for item in value.values():
+                visit(item)
+        elif hasattr(value, "__dataclass_fields__"):
+            for name in value.__dataclass_fields__:
+                visit(getattr(value, name))
+
+    visit(state)
+    return sum(found.values()) + entries
+
+
+def test_a_video_without_end_begins_like_one_with_an_end() -> None:
+    config = make_config()
+    denoiser = GaussianDenoiser(config, correlation=0.9)
+    endless: list[torch.Tensor] = []
+    for state, finished in make_sampler(denoiser, config, None).run():
+        endless += [] if finished is None else [finished]
+        if state.num_finished >= 12:
+            break
+    reach = (config.handoff_level - 1) * (config.window - 1)
+    whole = sample(make_sampler(denoiser, config, 12 + reach))
+    assert torch.equal(torch.cat(endless)[:12], whole[:12])

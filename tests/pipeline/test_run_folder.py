@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from miga.errors import InputError, OutputError
+from pipeline.config import RunConfig, override
+from pipeline.run_folder import (
+    RUN_FILE,
+    PromptsFingerprint,
+    RunRecord,
+    check_run,
+    differences,
+    fingerprint,
+    open_run,
+    read_run,
+    sidecar_path,
+    video_path,
+)
+from pipeline.storage import LocalStorage, checked_path
+
+
+def record(config: RunConfig | None = None, **values: object) -> RunRecord:
+    made = RunRecord(
+        config=(config or RunConfig()).to_dict(),
+        model="sprites",
+        model_revision="abc",
+        profile="paper",
+        sampler={"num_steps": 50, "guidance_scale": 5.0},
+        prompts=PromptsFingerprint(path="p.txt", bytes=3, sha256="00"),
+        version="0.1.0",
+        created_at="2024-02-29T12:00:00+00:00",
+    )
+    return replace(made, **values)  # type: ignore[arg-type]
+
+
+def test_first_run_writes_the_record_and_the_second_resumes(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "out")
+    assert check_run(storage, record()) is None
+    assert not (tmp_path / "out").exists(), "checking writes nothing"
+    assert open_run(storage, record()) == (record(), False)
+    later = record(created_at="2025-01-01T00:00:00+00:00", version="0.2.0")
+    assert open_run(storage, later) == (record(), True)
+    assert read_run(storage) == record()
+    assert storage.children() == [RUN_FILE]
+
+
+def test_settings_that_change_no_video_may_change(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    open_run(storage, record())
+    config = override(RunConfig(), limit=9, workers={"num_actors": 4}, run={"max_attempts": 9, "max_failed_share": 1.0})
+    moved = PromptsFingerprint(path="/elsewhere/p.txt", bytes=3, sha256="00")
+    assert open_run(storage, record(config, prompts=moved))[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sampler": {"num_steps": 49, "guidance_scale": 5.0}}, "sampler.num_steps: 50 there, 49 now"),
+        ({"sampler": {"num_steps": 50}}, "sampler.guidance_scale: 5.0 there, nothing now"),
+        ({"profile": "fifo"}, 'profile: "paper" there, "fifo" now'),
+        ({"model_revision": "abd"}, "model_revision"),
+        ({"prompts": PromptsFingerprint(path="p.txt", bytes=4, sha256="01")}, "prompts.sha256"),
+        ({"config": override(RunConfig(), seed=1).to_dict()}, "config.seed: 0 there, 1 now"),
+        ({"config": override(RunConfig(), video={"crf": 1}).to_dict()}, "config.video.crf: 17 there, 1 now"),
+        ({"config": override(RunConfig(), run={"prompts_per_shard": 1}).to_dict()}, "config.run.prompts_per_shard"),
+    ],
+)
+def test_another_config_is_refused_with_every_difference(
+    tmp_path: Path, values: dict[str, object], message: str
+) -> None:
+    storage = LocalStorage(tmp_path)
+    open_run(storage, record())
+    with pytest.raises(OutputError) as caught:
+        open_run(storage, record(**values))
+    assert message in caught.value.message
+    assert caught.value.hint
+    assert read_run(storage) == record()
+
+
+def test_out_holds_something_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match=r"not empty and holds no run \(thesis.tex\)"):
+        open_run(LocalStorage(tmp_path), record())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_desktop_litter_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / ".DS_Store").write_text("")
+    assert not open_run(LocalStorage(tmp_path), record())[1]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 1}', "\udcff"])
+def test_broken_record(tmp_path: Path, text: str) -> None:
+    (tmp_path / RUN_FILE).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(OutputError, match="cannot be used"):
+        open_run(LocalStorage(tmp_path), record())
+
+
+def test_no_run(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="holds no run"):
+        read_run(LocalStorage(tmp_path))
+
+
+def test_two_that_start_at_once_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = LocalStorage(tmp_path)
+    real = storage.probe
+    monkeypatch.setattr(storage, "probe", lambda: (real(), open_run(LocalStorage(tmp_path), record())))
+    assert open_run(storage, record(version="9"))[0].version == "0.1.0"
+
+
+def test_fingerprint(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_bytes(b"abc")
+    made = fingerprint(str(path))
+    assert (made.bytes, made.sha256[:8]) == (3, "ba7816bf")
+    with pytest.raises(InputError):
+        fingerprint(str(tmp_path / "none"))
+
+
+def test_names_are_apart_and_storable() -> None:
+    names = [
+        sidecar_path("ok", 0, 17, "ab" * 32),
+        sidecar_path("failed", 0, 17, "ab" * 32),
+        sidecar_path("ok", 0, 18, "ab" * 32),
+        video_path(0, 17, "ab" * 32, 1),
+        video_path(0, 17, "ab" * 32, 2),
+        video_path(0, 18, "ab" * 32, 1),
+        sidecar_path("ok", 123456, 1234567890, "ab" * 32),
+    ]
+    assert len(set(names)) == len(names)
+    assert [checked_path(name) for name in names] == names
+    assert names[0] == "done/00000/00000017-abababababababab.json"
+
+
+def test_config_hash_is_of_the_sampler_alone() -> None:
+    assert record().config_hash == record(version="2").config_hash != record(sampler={}).config_hash
+    assert differences(record(), record()) == []

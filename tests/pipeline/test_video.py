@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from miga.errors import ConfigError, OutputError, RowError, WorkerError
+from pipeline import video
+from pipeline.config import VideoConfig
+from pipeline.video import (
+    Frames,
+    VideoWriter,
+    check_codec,
+    count_frames,
+    poster_frame,
+    poster_jpeg,
+    read_frames,
+    write_video,
+)
+
+
+def colours(num_frames: int, height: int = 64, width: int = 96) -> Frames:
+    """Flat frames, each of another colour."""
+    colour_FC = np.random.default_rng(0).integers(0, 256, (num_frames, 3), dtype=np.uint8)
+    return np.broadcast_to(colour_FC[:, None, None], (num_frames, height, width, 3)).copy()
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*"))
+
+
+def test_frames_come_back_in_number_order_size_and_colour(tmp_path: Path) -> None:
+    frames_FHWC = colours(21)
+    chunks = iter([frames_FHWC[:1], frames_FHWC[1:1], frames_FHWC[1:9], frames_FHWC[9:]])
+    made = write_video(chunks, tmp_path / "deep" / "a.mp4", fps=8, num_frames=21)
+    assert (made.num_frames, made.height, made.width, made.fps, made.duration_s) == (21, 64, 96, 8, 21 / 8)
+    assert made.bytes == made.path.stat().st_size > 0
+    assert len(made.sha256) == 64
+    again_FHWC = np.stack(list(read_frames(made.path)))
+    assert again_FHWC.shape == frames_FHWC.shape
+    assert np.abs(again_FHWC.astype(int) - frames_FHWC).max() <= 6
+    assert np.array_equal(poster_frame(made.path), again_FHWC[0])
+    assert poster_jpeg(made.path, width=48).startswith(b"\xff\xd8")
+    assert left_in(tmp_path) == ["a.mp4", "deep"]
+
+
+def test_equal_frames_give_equal_bytes(tmp_path: Path) -> None:
+    noise_FHWC = np.random.default_rng(1).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8)
+    first = write_video([noise_FHWC], tmp_path / "a.mp4", fps=8)
+    second = write_video((frame[None] for frame in noise_FHWC), tmp_path / "b.mp4", fps=8)
+    assert first.path.read_bytes() == second.path.read_bytes()
+    assert first.sha256 == second.sha256
+
+
+def test_index_stands_at_the_front(tmp_path: Path) -> None:
+    data = write_video([colours(5)], tmp_path / "a.mp4", fps=8).path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("decoder"), KeyboardInterrupt(), GeneratorExit()])
+def test_an_error_in_the_midst_leaves_no_file(tmp_path: Path, error: BaseException) -> None:
+    def chunks() -> Iterator[Frames]:
+        yield colours(5)
+        raise error
+
+    with pytest.raises(type(error)):
+        write_video(chunks(), tmp_path / "a.mp4", fps=8)
+    assert left_in(tmp_path) == []
+
+
+def test_a_writer_left_early_leaves_no_file(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", fps=8) as writer:
+        writer.write(colours(5))
+    assert left_in(tmp_path) == []
+
+
+def test_an_earlier_file_stays_when_the_next_fails(tmp_path: Path) -> None:
+    made = write_video([colours(5)], tmp_path / "a.mp4", fps=8)
+    with pytest.raises(RowError):
+        write_video([], made.path, fps=8)
+    assert count_frames(made.path) == 5
+
+
+@pytest.mark.parametrize("num_frames", [4, 6])
+def test_wrong_number_of_frames(tmp_path: Path, num_frames: int) -> None:
+    with pytest.raises(RowError, match=f"5 frames came where {num_frames}"):
+        write_video([colours(5)], tmp_path / "a.mp4", fps=8, num_frames=num_frames)
+    assert left_in(tmp_path) == []
+
+
+def test_no_frames(tmp_path: Path) -> None:
+    with pytest.raises(RowError, match="no frames"):
+        write_video(iter([]), tmp_path / "a.mp4", fps=8)
+    with pytest.raises(RowError, match="no frames"):
+        write_video([colours(0)], tmp_path / "a.mp4", fps=8)
+    assert left_in(tmp_path) == []
+
+
+def test_a_file_that_is_too_short_is_not_given_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "count_frames", lambda path: 3)
+    with pytest.raises(WorkerError, match="holds 3 frames, not the 5"):
+        write_video([colours(5)], tmp_path / "a.mp4", fps=8)
+    assert left_in(tmp_path) == []
+
+
+def test_a_full_disk_is_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 100
+
+    monkeypatch.setattr(video, "count_frames", lambda path: 3)
+    monkeypatch.setattr(video.shutil, "disk_usage", lambda path: Usage)
+    with pytest.raises(OutputError, match="no space left"):
+        write_video([colours(5)], tmp_path / "a.mp4", fps=8)
+
+
+def test_frames_must_be_frames(tmp_path: Path) -> None:
+    for wrong in (colours(2).astype(np.float32), colours(2)[0], colours(2)[..., :1]):
+        with pytest.raises(ValueError, match="must be uint8"):
+            write_video([wrong], tmp_path / "a.mp4", fps=8)
+    with pytest.raises(ValueError, match="after frames"):
+        write_video([colours(2), colours(2, 32, 32)], tmp_path / "a.mp4", fps=8)
+    assert left_in(tmp_path) == []
+
+
+def test_odd_sizes_are_refused_or_kept(tmp_path: Path) -> None:
+    frames_FHWC = colours(3, 65, 63)
+    with pytest.raises(ConfigError, match="height 65 and width 63"):
+        write_video([frames_FHWC], tmp_path / "a.mp4", fps=8)
+    full = VideoConfig(pixel_format="yuv444p")
+    made = write_video([frames_FHWC], tmp_path / "a.mp4", fps=8, settings=full)
+    assert next(read_frames(made.path)).shape == (65, 63, 3)
+
+
+def test_truncated_file_does_not_count(tmp_path: Path) -> None:
+    made = write_video([colours(20)], tmp_path / "a.mp4", fps=8)
+    made.path.write_bytes(made.path.read_bytes()[:-200])
+    with pytest.raises(WorkerError, match="does not decode"):
+        count_frames(made.path)
+
+
+def test_usable_settings() -> None:
+    check_codec(VideoConfig())
+    check_codec(VideoConfig(codec="mpeg4", crf=None, preset=None), height=48, width=80)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"codec": "h265"}, "use one of libx264"),
+        ({"preset": "zz"}, "invalid preset 'zz'"),
+        ({"pixel_format": "abc"}, "Unknown pixel format"),
+    ],
+)
+def test_unusable_settings_are_found_out_before_any_frame(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_codec(VideoConfig(**settings))  # type: ignore[arg-type]
+    assert message in str(caught.value)
+    assert "[video]" in str(caught.value)
