@@ -14,7 +14,7 @@ import torch
 from miga.backbones.registry import EMBEDDED
 from miga.backbones.sprites.checkpoint_folder import save_checkpoint
 from miga.backbones.sprites.train_transformer import train_transformer
-from miga.backbones.sprites.train_vae import finetune_decoder, train_vae
+from miga.backbones.sprites.train_vae import train_vae
 from miga.backbones.sprites.training import pick_device
 
 
@@ -24,9 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=EMBEDDED["sprites"], help="checkpoint folder (default: %(default)s)")
     parser.add_argument("--work-dir", type=Path, default=Path("training"), help="states and encoded clips")
     parser.add_argument("--vae-steps", type=int, default=3200)
-    parser.add_argument("--decoder-steps", type=int, default=0, help="further steps of the decoder alone")
-    parser.add_argument("--clips", type=int, default=6144, help="clips encoded for the transformer")
-    parser.add_argument("--transformer-steps", type=int, default=6000)
+    parser.add_argument("--clips", type=int, default=5120, help="clips encoded for the transformer")
+    parser.add_argument("--transformer-steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -44,8 +43,6 @@ def main(arguments: list[str] | None = None) -> int:
         options.transformer_steps,
         options.seed,
     )
-    if options.decoder_steps:
-        finetune_decoder(vae, options.work_dir / "decoder.pt", options.decoder_steps, options.seed)
     save_checkpoint(options.out, vae, transformer, text_encoder, tokenizer)
     print(f"checkpoint: {options.out}")
     return 0

@@ -22,13 +22,20 @@ from pipeline.run_folder import manifest_path, shard_of, sidecar_path
 from pipeline.storage import Storage
 
 _TIME: Final = pa.timestamp("us", tz="UTC")
+
+
+def _list_of(kind: Any) -> Any:
+    """A list type as Parquet gives it back: its items are called "element" there."""
+    return pa.list_(pa.field("element", kind))
+
+
 _COLUMNS: Final[tuple[tuple[str, Any, str], ...]] = (
     ("key", pa.string(), "SHA-256 of what the video is made from: prompts, seed, length, sampler config, model"),
     ("id", pa.string(), "the user's, or the row's position"),
     ("row", pa.int64(), "0-based position in the prompt file"),
     ("shard", pa.int32(), "manifest file the row belongs to"),
     ("status", pa.string(), "ok, or failed (see error)"),
-    ("prompts", pa.list_(pa.string()), "one prompt, or several in turn"),
+    ("prompts", _list_of(pa.string()), "one prompt, or several in turn"),
     ("negative_prompt", pa.string(), "null means the model's own"),
     ("seed", pa.uint64(), "null if the row's could not be read"),
     ("profile", pa.string(), "named sampler settings"),
@@ -56,11 +63,11 @@ _COLUMNS: Final[tuple[tuple[str, Any, str], ...]] = (
     ("device", pa.string(), "what it was made on"),
     ("node", pa.string(), "machine it was made on"),
     ("attempt", pa.int32(), "1 for the first; 0 if it was never tried"),
-    ("consistency", pa.list_(pa.float64()), "score of every evaluation during sampling"),
-    ("consistency_latents", pa.list_(pa.int32()), "first latent judged by each"),
-    ("searched_at", pa.list_(pa.int32()), "positions in consistency where a search ran"),
-    ("corrected_at", pa.list_(pa.int32()), "positions in consistency where its result was taken"),
-    ("final_consistency", pa.list_(pa.float64()), "the score on finished latents, chunk by chunk"),
+    ("consistency", _list_of(pa.float64()), "score of every evaluation during sampling"),
+    ("consistency_latents", _list_of(pa.int32()), "first latent judged by each"),
+    ("searched_at", _list_of(pa.int32()), "positions in consistency where a search ran"),
+    ("corrected_at", _list_of(pa.int32()), "positions in consistency where its result was taken"),
+    ("final_consistency", _list_of(pa.float64()), "the score on finished latents, chunk by chunk"),
     ("num_evaluations", pa.int64(), "evaluations made"),
     ("num_searches", pa.int64(), "searches run"),
     ("num_corrections", pa.int64(), "searches whose result was taken"),

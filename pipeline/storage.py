@@ -199,7 +199,7 @@ class S3Storage:
     """A prefix of a bucket. Credentials, region and endpoint come from the environment, as for every AWS tool."""
 
     def __init__(self, root: str) -> None:
-        bucket, _, prefix = root.removeprefix("s3://").strip("/").partition("/")
+        bucket, _, prefix = root.removeprefix("s3://").rstrip("/").partition("/")
         if not bucket or "//" in prefix or ".." in prefix.split("/"):
             raise OutputError(f"{root} names no place in a bucket", "write s3://bucket/prefix")
         self._base = f"{bucket}/{prefix}".rstrip("/")
@@ -212,8 +212,9 @@ class S3Storage:
 
     def exists(self, path: str) -> bool:
         """See `Storage`."""
+        place = self._at(path)
         with self._faults(path):
-            return bool(self._fs.isfile(self._at(path)))
+            return bool(self._fs.isfile(place))
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """See `Storage`."""
@@ -235,8 +236,9 @@ class S3Storage:
 
     def read_bytes(self, path: str) -> bytes:
         """See `Storage`."""
+        place = self._at(path)
         with self._faults(path):
-            return bytes(self._fs.cat_file(self._at(path)))
+            return bytes(self._fs.cat_file(place))
 
     def write_bytes(self, path: str, data: bytes, if_absent: bool = False) -> bool:
         """See `Storage`.
@@ -244,31 +246,34 @@ class S3Storage:
         A conditional put may be told "exists" for its own write, when the answer to a first try was lost; so what is
         there is read back and compared.
         """
+        place = self._at(path)
         with self._faults(path):
             if not if_absent:
-                self._fs.pipe_file(self._at(path), data)
+                self._fs.pipe_file(place, data)
                 return True
             try:
-                self._fs.pipe_file(self._at(path), data, mode="create")
+                self._fs.pipe_file(place, data, mode="create")
             except OSError as error:
                 if not _says_exists(error):
                     raise
                 try:
-                    return bytes(self._fs.cat_file(self._at(path))) == data
+                    return bytes(self._fs.cat_file(place)) == data
                 except FileNotFoundError:
                     raise error from None
             return True
 
     def put_file(self, local: str | Path, path: str) -> None:
         """See `Storage`."""
+        place = self._at(path)
         with self._faults(path):
-            self._fs.put_file(str(local), self._at(path))
+            self._fs.put_file(str(local), place)
 
     def delete(self, path: str) -> None:
         """See `Storage`."""
+        place = self._at(path)
         with self._faults(path):
             try:
-                self._fs.rm_file(self._at(path))
+                self._fs.rm_file(place)
             except FileNotFoundError:
                 return
 
@@ -298,7 +303,7 @@ class S3Storage:
         try:
             yield
         except FileNotFoundError as error:
-            if "bucket" in str(error).lower():
+            if "bucket does not exist" in str(error) or "NoSuchBucket" in str(error):
                 raise OutputError(f"{self.root}: {error}", "create the bucket, or check its name") from error
             raise
         except PermissionError as error:

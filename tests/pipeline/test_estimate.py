@@ -32,5 +32,5 @@ def test_nothing_to_do_costs_nothing() -> None:
 
 @pytest.mark.parametrize("values", [{"num_workers": 0}, {"fps": 0}, {"seconds_per_call": -1}])
 def test_senseless_costs(values: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="must be|cannot be"):
+    with pytest.raises(ValueError, match=r"must be|cannot be"):
         CostModel(**({"seconds_per_call": 1, "bytes_per_second": 1, "fps": 1} | values))  # type: ignore[arg-type]

@@ -167,7 +167,7 @@ def test_empty_shard_can_be_written() -> None:
 def test_broken_files_are_named(manifest: Manifest, storage: LocalStorage) -> None:
     manifest.record(row(0))
     storage.write_bytes(sidecar_path("ok", 0, 1, KEY), b'{"key": ')
-    with pytest.raises(OutputError, match="00000001-abababababababab.json is broken"):
+    with pytest.raises(OutputError, match=r"00000001-abababababababab\.json is broken"):
         manifest.read_shard(0)
     storage.write_bytes(manifest_path(1), b"PAR1 no")
     with pytest.raises(OutputError, match=r"shard-00001\.parquet"):

@@ -116,7 +116,11 @@ def test_parquet_strings_and_dictionaries(tmp_path: Path) -> None:
     assert [row.prompts for row in read(str(tmp_path / "p.parquet"))] == [("a",), ("b",), ("a",)]
 
 
-@pytest.mark.parametrize("prompt", ["\U0001f408\u200d\u2b1b on \x1b[31m red", "nul \x00 inside", "\u202eright to left", "x" * 10_000])
+@pytest.mark.parametrize(
+    "prompt",
+    ["\U0001f408\u200d\u2b1b on \x1b[31m red", "nul \x00 inside", "\u202eright to left", "x" * 10_000],
+    ids=["emoji", "nul", "direction", "long"],
+)
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv", "p.parquet"])
 def test_odd_characters_survive(tmp_path: Path, write: Write, name: str, prompt: str) -> None:
     if name == "p.parquet":

@@ -63,9 +63,9 @@ def test_settings_that_change_no_video_may_change(tmp_path: Path) -> None:
         ({"profile": "fifo"}, 'profile: "paper" there, "fifo" now'),
         ({"model_revision": "abd"}, "model_revision"),
         ({"prompts": PromptsFingerprint(path="p.txt", bytes=4, sha256="01")}, "prompts.sha256"),
-        ({"config": override(RunConfig(), seed=1).to_dict()}, "config.seed: 0 there, 1 now"),
-        ({"config": override(RunConfig(), video={"crf": 1}).to_dict()}, "config.video.crf: 17 there, 1 now"),
-        ({"config": override(RunConfig(), run={"prompts_per_shard": 1}).to_dict()}, "config.run.prompts_per_shard"),
+        ({"config": override(RunConfig(), seed=1)}, "config.seed: 0 there, 1 now"),
+        ({"config": override(RunConfig(), video={"crf": 1})}, "config.video.crf: 17 there, 1 now"),
+        ({"config": override(RunConfig(), run={"prompts_per_shard": 1})}, "config.run.prompts_per_shard"),
     ],
 )
 def test_another_config_is_refused_with_every_difference(

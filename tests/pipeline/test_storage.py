@@ -138,7 +138,12 @@ def test_relative_roots_are_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [(errno.ENOSPC, "no space left"), (errno.EACCES, "permission denied"), (errno.EROFS, "read-only"), (5, "")],
+    [
+        (errno.ENOSPC, "no space left"),
+        (errno.EACCES, "permission denied"),
+        (errno.EROFS, "read-only"),
+        (errno.EIO, "Input/output error"),
+    ],
 )
 @pytest.mark.parametrize("if_absent", [False, True])
 def test_a_failing_disk_leaves_nothing_partial(

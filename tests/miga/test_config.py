@@ -1,0 +1,157 @@
+"""Settings: resolved in layers, and refused with the field, what it takes and why."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from miga.backbones.base import BackboneSpec
+from miga.config import FIELD_NAMES, PROFILES, PUBLISHED, SamplerConfig, check_overrides, resolve_config
+from miga.errors import ConfigError
+from tests.miga.closed_form import make_config, make_fifo_config
+
+SPEC = BackboneSpec("wan", "test", "0", 21, 16, 60, 104, 480, 832, 16)
+
+
+def test_the_published_settings_of_wan() -> None:
+    config = resolve_config("paper", SPEC)
+    assert (config.num_steps, config.window, config.stride, config.zigzag_width) == (54, 21, 10, 7)
+    assert (config.handoff_level, config.num_guidance_latents, config.flow_shift) == (10, 4, 5.0)
+    assert (config.self_reflection, config.reflection_threshold, config.num_candidates) == (True, 0.01, 3)
+    assert (config.num_eval_latents, config.num_reference_latents, config.judged_group) == (7, 14, 10)
+    assert (config.num_base_groups, config.queue_length) == (3, 315)
+    fifo = resolve_config("fifo", SPEC)
+    assert (fifo.method, fifo.num_guidance_latents, fifo.self_reflection, fifo.queue_length) == ("fifo", 0, False, 54)
+
+
+def test_later_layers_win() -> None:
+    spec = replace(SPEC, sampler={"num_steps": 30, "handoff_level": 6})
+    config = resolve_config("paper", spec, {"handoff_level": 4, "self_reflection": False})
+    assert (config.num_steps, config.handoff_level, config.self_reflection) == (30, 4, False)
+    assert config.profile == "paper"
+    assert resolve_config("paper", replace(SPEC, window=14)).stride == 7
+    assert resolve_config("paper", SPEC, {"stride": 5}).stride == 5
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_every_profile_resolves_and_can_be_stored(profile: str, family: str) -> None:
+    config = resolve_config(profile, replace(SPEC, family=family))
+    assert SamplerConfig(**json.loads(json.dumps(config.to_dict()))) == config
+    assert tuple(config.to_dict()) == FIELD_NAMES
+
+
+REFLECT = {"self_reflection": True}
+OUT_OF_RANGE: list[tuple[dict[str, Any], str, str]] = [
+    ({"num_steps": 0}, "num_steps", "at least 1"),
+    ({"window": 1, "stride": 1}, "window", "at least 2"),
+    ({"stride": 0}, "stride", "1 to window = 6"),
+    ({"stride": 7}, "stride", "1 to window = 6"),
+    ({"guidance_scale": -0.5}, "guidance_scale", "0 or more"),
+    ({"guidance_scale": float("nan")}, "guidance_scale", "0 or more"),
+    ({"guidance_scale": float("inf")}, "guidance_scale", "0 or more"),
+    ({"flow_shift": 0.0}, "flow_shift", "above 0"),
+    ({"flow_shift": float("nan")}, "flow_shift", "above 0"),
+    ({"zigzag_width": 4}, "zigzag_width", "a divisor of window = 6, one of [1, 2, 3, 6]: the base clip must fill whole"),
+    ({"zigzag_width": 0}, "zigzag_width", "a divisor of window = 6"),
+    ({"zigzag_width": 12}, "zigzag_width", "a divisor of window = 6"),
+    ({"num_steps": 3}, "num_steps", "at least 4: the base clip's 3 groups enter at levels"),
+    ({"handoff_level": 0}, "handoff_level", "1 to 9: the base clip enters at level"),
+    ({"handoff_level": 10}, "handoff_level", "1 to 9: the base clip enters at level"),
+    ({"num_guidance_latents": -1}, "num_guidance_latents", "0 to 3: a guided window must still hold its stride of 3"),
+    ({"num_guidance_latents": 4}, "num_guidance_latents", "0 to 3: a guided window must still hold its stride of 3"),
+    (REFLECT | {"reflection_threshold": float("nan")}, "reflection_threshold", "a finite number"),
+    (REFLECT | {"num_candidates": 0}, "num_candidates", "at least 1"),
+    (REFLECT | {"judged_group": 0}, "judged_group", "at least 1 (the last group of the queue)"),
+    (REFLECT | {"num_eval_latents": 0}, "num_eval_latents", "1 to 6, the latents judged from on"),
+    (REFLECT | {"num_eval_latents": 7}, "num_eval_latents", "1 to 6, the latents judged from on"),
+    (REFLECT | {"num_reference_latents": 0}, "num_reference_latents", "num_reflection_guidance_latents = 4: a candidate"),
+    (REFLECT | {"num_reference_latents": 5}, "num_reference_latents", "num_reflection_guidance_latents = 4: a candidate"),
+    (REFLECT | {"judged_group": 8}, "judged_group", "(there is room for 2)"),
+    (REFLECT | {"judged_group": 30}, "judged_group", "(there is room for 0)"),
+]
+FIFO_OUT_OF_RANGE: list[tuple[dict[str, Any], str, str]] = [
+    ({"num_steps": 5}, "num_steps", "at least window = 6: the base clip fills the last `window` places"),
+    ({"stride": 4}, "stride", "1 to 3: each window writes its right half"),
+    ({"window": 7, "stride": 5}, "stride", "1 to 4: each window writes its right half"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "name", "allowed"),
+    [(make_config, *case) for case in OUT_OF_RANGE] + [(make_fifo_config, *case) for case in FIFO_OUT_OF_RANGE],
+)
+def test_out_of_range(make: Any, settings: dict[str, Any], name: str, allowed: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make(**settings)
+    assert caught.value.message.startswith(f"sampler.{name} = ")
+    assert "(profile 'test')" in caught.value.message
+    assert allowed in caught.value.hint
+
+
+def test_the_ends_of_the_ranges_are_admitted() -> None:
+    make_config(handoff_level=9)
+    make_config(handoff_level=1, num_guidance_latents=3)
+    make_config(stride=6, num_guidance_latents=0)
+    make_config(num_steps=4, handoff_level=1)
+    make_config(self_reflection=True, judged_group=7, num_eval_latents=14, num_reference_latents=4)
+    make_config(num_candidates=0)  # not used where self-reflection is off
+    make_fifo_config(num_steps=6)
+    make_fifo_config(window=7, stride=4)
+
+
+def test_unknown_profile() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_config("papper", SPEC)
+    assert "unknown profile 'papper'" in caught.value.message
+    assert caught.value.hint.startswith("did you mean 'paper'? profiles: ")
+    with pytest.raises(ConfigError) as caught:
+        resolve_config("zzz", SPEC)
+    assert caught.value.hint.startswith("profiles: paper, fifo")
+
+
+def test_unknown_key() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_config("paper", SPEC, {"num_step": 54})
+    assert caught.value.message == "unknown key sampler.num_step"
+    assert caught.value.hint.startswith("did you mean 'num_steps'? keys: method, num_steps, ")
+    with pytest.raises(ConfigError, match=r"unknown key sampler\.profile"):
+        resolve_config("paper", SPEC, {"profile": "fifo"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("num_steps", 54.7, "int"),
+        ("num_steps", 54.0, "int"),
+        ("num_steps", True, "int"),
+        ("num_steps", "3", "int"),
+        ("num_steps", None, "int"),
+        ("num_steps", [54], "int"),
+        ("guidance_scale", "5", "float"),
+        ("guidance_scale", True, "float"),
+        ("self_reflection", 1, "bool"),
+        ("self_reflection", "true", "bool"),
+        ("method", 3, "str"),
+        ("method", True, "str"),
+    ],
+)
+def test_wrong_type(key: str, value: Any, wanted: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_config("paper", SPEC, {key: value})
+    assert caught.value.message == f"sampler.{key} = {value!r} has the wrong type"
+    assert caught.value.hint == f"it takes a value of type {wanted}"
+
+
+def test_right_types() -> None:
+    check_overrides({"num_steps": 54, "guidance_scale": 5, "flow_shift": 3.0, "self_reflection": False, "method": "fifo"})
+
+
+def test_unknown_method() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_config("paper", SPEC, {"method": "swift"})
+    assert caught.value.message == "sampler.method = 'swift' is unknown"
+    assert caught.value.hint == "it is 'miga' or 'fifo'"

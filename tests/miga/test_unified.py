@@ -1,0 +1,121 @@
+"""Stage 2 as a stream: bit for bit what passes over all latents of the video give, in bounded memory."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from miga.denoise_pass import Stepper, run_one_by_one
+from miga.noise import NamedNoise
+from miga.prompts import PromptTrack
+from miga.queue import FrameQueue
+from miga.solvers import UniPCSolver
+from miga.unified import Unified, UnifiedState
+from miga.windows import plan_pass
+from tests.miga.closed_form import SHAPE, GaussianDenoiser, make_config
+
+
+def make_unified(num_latents: int | None, window: int, stride: int, num_passes: int) -> Unified:
+    config = make_config(
+        window=window,
+        stride=stride,
+        zigzag_width=window,
+        num_steps=num_passes + 2,
+        handoff_level=num_passes + 1,
+        num_guidance_latents=0,
+    )
+    denoiser = GaussianDenoiser(config, correlation=0.9)
+    prompts = PromptTrack([0.5, -1.0, 0.2], latents_per_prompt=3)
+    stepper = Stepper(
+        denoiser.schedule, UniPCSolver(denoiser.schedule), prompts, NamedNoise(0, SHAPE), run_one_by_one(denoiser)
+    )
+    return Unified(config, stepper, num_latents)
+
+
+def handed_over(unified: Unified, count: int) -> FrameQueue:
+    """Latents as Stage 1 leaves them: at level R, with two steps in their history."""
+    stepper, level = unified.stepper, unified.num_passes + 2
+    queue = stepper.fresh(stepper.noise("push", range(count)), torch.full((count,), level), 0)
+    for _ in range(2):
+        queue = stepper.step(queue, 0.3 * queue.x_FCHW)
+    return queue
+
+
+def in_whole_passes(unified: Unified, queue: FrameQueue) -> torch.Tensor:
+    for _ in range(unified.num_passes):
+        plan = plan_pass(len(queue), unified.config.window, unified.config.stride)
+        queue = unified.stepper.pass_over(queue, plan)
+    return queue.x_FCHW
+
+
+def in_chunks(unified: Unified, queue: FrameQueue, sizes: list[int]) -> tuple[list[FrameQueue], list[int]]:
+    state, out, alive = unified.start(), [], []
+    for size in sizes:
+        chunk, queue = queue.pop(size)
+        state, finished = unified.advance(state, chunk)
+        alive.append(state.num_alive)
+        if finished is not None:
+            out.append(finished)
+    return out, alive
+
+
+@pytest.mark.parametrize(("window", "stride"), [(2, 1), (4, 1), (4, 2), (4, 4), (5, 2), (5, 3)])
+@pytest.mark.parametrize("num_passes", [1, 3])
+def test_equals_whole_passes_bit_for_bit(window: int, stride: int, num_passes: int) -> None:
+    chance = random.Random(window * stride)
+    for num_latents in range(1, 4 * window + 2):
+        unified = make_unified(num_latents, window, stride, num_passes)
+        queue = handed_over(unified, num_latents)
+        expected = in_whole_passes(unified, queue)
+        step = chance.randint(1, window)
+        sizes = [min(step, num_latents - done) for done in range(0, num_latents, step)]
+        out, alive = in_chunks(unified, queue, sizes)
+        assert torch.equal(torch.cat([part.x_FCHW for part in out]), expected)
+        assert [index for part in out for index in part.indices] == list(range(num_latents))
+        assert all(set(part.level_F.tolist()) == {0} for part in out)
+        assert max(alive) <= num_passes * (window - 1)
+        assert alive[-1] == 0
+
+
+@pytest.mark.parametrize(("window", "stride"), [(4, 1), (4, 2), (4, 4), (5, 3), (21, 10)])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+def test_number_of_latents_alive_is_bounded(window: int, stride: int, chunk: int) -> None:
+    num_passes, total = 4, 200
+    unified = make_unified(None, window, stride, num_passes)
+    out, alive = in_chunks(unified, handed_over(unified, total), [chunk] * (total // chunk))
+    assert max(alive) <= num_passes * (window - 1)
+    assert sum(map(len, out)) >= total - chunk - num_passes * (window - 1)
+
+
+def test_the_bound_is_reached() -> None:
+    unified = make_unified(None, window=4, stride=1, num_passes=3)
+    _, alive = in_chunks(unified, handed_over(unified, 40), [1] * 40)
+    assert max(alive) == 3 * 3
+
+
+def test_finished_latents_are_handed_out_at_once() -> None:
+    """With a stride of one, every latent that arrives lets one go."""
+    unified = make_unified(None, window=4, stride=1, num_passes=3)
+    out, _ = in_chunks(unified, handed_over(unified, 30), [1] * 30)
+    assert [len(part) for part in out] == [1] * 21
+    assert out[0].first == 0
+
+
+def test_no_pass_left_hands_latents_through() -> None:
+    unified = make_unified(6, window=4, stride=2, num_passes=0)
+    queue = handed_over(unified, 6)
+    state, finished = unified.advance(unified.start(), queue)
+    assert state == UnifiedState((), ())
+    assert finished is queue
+
+
+def test_the_stream_holds_no_storage_but_its_own() -> None:
+    unified = make_unified(None, window=4, stride=2, num_passes=2)
+    queue = handed_over(unified, 40)
+    state, _ = unified.advance(unified.start(), queue)
+    for waiting in state.waiting:
+        assert waiting is not None
+        for tensor in (waiting.x_FCHW, waiting.level_F, *waiting.history.values()):
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
