@@ -108,9 +108,7 @@ class BackboneWorker:
     def __init__(self, settings: WorkerSettings) -> None:
         torch.set_num_threads(settings.num_threads)
         self._settings = settings
-        self._backbone = load_backbone(
-            settings.model, revision=settings.revision, components=("denoiser", "vae")
-        )
+        self._backbone = load_backbone(settings.model, revision=settings.revision, components=("denoiser", "vae"))
         self._storage = open_storage(settings.out)
 
     def describe(self) -> WorkerInfo:

@@ -293,9 +293,7 @@ class Coordinator:
     def _quarantine(self, row: PromptRow | BadRow, attempt: int, error_type: str, error: str) -> None:
         key = bad_row_key(row) if isinstance(row, BadRow) else self._key(row)
         self._manifest.record(
-            ManifestRow(
-                **self._common(row, key), status="failed", attempt=attempt, error_type=error_type, error=error
-            )
+            ManifestRow(**self._common(row, key), status="failed", attempt=attempt, error_type=error_type, error=error)
         )
         self._board.row_failed(row, error)
 

@@ -72,7 +72,7 @@ def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
     if reason := why_not(spec, num_frames):
         raise UsageError(reason, "choose one of those for --num-frames")
     check_codec(config.video, spec.height, spec.width)
-    return Plan(
+    plan = Plan(
         prompts=prompts,
         out=out,
         config=config,
@@ -82,6 +82,8 @@ def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
         num_rows=count_rows(prompts, config.limit),
         check_prompt=prompt_checker(config.model, config.revision),
     )
+    plan.rows()  # finds what is wrong with the file as a whole
+    return plan
 
 
 def why_not(spec: BackboneSpec, num_frames: int) -> str | None:
@@ -133,9 +135,7 @@ def dry_run(plan: Plan, num_workers: int) -> dict[str, Any]:
     return {"model": plan.spec.name, "profile": plan.sampler.profile, **estimate}
 
 
-def generate(
-    plan: Plan, *, address: str | None = None, quiet: bool = False, report: bool = True
-) -> dict[str, Any]:
+def generate(plan: Plan, *, address: str | None = None, quiet: bool = False, report: bool = True) -> dict[str, Any]:
     """Makes the run, or goes on with it where it was left.
 
     Returns:

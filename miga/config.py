@@ -218,6 +218,11 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
     values: dict[str, Any] = {
         "window": spec.window, **PUBLISHED[spec.family], **spec.sampler, **PROFILES[profile].settings, **overrides
     }  # fmt: skip
+    if values["window"] > spec.window:
+        raise ConfigError(
+            f"sampler.window = {values['window']} is more than {spec.name!r} was trained on",
+            f"it must be at most {spec.window} latents",
+        )
     values.setdefault("stride", values["window"] // 2)
     return SamplerConfig(profile=profile, **values)
 
@@ -234,7 +239,7 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
             raise ConfigError(f"unknown key sampler.{name}", _suggest(name, types, "keys"))
         allowed = {float: (float, int), int: (int,), bool: (bool,)}.get(types[name], (str,))
         if not isinstance(value, allowed) or (isinstance(value, bool) and types[name] is not bool):
-            wanted = getattr(types[name], "__name__", "str")
+            wanted = types[name].__name__ if types[name] in (float, int, bool) else "str"
             raise ConfigError(f"sampler.{name} = {value!r} has the wrong type", f"it takes a value of type {wanted}")
     if overrides.get("method", "miga") not in ("miga", "fifo"):
         raise ConfigError(f"sampler.method = {overrides['method']!r} is unknown", "it is 'miga' or 'fifo'")

@@ -4,7 +4,7 @@ Pass `p` of a window needs only the latents it sees to have finished pass `p - 1
 behind Stage 1 and hand out finished latents at once, whatever the length of the video. For a known number of latents
 the windows, and so the result, are exactly those of passes over the whole queue.
 
-Between calls at most `R * (f0 - 1)` latents are alive, `R` the number of passes: each pass waits for less than a window.
+Between calls at most `R * (f0 - 1)` latents are alive, `R` the number of passes: each waits for less than a window.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def parse_config(values: Mapping[str, Any], origin: str) -> RunConfig:
             faults.setdefault(".".join(names), _explain(names, fault))
         lines = [text for text, _ in faults.values()]
         hints = dict.fromkeys(hint for _, hint in faults.values() if hint)
-        raise ConfigError(f"{origin}: " + "; ".join(lines), "; ".join(hints)) from error
+        raise ConfigError(f"{origin}: " + "; ".join(lines), "; ".join(hints) or "correct that value") from error
 
 
 def override(config: RunConfig, **values: Any) -> RunConfig:

@@ -55,7 +55,11 @@ OUT_OF_RANGE: list[tuple[dict[str, Any], str, str]] = [
     ({"guidance_scale": float("inf")}, "guidance_scale", "0 or more"),
     ({"flow_shift": 0.0}, "flow_shift", "above 0"),
     ({"flow_shift": float("nan")}, "flow_shift", "above 0"),
-    ({"zigzag_width": 4}, "zigzag_width", "a divisor of window = 6, one of [1, 2, 3, 6]: the base clip must fill whole"),
+    (
+        {"zigzag_width": 4},
+        "zigzag_width",
+        "a divisor of window = 6, one of [1, 2, 3, 6]: the base clip must fill whole",
+    ),
     ({"zigzag_width": 0}, "zigzag_width", "a divisor of window = 6"),
     ({"zigzag_width": 12}, "zigzag_width", "a divisor of window = 6"),
     ({"num_steps": 3}, "num_steps", "at least 4: the base clip's 3 groups enter at levels"),
@@ -68,8 +72,16 @@ OUT_OF_RANGE: list[tuple[dict[str, Any], str, str]] = [
     (REFLECT | {"judged_group": 0}, "judged_group", "at least 1 (the last group of the queue)"),
     (REFLECT | {"num_eval_latents": 0}, "num_eval_latents", "1 to 6, the latents judged from on"),
     (REFLECT | {"num_eval_latents": 7}, "num_eval_latents", "1 to 6, the latents judged from on"),
-    (REFLECT | {"num_reference_latents": 0}, "num_reference_latents", "num_reflection_guidance_latents = 4: a candidate"),
-    (REFLECT | {"num_reference_latents": 5}, "num_reference_latents", "num_reflection_guidance_latents = 4: a candidate"),
+    (
+        REFLECT | {"num_reference_latents": 0},
+        "num_reference_latents",
+        "num_reflection_guidance_latents = 4: a candidate",
+    ),
+    (
+        REFLECT | {"num_reference_latents": 5},
+        "num_reference_latents",
+        "num_reflection_guidance_latents = 4: a candidate",
+    ),
     (REFLECT | {"judged_group": 8}, "judged_group", "(there is room for 2)"),
     (REFLECT | {"judged_group": 30}, "judged_group", "(there is room for 0)"),
 ]
@@ -147,7 +159,9 @@ def test_wrong_type(key: str, value: Any, wanted: str) -> None:
 
 
 def test_right_types() -> None:
-    check_overrides({"num_steps": 54, "guidance_scale": 5, "flow_shift": 3.0, "self_reflection": False, "method": "fifo"})
+    check_overrides(
+        {"num_steps": 54, "guidance_scale": 5, "flow_shift": 3.0, "self_reflection": False, "method": "fifo"}
+    )
 
 
 def test_unknown_method() -> None:

@@ -46,7 +46,9 @@ def test_each_latent_counts_the_same_however_strong() -> None:
 
 def test_half_precision_is_scored_in_float32() -> None:
     judged, reference = randn(2, 4, 5, 6, seed=1).bfloat16(), randn(3, 4, 5, 6, seed=2).bfloat16()
-    assert consistency_score(judged, reference) == pytest.approx(written_out(judged.float(), reference.float()), abs=1e-6)
+    assert consistency_score(judged, reference) == pytest.approx(
+        written_out(judged.float(), reference.float()), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 7, 50])

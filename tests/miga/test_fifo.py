@@ -69,7 +69,7 @@ def test_a_pass_written_out() -> None:
 def test_the_state_owns_its_storage() -> None:
     config = make_fifo_config()
     fifo = make_sampler(LabelDenoiser(config), config, None, noise=LabelledNoise()).fifo
-    head, state = fifo.advance(fifo.start(base_clip(6)))
+    _, state = fifo.advance(fifo.start(base_clip(6)))
     for part in (state.queue, state.context):
         for tensor in (part.x_FCHW, part.level_F, *part.history.values()):
             assert tensor.untyped_storage().nbytes() == tensor.nbytes

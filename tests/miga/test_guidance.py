@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ def test_earlier_distinct_ascending_and_within_reach(start: int, count: int, wid
     if count:
         assert max(0, start - count * width) <= chosen[0]
         assert chosen[-1] < start
-        assert len({b - a for a, b in zip(chosen, chosen[1:], strict=False)}) <= 1, "uniformly spaced"
+        assert len({b - a for a, b in itertools.pairwise(chosen)}) <= 1, "uniformly spaced"
 
 
 @settings(max_examples=150, deadline=None)

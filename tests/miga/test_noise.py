@@ -69,4 +69,3 @@ def test_128_bits_of_the_hash_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_video_keeps_its_noise_from_one_release_to_the_next() -> None:
     expected = torch.tensor([-0.12127160, 0.50660080, 0.62298995])
     assert torch.allclose(NamedNoise(7, (1, 1, 3))("push", [4]).flatten(), expected, atol=1e-6)
-

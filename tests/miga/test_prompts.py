@@ -11,7 +11,7 @@ from tests.miga.reference import Reference
 
 def test_equation_a3() -> None:
     track = PromptTrack("abc", latents_per_prompt=4)
-    assert "".join(track.at(latent) for latent in range(-3, 14)) == "aaa" "aaaa" "bbbb" "cccccc"
+    assert "".join(track.at(latent) for latent in range(-3, 14)) == "aaaaaaabbbbcccccc"
 
 
 def test_one_prompt_rules_all() -> None:

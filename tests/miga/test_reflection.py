@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from miga.config import SamplerConfig
 from miga.queue import FrameQueue
 from miga.reflection import CandidateTask, ReflectionTrace, SelfReflection
 from tests.miga.closed_form import GaussianDenoiser, LabelDenoiser, LabelledNoise, make_config, make_sampler
@@ -29,7 +28,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 
 
 def make_reflection(denoiser: Any = None, **settings: Any) -> tuple[SelfReflection, LabelledNoise]:
-    config = make_config(self_reflection=True, reflection_threshold=0.1, **settings)
+    config = make_config(self_reflection=True, reflection_threshold=0.125, **settings)
     noise = LabelledNoise()
     reflection = make_sampler(denoiser or LabelDenoiser(config), config, None, noise=noise).zigzag.reflection
     assert reflection is not None
@@ -71,7 +70,7 @@ def test_the_first_evaluation_only_stores(script: Script) -> None:
 
 @pytest.mark.parametrize(
     ("scores", "searches"),
-    [([0.5, 0.4], False), ([0.5, 0.3999, 0.0, 0.0], True), ([0.5, 0.9], False), ([0.0, -0.125, -1.0, -1.0], True)],
+    [([0.5, 0.375], False), ([0.5, 0.3749, 0.0, 0.0], True), ([0.5, 0.9], False), ([0.0, -0.25, -1.0, -1.0], True)],
 )
 def test_a_search_runs_if_and_only_if_the_score_falls_by_more_than_delta(
     script: Script, scores: list[float], searches: bool
@@ -97,9 +96,7 @@ def test_the_fall_is_measured_from_the_score_that_was_kept(script: Script) -> No
 
 def test_a_candidate_no_better_than_the_tail_is_not_taken(script: Script) -> None:
     reflection, _ = make_reflection()
-    script([0.9, 0.5, 0.5, 0.4])
     queue = full_queue(reflection)
-    after, trace = reflection.reflect(queue, ReflectionTrace((0,), (0.9,), (False,), (False,)))
     script([0.5, 0.5, 0.4])
     after, trace = reflection.reflect(queue, ReflectionTrace((0,), (0.9,), (False,), (False,)))
     assert after is queue
@@ -160,7 +157,9 @@ def test_guidance_is_held_fixed_and_only_samples_are_stepped(judged_group: int) 
                 assert number == 0
             else:
                 assert number == 2
-    levels_seen = {(latent, level) for call in denoiser.calls for latent, level in zip(call.latents, call.levels, strict=True)}
+    levels_seen = {
+        (latent, level) for call in denoiser.calls for latent, level in zip(call.latents, call.levels, strict=True)
+    }
     for group in range(judged_group):
         for latent in range(judged + 2 * group, judged + 2 * group + 2):
             steps = judged_group - 1 - group  # the tail group is untouched
@@ -222,9 +221,7 @@ def test_candidates_may_be_grown_elsewhere_in_any_order() -> None:
     assert reflection is not None
     sizes = []
 
-    def backwards(
-        tasks: Sequence[CandidateTask], grow: Callable[[CandidateTask], FrameQueue]
-    ) -> list[FrameQueue]:
+    def backwards(tasks: Sequence[CandidateTask], grow: Callable[[CandidateTask], FrameQueue]) -> list[FrameQueue]:
         sizes.append(len(tasks))
         return [grow(task) for task in reversed(tasks)][::-1]
 
@@ -237,6 +234,6 @@ def test_candidates_may_be_grown_elsewhere_in_any_order() -> None:
 
 
 def test_without_reflection_nothing_is_judged() -> None:
-    config: SamplerConfig = make_config()
+    config = make_config()
     *_, (state, _) = make_sampler(LabelDenoiser(config), config, 5, noise=LabelledNoise()).run()
     assert state.trace == ReflectionTrace()

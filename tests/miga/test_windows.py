@@ -21,9 +21,7 @@ class PassSettings:
     offset: int
 
     def plan(self) -> list[Window]:
-        return plan_pass(
-            self.num_latents, self.window, self.stride, self.num_guidance, self.zigzag_width, self.offset
-        )
+        return plan_pass(self.num_latents, self.window, self.stride, self.num_guidance, self.zigzag_width, self.offset)
 
 
 @st.composite
@@ -59,7 +57,7 @@ def test_what_a_window_sees_and_keeps(chosen: PassSettings) -> None:
     for number, window in enumerate(plan):
         assert 1 <= len(window.positions) <= chosen.window
         assert len(set(window.positions)) == len(window.positions)
-        assert 0 <= min(window.positions)
+        assert min(window.positions) >= 0
         assert max(window.positions) < chosen.num_latents
         assert window.keep_start == window.start, "the first of the local part are kept"
         if number < len(plan) - 1:
@@ -92,9 +90,7 @@ def test_number_of_windows_is_that_of_the_paper(chosen: PassSettings) -> None:
     expected = 1
     if chosen.num_latents > chosen.window:
         expected = -(-(chosen.num_latents - chosen.window + chosen.num_guidance) // chosen.stride) + 1
-    plan = plan_pass(
-        chosen.num_latents, chosen.window, chosen.stride, chosen.num_guidance, chosen.zigzag_width
-    )
+    plan = plan_pass(chosen.num_latents, chosen.window, chosen.stride, chosen.num_guidance, chosen.zigzag_width)
     assert len(plan) == expected
 
 
@@ -110,7 +106,14 @@ def test_a_plan_written_out() -> None:
 
 
 def test_border_offset_shifts_all_borders_but_the_last() -> None:
-    assert list(tile(20, capacity=6, stride=3)) == [(0, 0, 3), (3, 3, 6), (6, 6, 9), (9, 9, 12), (12, 12, 14), (14, 14, 20)]
+    assert list(tile(20, capacity=6, stride=3)) == [
+        (0, 0, 3),
+        (3, 3, 6),
+        (6, 6, 9),
+        (9, 9, 12),
+        (12, 12, 14),
+        (14, 14, 20),
+    ]
     assert list(tile(20, 6, 3, offset=2)) == [(0, 0, 2), (2, 2, 5), (5, 5, 8), (8, 8, 11), (11, 11, 14), (14, 14, 20)]
     assert list(tile(8, 6, 6, offset=5)) == [(0, 0, 2), (2, 2, 8)]
 

@@ -64,7 +64,9 @@ def test_levels_through_initialisation_and_stage_1(settings: dict[str, Any]) -> 
         assert queue.level_F.tolist() == seen_by_a_pass[:-wide]
         calls = denoiser.calls[num_before:]
         level_of = {latent: level for call in calls for latent, level in zip(call.latents, call.levels, strict=True)}
-        assert level_of == dict(zip(range(popped.first, popped.first + config.queue_length), seen_by_a_pass, strict=True))
+        assert level_of == dict(
+            zip(range(popped.first, popped.first + config.queue_length), seen_by_a_pass, strict=True)
+        )
 
 
 def test_pushed_latents_have_no_history_and_the_others_keep_theirs() -> None:

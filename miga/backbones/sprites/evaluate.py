@@ -88,9 +88,7 @@ def share_of_frames(scores: Sequence[Score]) -> dict[str, float]:
     return {name: float(np.nanmean([getattr(clip, name) for clip in scores])) for name in names}
 
 
-def _drawn(
-    scenes: Sequence[Scene], num_scenes: int, seed: int, num_frames: int
-) -> Iterator[tuple[Scene, np.ndarray]]:
+def _drawn(scenes: Sequence[Scene], num_scenes: int, seed: int, num_frames: int) -> Iterator[tuple[Scene, np.ndarray]]:
     rng = step_rng(seed, "evaluate", 0)
     for index in rng.permutation(len(scenes))[:num_scenes]:
         yield scenes[index], render(scenes[index], Placement.random(rng), num_frames)

@@ -124,9 +124,7 @@ def train(
     return model
 
 
-def _optimizers(
-    model: nn.Module, learning_rate: float, weight_decay: float, muon: bool
-) -> list[torch.optim.Optimizer]:
+def _optimizers(model: nn.Module, learning_rate: float, weight_decay: float, muon: bool) -> list[torch.optim.Optimizer]:
     named = list(model.named_parameters())
     matrices = [parameter for name, parameter in named if muon and parameter.ndim == 2 and "blocks." in name]
     taken = {id(parameter) for parameter in matrices}
@@ -136,8 +134,6 @@ def _optimizers(
     ]
     if matrices:
         optimizers.append(
-            torch.optim.Muon(
-                matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+            torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         )
     return optimizers

@@ -166,9 +166,7 @@ def coverage(shape: str, xy_F2: np.ndarray) -> np.ndarray:
     outside = {
         "circle": lambda: r - RADIUS,
         "square": lambda: np.maximum(abs(x), abs(y)) - 0.87 * RADIUS,
-        "triangle": lambda: np.maximum(
-            y - 0.7 * RADIUS, (abs(x) * np.sqrt(3.0) - y) / 2.0 - 0.65 * RADIUS
-        ),
+        "triangle": lambda: np.maximum(y - 0.7 * RADIUS, (abs(x) * np.sqrt(3.0) - y) / 2.0 - 0.65 * RADIUS),
         "cross": lambda: np.minimum(
             np.maximum(abs(x) - 0.33 * RADIUS, abs(y) - RADIUS), np.maximum(abs(y) - 0.33 * RADIUS, abs(x) - RADIUS)
         ),

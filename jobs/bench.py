@@ -1,0 +1,164 @@
+"""Figures of the embedded backbone on this machine: `python -m jobs.bench quality | memory | model`.
+
+Each prints a table and, with `--json`, the same for machines; docs/benchmarks.md says when and where they were recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from miga.backbones.registry import load_backbone
+from miga.backbones.sprites.evaluate import (
+    base_clip_scores,
+    share_all_right,
+    share_of_frames,
+    vae_scores,
+    world_scores,
+)
+from miga.backbones.sprites.scorer import Score, score
+from miga.backbones.sprites.world import held_out_scenes
+from miga.config import resolve_config
+from miga.video import make_video
+
+LONG_LATENTS = 96
+"""Eight times the 12 latents of a clip."""
+NUM_RESAMPLES = 2000
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.bench", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print for machines")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    benches = parser.add_subparsers(required=True, metavar="BENCH")
+    model = benches.add_parser("model", help="the world, the VAE and the base clip, by the scorer")
+    model.add_argument("--prompts", type=int, default=64)
+    model.set_defaults(bench=bench_model)
+    quality = benches.add_parser("quality", help="long videos of held-out prompts, profile by profile")
+    quality.add_argument("--prompts", type=int, default=16)
+    quality.add_argument("--latents", type=int, default=LONG_LATENTS)
+    quality.add_argument("--profiles", nargs="+", default=["fifo", "paper"])
+    quality.set_defaults(bench=bench_quality)
+    memory = benches.add_parser("memory", help="peak memory over the length of a video, each in a fresh process")
+    memory.add_argument("--latents", type=int, nargs="+", default=[250, 500, 1000])
+    memory.add_argument("--profile", default="paper")
+    memory.set_defaults(bench=bench_memory)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    bench: Callable[[argparse.Namespace], list[dict[str, Any]]] = options.bench
+    rows = bench(options)
+    print(json.dumps(rows) if options.json else _table(rows))
+    return 0
+
+
+def bench_model(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Shares of frames (world, VAE) and of clips (base model) that show what they should."""
+    backbone = load_backbone("sprites", device="cpu")
+    config = resolve_config("paper", backbone.spec)
+    started_s = time.monotonic()
+    clips = base_clip_scores(backbone, config, held_out_scenes(options.prompts, seed=0))
+    clip_s = (time.monotonic() - started_s) / options.prompts
+    return [
+        {"what": "drawn by the world, frames", **share_of_frames(world_scores(options.prompts))},
+        {"what": "after the VAE, frames", **share_of_frames(vae_scores(backbone, options.prompts))},
+        {"what": f"base clip ({clip_s:.1f} s each), frames", **share_of_frames(clips)},
+        {"what": "base clip, whole clips", **_renamed(share_all_right(clips))},
+    ]
+
+
+def bench_quality(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Long videos of held-out prompts: mean of each score with its 95 % bootstrap interval, seconds and calls."""
+    backbone = load_backbone("sprites", device="cpu")
+    scenes = held_out_scenes(options.prompts, seed=1)
+    rows = []
+    for profile in options.profiles:
+        config = resolve_config(profile, backbone.spec)
+        (negative,) = backbone.encode_prompts([backbone.spec.negative_prompt])
+        scores: list[Score] = []
+        calls: list[int] = []
+        searches: list[int] = []
+        started_s = time.monotonic()
+        for number, scene in enumerate(scenes):
+            embeddings = backbone.encode_prompts([scene.caption(number % 3)])
+            frames = []
+            for step in make_video(backbone, config, embeddings, negative, options.latents, seed=number):
+                if step.frames is not None:
+                    frames.append(step.frames)
+            scores.append(score(np.concatenate(frames) / np.float32(255.0), scene))
+            calls.append(step.num_calls)
+            searches.append(sum(step.trace.searched))
+            print(f"{profile} {number + 1}/{len(scenes)}: {scores[-1]}", file=sys.stderr, flush=True)
+        rows.append(
+            {
+                "profile": profile,
+                **{name: _interval([asdict(one)[name] for one in scores]) for name in asdict(scores[0])},
+                "calls": float(np.mean(calls)),
+                "searches": float(np.mean(searches)),
+                "s/video": (time.monotonic() - started_s) / len(scenes),
+            }
+        )
+    return rows
+
+
+def bench_memory(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Peak resident memory of a process that makes one video and keeps none of its frames."""
+    rows = []
+    for num_latents in options.latents:
+        started_s = time.monotonic()
+        command = [sys.executable, "-m", "jobs.bench_memory_once", options.profile, str(num_latents)]
+        out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        rows.append(
+            {"latents": num_latents, **json.loads(out.splitlines()[-1]), "s": round(time.monotonic() - started_s, 1)}
+        )
+    return rows
+
+
+def peak_memory_mib() -> float:
+    """Of this process so far."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _interval(values: list[float]) -> str:
+    """Mean and 95 % bootstrap interval over the prompts."""
+    data = np.asarray([value for value in values if not np.isnan(value)])
+    rng = np.random.default_rng(0)
+    means = rng.choice(data, size=(NUM_RESAMPLES, len(data))).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return f"{data.mean():.4f} [{low:.4f}, {high:.4f}]"
+
+
+def _renamed(values: dict[str, float]) -> dict[str, float]:
+    return {"all_right" if name.startswith("colour,") else name: value for name, value in values.items()}
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    names = list(rows[0])
+    cells = [[_text(row.get(name, "")) for name in names] for row in rows]
+    widths = [max(len(line[column]) for line in [names, *cells]) for column in range(len(names))]
+    lines = [names, ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) and abs(value) < 10 else (
+        f"{value:.1f}" if isinstance(value, float) else str(value)
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,188 @@
+"""Whole runs on a local Ray, with real processes: rows in, videos and manifest out, whatever dies on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.video import count_frames
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(prompts: Path, out: Path, model: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "jobs.cli", "generate", str(prompts), str(out), "--model", str(model), "--json",
+            *options]  # fmt: skip
+
+
+def run(prompts: Path, out: Path, model: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    done = subprocess.run(command(prompts, out, model, *options), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"stderr": done.stderr}
+
+
+def manifest(out: Path) -> list[dict[str, Any]]:
+    return [row for file in sorted((out / "manifest").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+    deadline_s = time.monotonic() + seconds
+    while time.monotonic() < deadline_s:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError("it did not come to that in time")
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Process → its command line, of everything a process has started, read from /proc."""
+    children: dict[int, list[int]] = {}
+    names: dict[int, str] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (OSError, IndexError):
+            continue
+        children.setdefault(parent, []).append(int(folder.name))
+    found, todo = {}, [pid]
+    while todo:
+        for child in children.get(todo.pop(), []):
+            found[child] = names.get(child, "")
+            todo.append(child)
+    return found
+
+
+def check_complete(out: Path, num_rows: int, failed: set[int] = frozenset()) -> list[dict[str, Any]]:  # type: ignore[assignment]
+    """One row per input row, every file there, whole, and as the manifest says."""
+    rows = manifest(out)
+    assert [row["row"] for row in rows] == list(range(num_rows))
+    assert {row["row"] for row in rows if row["status"] == "failed"} == failed
+    for row in rows:
+        if row["status"] == "failed":
+            assert row["error"]
+            continue
+        file = Path(row["uri"])
+        assert file.is_relative_to(out)
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == row["sha256"]
+        assert count_frames(file) == row["num_frames"]
+        assert len(row["consistency"]) == row["num_evaluations"]
+    assert not list(out.rglob("*.partial*"))
+    return rows
+
+
+def test_a_run_makes_every_good_row_and_quarantines_the_bad_ones(tmp_path: Path, tiny_model: Path) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    lines = [
+        {"id": "one", "prompt": "a red circle"},
+        {"prompt": "   "},
+        {"prompt": ["a red circle", "a blue circle 🟦 \u001b[31m"], "num_frames": 61, "seed": 2**64 - 1},
+        {"prompt": "a red circle", "num_frames": 60},
+        {"id": "one", "prompt": "a second one"},
+        {"prompt": "word " * 2000},
+        {"prompt": "a red circle", "seed": 2**64},
+        {"prompt": "a red circle", "tags": {"kind": "mine"}},
+    ]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status, summary = run(prompts, out, tiny_model)
+    assert status == 3, summary
+    assert (summary["ok"], summary["failed"]) == (3, 5)
+    rows = check_complete(out, 8, failed={1, 3, 4, 5, 6})
+    assert "blank" in rows[1]["error"]
+    assert "57 or 61" in rows[3]["error"]
+    assert "one" in rows[4]["error"]
+    assert "512" in rows[5]["error"]
+    assert "prompts.jsonl:7" in rows[6]["error"]
+    assert rows[2]["num_frames"] == 61
+    assert rows[2]["seed"] == 2**64 - 1
+    assert rows[2]["prompts"] == lines[2]["prompt"]
+    assert json.loads(rows[7]["metadata"]) == {"tags": {"kind": "mine"}}
+    assert rows[0]["num_frames"] == 37
+    assert rows[0]["num_evaluations"] > 0
+    page = (out / "report.html").read_text()
+    assert rows[0]["sha256"][:16] in page or rows[0]["key"][:16] in page
+
+    written = {file: file.stat().st_mtime_ns for file in out.rglob("*.mp4")}
+    status, summary = run(prompts, out, tiny_model)
+    assert status == 3
+    assert summary["resumed"]
+    assert summary["already_done"] == 8
+    assert {file: file.stat().st_mtime_ns for file in out.rglob("*.mp4")} == written
+
+
+def test_the_same_videos_come_from_one_actor_and_from_two(tmp_path: Path, tiny_model: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\na blue ring\na red circle\n")
+    digests = []
+    for num_actors in ("1", "2"):
+        out = tmp_path / num_actors
+        assert run(prompts, out, tiny_model, "--num-actors", num_actors)[0] == 0
+        digests.append([row["sha256"] for row in check_complete(out, 3)])
+    assert digests[0] == digests[1]
+    assert len(set(digests[0])) == 3, "rows without a seed of their own get different ones"
+
+
+def test_another_config_on_the_same_out_is_refused(tmp_path: Path, tiny_model: Path) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a red circle\n")
+    assert run(prompts, out, tiny_model)[0] == 0
+    status, summary = run(prompts, out, tiny_model, "--profile", "fifo")
+    assert status == 2
+    assert "fifo" in summary["stderr"]
+    check_complete(out, 1)
+
+
+def test_a_killed_worker_costs_no_row(tmp_path: Path, tiny_model: Path) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a red circle\n" * 4)
+    driver = subprocess.Popen(
+        command(prompts, out, tiny_model, "--num-frames", "237"), cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+    victim = wait_for(
+        lambda: next((pid for pid, name in descendants(driver.pid).items() if "Worker.make_video" in name), None)
+    )
+    os.kill(victim, signal.SIGKILL)
+    _stdout, stderr = driver.communicate(timeout=240)
+    assert driver.returncode == 0, stderr
+    assert "goes back to the queue" in stderr
+    rows = check_complete(out, 4)
+    assert {row["attempt"] for row in rows} == {1, 2}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_driver_leaves_a_run_to_go_on_with(tmp_path: Path, tiny_model: Path, number: signal.Signals) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a red circle\n" * 5)
+    driver = subprocess.Popen(
+        command(prompts, out, tiny_model, "--num-actors", "1"), cwd=ROOT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+    wait_for(lambda: list((out / "done").rglob("*.json")) if out.exists() else None)
+    started = descendants(driver.pid)
+    driver.send_signal(number)
+    _, stderr = driver.communicate(timeout=120)
+    assert driver.returncode == (1 if number == signal.SIGTERM else -signal.SIGKILL)
+    if number == signal.SIGTERM:
+        assert "the same command goes on" in stderr
+    made = {file.name: file.read_bytes() for file in (out / "done").rglob("*.json")}
+    assert 1 <= len(made) < 5
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid, name in started.items() if "ray::" in name))
+    status, summary = run(prompts, out, tiny_model)
+    assert status == 0, summary
+    assert summary["already_done"] == len(made)
+    check_complete(out, 5)
+    assert {file.name: file.read_bytes() for file in (out / "done").rglob("*.json") if file.name in made} == made

@@ -1,0 +1,187 @@
+"""The command line: what it refuses, and what it says without doing any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from miga.config import resolve_config
+from miga.cost import count_calls
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red circle\na blue ring\n")
+    return file
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: object) -> str:
+    """Runs `generate`, which must refuse: exit status 2, one message with a hint, nothing written."""
+    before = sorted(out.rglob("*")) if out.exists() else None
+    status, _, message = run(capsys, "generate", *arguments)
+    assert status == 2, message
+    assert message.startswith("miga: ")
+    assert "hint: " in message
+    assert "Traceback" not in message
+    assert (sorted(out.rglob("*")) if out.exists() else None) == before
+    return message
+
+
+def test_dry_run_counts_and_writes_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path, prompts: Path
+) -> None:
+    from miga.backbones.registry import load_spec
+
+    out = tmp_path / "out"
+    status, stdout, _ = run(
+        capsys, "generate", prompts, out, "--model", tiny_model, "--num-frames", 61, "--dry-run", "--json"
+    )
+    assert status == 0
+    assert not out.exists()
+    figures = json.loads(stdout)
+    config = resolve_config("paper", load_spec(str(tiny_model)))
+    assert figures["videos"] == 2
+    assert figures["network_calls"] == 2 * count_calls(config, 16).total
+    assert figures["estimated_hours"] > 0
+    assert figures["estimated_bytes"] > 0
+
+
+@pytest.mark.parametrize("name", ["Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"])
+def test_dry_run_knows_the_published_models_without_network(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, prompts: Path, name: str
+) -> None:
+    status, stdout, message = run(
+        capsys, "generate", prompts, tmp_path / "out", "--model", name, "--num-frames", 161, "--dry-run", "--json"
+    )
+    assert status == 0, message
+    assert json.loads(stdout)["network_calls"] == 2 * 946
+
+
+def test_generating_with_an_unreachable_model_fails_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, prompts: Path
+) -> None:
+    out = tmp_path / "out"
+    message = refused(capsys, out, prompts, out, "--model", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+    assert "hub" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "named"),
+    [
+        (b"", "empty.txt", "empty.txt"),
+        (b"", "empty.jsonl", "empty.jsonl"),
+        (b'{"text": "a red circle"}\n', "missing.jsonl", "prompt"),
+        (b"text,id\na red circle,1\n", "missing.csv", "prompt"),
+        (b"not parquet", "broken.parquet", "broken.parquet"),
+        (b"a red circle\n", "prompts.docx", "prompts.docx"),
+    ],
+)
+def test_prompt_files_that_cannot_be_read_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path, content: bytes, name: str, named: str
+) -> None:
+    file, out = tmp_path / name, tmp_path / "out"
+    file.write_bytes(content)
+    assert named in refused(capsys, out, file, out, "--model", tiny_model)
+
+
+def test_a_prompt_file_that_is_not_there_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path
+) -> None:
+    out = tmp_path / "out"
+    assert "nowhere.txt" in refused(capsys, out, tmp_path / "nowhere.txt", out, "--model", tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--profile", "papper"], "did you mean 'paper'"),
+        (["--num-frames", "0"], "num_frames"),
+        (["--num-frames", "-5"], "num_frames"),
+        (["--num-frames", "60"], "57 or 61"),
+        (["--seed", "-1"], "seed"),
+        (["--seed", str(2**64)], "seed"),
+        (["--limit", "0"], "limit"),
+        (["--num-actors", "0"], "num_actors"),
+        (["--model", "no-such-model"], "no-such-model"),
+        (["--config", "no-such.toml"], "no-such.toml"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    tiny_model: Path,
+    prompts: Path,
+    options: list[str],
+    named: str,
+) -> None:
+    out = tmp_path / "out"
+    model = [] if "--model" in options else ["--model", str(tiny_model)]
+    assert named in refused(capsys, out, prompts, out, *model, *options)
+
+
+@pytest.mark.parametrize(
+    ("toml", "named"),
+    [
+        ("profil = 'paper'", "profil"),
+        ("num_frames = 54.7", "num_frames"),
+        ("num_frames = '61'", "num_frames"),
+        ("seed = true", "seed"),
+        ("[sampler]\nnum_candidate = 3", "num_candidates"),
+        ("[sampler]\nnum_candidates = 2.5", "num_candidates"),
+        ("[sampler]\nzigzag_width = 3", "zigzag_width"),
+        ("[sampler]\nhandoff_level = 0", "handoff_level"),
+        ("[workers]\nnum_actor = 3", "num_actors"),
+        ("[video]\ncodec = 'h999'", "h999"),
+        ("model = ", "TOML"),
+    ],
+)
+def test_configs_that_cannot_be_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path, prompts: Path, toml: str, named: str
+) -> None:
+    config, out = tmp_path / "run.toml", tmp_path / "out"
+    config.write_text(toml)
+    assert named in refused(capsys, out, prompts, out, "--model", tiny_model, "--config", config)
+
+
+def test_an_out_that_holds_something_else_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path, prompts: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    assert "thesis.tex" in refused(capsys, out, prompts, out, "--model", tiny_model)
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert str(file) in refused(capsys, file, prompts, file, "--model", tiny_model)
+
+
+def test_status_and_report_of_a_folder_without_a_run_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for command in ("status", "report"):
+        status, _, message = run(capsys, command, tmp_path)
+        assert status == 2
+        assert "run.json" in message
+
+
+def test_profiles_stand_side_by_side_with_the_published_values(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path
+) -> None:
+    status, table, _ = run(capsys, "profiles", "--model", tiny_model)
+    assert status == 0
+    header = next(line for line in table.splitlines() if line.startswith("setting"))
+    assert header.split() == ["setting", "paper", "fifo", "paper", "(wan)"]
+    (steps,) = [line.split() for line in table.splitlines() if line.startswith("num_steps")]
+    assert steps == ["num_steps", "8", "8", "54"]
+    status, text, _ = run(capsys, "profiles", "--model", tiny_model, "--json")
+    assert json.loads(text)["fifo"]["method"] == "fifo"
