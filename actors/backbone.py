@@ -1,4 +1,4 @@
-"""A worker: one loaded backbone, one video at a time, no state but the weights. Plain Python; `pool.py` makes it an actor.
+"""A worker: one loaded backbone, one video at a time, no state but the weights. `pool.py` makes it a Ray actor.
 
 One prompt row, as it happens here: embeddings in → passes of the sampler → frames as they are finished → a local MP4 →
 checked and put into storage → what the manifest needs to know of it.
@@ -99,20 +99,21 @@ class VideoResult:
 
 
 class BackboneWorker:
-    """Holds a backbone and makes videos with it.
-
-    Raises:
-        ModelError: if the model cannot be loaded.
-    """
+    """Holds a backbone, once `load` has been called, and makes videos with it."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        torch.set_num_threads(settings.num_threads)
         self._settings = settings
+
+    def load(self) -> WorkerInfo:
+        """Loads the backbone.
+
+        Raises:
+            ModelError: if it cannot be loaded.
+        """
+        settings = self._settings
+        torch.set_num_threads(settings.num_threads)
         self._backbone = load_backbone(settings.model, revision=settings.revision, components=("denoiser", "vae"))
         self._storage = open_storage(settings.out)
-
-    def describe(self) -> WorkerInfo:
-        """Answers once the backbone is loaded."""
         return WorkerInfo(
             device=_device_name(self._backbone.device),
             node=platform.node(),

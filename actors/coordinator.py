@@ -146,11 +146,11 @@ class Coordinator:
             self._close(attempt)
             self._todo.extend(self._failed(attempt, error.cause, now_s))
             self._todo.extend(self._ledger.worker_ready(attempt.worker, now_s))
-        except RayActorError as error:
+        except RayActorError:
             self._close(attempt)
             reason = f"the process of {attempt.worker} died"
             self._todo.extend(self._ledger.worker_lost(attempt.worker, reason, now_s))
-            self._pool.restart(attempt.worker, error)
+            self._pool.replace(attempt.worker)
         else:
             self._board.video_progress(
                 attempt.worker, attempt.row, attempt.last, self._spec.num_latents(attempt.row.num_frames)

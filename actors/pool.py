@@ -1,7 +1,9 @@
-"""The workers of a run as Ray actors: started, watched, and started anew when they die.
+"""The workers of a run as Ray actors: started, watched, and replaced when they die.
 
-Every actor is pinned to its GPU (or CPU slot) for the run, and dies with the driver. Ray restarts one whose process
-died; calls are never retried by Ray: which row is tried again is for the ledger to say.
+Every actor is pinned to its GPU (or CPU slot) for the run, and dies with the driver. Neither actors nor calls are retried
+by Ray: one that died, or cannot be reached, is killed for good and another started in its place, wherever there is
+room; which row is tried again is for the ledger to say. (Ray's own restart answers calls with errors while it lasts, comes
+back on the node that may be dying, and leaves an actor that was only cut off free to go on.)
 """
 
 from __future__ import annotations
@@ -10,18 +12,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from actors.backbone import BackboneWorker, WorkerInfo, WorkerSettings
 from actors.runtime import Slots
 from actors.text_encoder import TextEncoderWorker
+from miga.errors import MigaError, ModelError
+
+MAX_FAILED_STARTS = 5
+"""Times in a row that a worker may die while it loads its backbone."""
 
 
 @dataclass
 class _Member:
     actor: Any
     info: WorkerInfo | None = None
-    starts: int = 0
+    failed_starts: int = 0
 
 
 @dataclass
@@ -39,17 +45,13 @@ class Pool:
     _starting: dict[ray.ObjectRef, str] = field(default_factory=dict)
 
     def start(self) -> None:
-        """Starts all of them; `poll` says when each is ready."""
+        """Starts all of them."""
         for number in range(self.slots.num_actors):
-            self._start(f"worker-{number}")
+            self._start(f"worker-{number}", failed_starts=0)
 
     def actor(self, name: str) -> Any:
         """The actor of a worker."""
         return self._members[name].actor
-
-    def info(self, name: str) -> WorkerInfo | None:
-        """What a worker said of itself when it was ready."""
-        return self._members[name].info
 
     @property
     def starting(self) -> list[ray.ObjectRef]:
@@ -60,42 +62,48 @@ class Pool:
         """Takes a reference of `starting` that is ready.
 
         Returns:
-            The worker that is now ready; None if its process died while loading (it is started anew).
+            The worker that is now ready; None if its process died while loading (another is started).
 
         Raises:
             MigaError: if loading failed for a reason that would fail every worker.
         """
         name = self._starting.pop(reference)
+        member = self._members[name]
         try:
-            self._members[name].info = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            member.info = ray.get(reference)
+        except RayTaskError as error:
+            if isinstance(error.cause, MigaError):
+                raise error.cause from None
+            raise ModelError(
+                f"{name} cannot load {self.settings.model!r}: {type(error.cause).__name__}: {error.cause}",
+                "try it in Python: LongVideoPipeline.from_pretrained",
+            ) from error
         except RayActorError as error:
-            if isinstance(getattr(error, "cause", None), Exception) or self._members[name].starts >= 5:
-                raise
-            self.restart(name, error)
+            if member.failed_starts + 1 >= MAX_FAILED_STARTS:
+                raise ModelError(
+                    f"{name} died {MAX_FAILED_STARTS} times while loading {self.settings.model!r}: {error}",
+                    "most often the machine has too little memory: fewer num_actors in [workers] need less",
+                ) from error
+            self._replace(name, member.failed_starts + 1)
             return None
+        member.failed_starts = 0
         return name
 
-    def restart(self, name: str, error: RayActorError) -> None:
-        """A worker's process is gone: waits for Ray's restart of it, or starts another in its place."""
-        if isinstance(error, ActorUnavailableError):
-            self._watch(name)
-        else:
-            self._start(name)
+    def replace(self, name: str) -> None:
+        """A ready worker has died or cannot be reached: another takes its name."""
+        self._replace(name, failed_starts=0)
 
-    def _start(self, name: str) -> None:
+    def _replace(self, name: str, failed_starts: int) -> None:
+        ray.kill(self._members[name].actor, no_restart=True)
+        self._start(name, failed_starts)
+
+    def _start(self, name: str, failed_starts: int) -> None:
         kind = ray.remote(BackboneWorker).options(
-            num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, max_restarts=-1, max_task_retries=0
+            num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, max_restarts=0, max_task_retries=0
         )
-        starts = self._members[name].starts if name in self._members else 0
-        self._members[name] = _Member(kind.remote(self.settings), starts=starts)
-        self._watch(name)
-
-    def _watch(self, name: str) -> None:
-        member = self._members[name]
-        member.starts += 1
-        self._starting[member.actor.describe.remote()] = name
+        member = _Member(kind.remote(self.settings), failed_starts=failed_starts)
+        self._members[name] = member
+        self._starting[member.actor.load.remote()] = name
 
 
 def start_text_encoder(settings: WorkerSettings) -> Any:

@@ -1,6 +1,6 @@
 """Figures of the embedded backbone on this machine: `python -m jobs.bench quality | memory | model`.
 
-Each prints a table and, with `--json`, the same for machines; docs/benchmarks.md says when and where they were recorded.
+Each prints a table, or with `--json` the same for machines; docs/benchmarks.md holds the recorded ones.
 """
 
 from __future__ import annotations

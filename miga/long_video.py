@@ -148,6 +148,8 @@ class LongVideoPipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             raise UsageError("no prompt given", "give one prompt, or several to stand in turn")
+        for text in prompts:
+            self.backbone.check_prompt(text)
         negative = spec.negative_prompt if negative_prompt is None else negative_prompt
         *embeddings, negative_embedding = self.backbone.encode_prompts([*prompts, negative])
         latents_per_prompt = None

@@ -115,6 +115,14 @@ class Backbone(Protocol):
     spec: BackboneSpec
     device: torch.device
 
+    def check_prompt(self, prompt: str) -> None:
+        """Finds a prompt that the text encoder cannot take, at no cost.
+
+        Raises:
+            BadRowError: if it is blank or too long.
+        """
+        ...
+
     def encode_prompts(self, prompts: Sequence[str]) -> list[torch.Tensor]:
         """One text embedding per prompt, on the CPU (so that they can be kept and sent)."""
         ...

@@ -54,6 +54,7 @@ def train(
     weight_decay: float = 0.0,
     ema_decay: float = 0.999,
     muon: bool = False,
+    stop_at: int | None = None,
 ) -> nn.Module:
     """Trains `model` in place and leaves the moving average of its weights in it.
 
@@ -65,6 +66,7 @@ def train(
         state_file: where weights, averages, optimiser and step are kept; training goes on from it if it exists.
         weight_decay: of every optimiser.
         ema_decay: decay of the moving average, shortened at the start.
+        stop_at: stop after so many steps of the schedule, to be resumed; None for all.
         muon: whether matrices inside `blocks` are trained by Muon, the rest by AdamW; else AdamW trains all.
 
     Returns:
@@ -96,10 +98,11 @@ def train(
         )
         os.replace(temporary, state_file)
 
+    last_step = schedule.num_steps if stop_at is None else stop_at
     started = saved = time.monotonic()
     shown: dict[str, float] = {}
     with tqdm(total=schedule.num_steps, initial=first_step, desc=stage, mininterval=5.0) as bar:
-        for step in range(first_step, schedule.num_steps):
+        for step in range(first_step, last_step):
             loss, figures = loss_of(step)
             model.zero_grad(set_to_none=True)
             loss.backward()
@@ -117,7 +120,7 @@ def train(
             if time.monotonic() - saved > SAVE_EVERY_S:
                 save(step + 1)
                 saved = time.monotonic()
-    save(schedule.num_steps)
+    save(last_step)
     with torch.no_grad():
         for parameter, average in zip(parameters, averages, strict=True):
             parameter.copy_(average)

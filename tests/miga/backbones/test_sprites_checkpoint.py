@@ -1,0 +1,104 @@
+"""The embedded checkpoint: in the real format, small, and as good as its card says on a sample of prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import WanPipeline
+
+from miga.backbones.registry import EMBEDDED, load_backbone
+from miga.backbones.sprites.evaluate import base_clip_scores, vae_scores
+from miga.backbones.sprites.world import held_out_scenes
+from miga.backbones.wan import WanBackbone
+from miga.base_clip import advance_base_clip, start_base_clip
+from miga.config import resolve_config
+from miga.denoise_pass import Stepper, run_one_by_one
+from miga.prompts import PromptTrack
+from miga.solvers import UniPCSolver
+
+FOLDER = EMBEDDED["sprites"]
+PROMPT = "a red circle moving side to side on a grey ground"
+
+
+@pytest.fixture(scope="module")
+def backbone() -> WanBackbone:
+    return load_backbone("sprites", device="cpu")
+
+
+def test_the_folder_is_a_wan_checkpoint_of_at_most_12_mb() -> None:
+    index = json.loads((FOLDER / "model_index.json").read_text())
+    assert index["_class_name"] == "WanPipeline"
+    assert index["transformer"][1] == "WanTransformer3DModel"
+    assert index["vae"][1] == "AutoencoderKLWan"
+    assert index["text_encoder"][1] == "UMT5EncoderModel"
+    assert index["scheduler"][1] == "UniPCMultistepScheduler"
+    assert index["tokenizer"][1] == "T5TokenizerFast"
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 12_000_000
+
+
+def test_one_window_at_uniform_levels_equals_diffusers_own_pipeline(backbone: WanBackbone) -> None:
+    """Latents and video of a whole base clip against `WanPipeline` on this checkpoint."""
+    config = resolve_config("paper", backbone.spec)
+    pipeline = WanPipeline.from_pretrained(FOLDER, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    start = torch.randn(1, 8, 12, 8, 8, generator=torch.Generator().manual_seed(0))
+    asked = {
+        "prompt": PROMPT, "negative_prompt": "", "height": 64, "width": 64, "num_frames": 45,
+        "num_inference_steps": config.num_steps, "guidance_scale": config.guidance_scale,
+    }  # fmt: skip
+    latents = pipeline(**asked, latents=start.clone(), output_type="latent").frames
+    video = pipeline(**asked, latents=start.clone(), output_type="np").frames[0]
+
+    embedding, negative = backbone.encode_prompts([PROMPT, ""])
+    denoiser = backbone.denoiser(config)
+    stepper = Stepper(
+        denoiser.schedule,
+        UniPCSolver(denoiser.schedule),
+        PromptTrack([backbone.condition(embedding, negative)]),
+        lambda purpose, indices, candidate=0: start[0].transpose(0, 1),
+        run_one_by_one(denoiser),
+    )
+    clip = start_base_clip(config, stepper)
+    with torch.no_grad():
+        for _ in range(config.num_steps):
+            clip = advance_base_clip(clip, config, stepper)
+        frames = backbone.frame_decoder().decode_float(clip.x_FCHW)
+    torch.testing.assert_close(clip.x_FCHW.transpose(0, 1)[None], latents, atol=1e-5, rtol=1e-5)
+    assert np.abs(np.asarray(frames) - video).max() <= 1e-5
+
+
+def test_the_vae_keeps_what_the_scorer_reads(backbone: WanBackbone) -> None:
+    """At least 98 % of frames right, beyond the longest clips it was trained on too."""
+    scores = vae_scores(backbone, 6, num_frames=93)
+    assert np.mean([one.all_right for one in scores]) >= 0.98
+    assert np.mean([one.motion for one in scores]) >= 0.98
+
+
+def test_the_base_model_makes_held_out_prompts(backbone: WanBackbone) -> None:
+    """A sample of what `jobs.bench model` measures on 64 prompts (there: at least 90 %)."""
+    scores = base_clip_scores(backbone, resolve_config("paper", backbone.spec), held_out_scenes(64, seed=0)[:5])
+    assert sum(one.all_right == 1.0 for one in scores) >= 4
+
+
+def test_training_resumes_exactly(tmp_path: Path) -> None:
+    """Ten steps in one go and five and five give the same weights."""
+    from miga.backbones.sprites.training import Schedule, train
+
+    def trained(state: Path, *stops: int) -> torch.Tensor:
+        for stop in stops:
+            torch.manual_seed(0)
+            model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 1))
+
+            def loss_of(step: int, model: torch.nn.Module = model) -> tuple[torch.Tensor, dict[str, float]]:
+                x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+                return (model(x) - x.sum(1, keepdim=True)).square().mean(), {}
+
+            schedule = Schedule(10, 1e-2, num_warmup_steps=2)
+            train("test", model, loss_of, schedule, state, stop_at=stop)
+        return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    torch.testing.assert_close(trained(tmp_path / "a.pt", 10), trained(tmp_path / "b.pt", 5, 10), rtol=0, atol=0)

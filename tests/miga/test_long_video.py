@@ -1,0 +1,69 @@
+"""The Python API."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from miga import LongVideoPipeline
+from miga.errors import BadRowError, ConfigError, ModelError, UsageError
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model: Path) -> LongVideoPipeline:
+    return LongVideoPipeline.from_pretrained(str(tiny_model), device="cpu")
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 29, 61])
+def test_a_video_has_the_frames_asked_for(pipe: LongVideoPipeline, num_frames: int) -> None:
+    video = pipe("a red circle", num_frames=num_frames)
+    assert video.frames.shape == (num_frames, 32, 32, 3)
+    assert video.frames.dtype == np.uint8
+    assert video.fps == 8
+
+
+def test_the_same_seed_gives_the_same_video_and_another_another(pipe: LongVideoPipeline) -> None:
+    first, again, other = (pipe("a red circle", num_frames=37, seed=seed).frames for seed in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_streaming_gives_the_frames_of_the_whole_video(pipe: LongVideoPipeline) -> None:
+    whole = pipe("a red circle", num_frames=61, seed=1).frames
+    assert np.array_equal(np.stack(list(pipe.stream("a red circle", num_frames=61, seed=1))), whole)
+
+
+def test_a_video_without_end_starts_like_a_long_one(pipe: LongVideoPipeline) -> None:
+    """Only where the end is near do windows differ: a plan knows where the video ends."""
+    endless = np.stack(list(itertools.islice(pipe.stream("a red circle", seed=1), 41)))
+    assert np.array_equal(endless, pipe("a red circle", num_frames=121, seed=1).frames[:41])
+
+
+def test_fifo_is_a_profile_like_any(tiny_model: Path) -> None:
+    pipe = LongVideoPipeline.from_pretrained(str(tiny_model), profile="fifo", device="cpu")
+    assert pipe("a red circle", num_frames=61).frames.shape == (61, 32, 32, 3)
+
+
+def test_later_prompts_change_later_frames_only(pipe: LongVideoPipeline) -> None:
+    pipe_plain = LongVideoPipeline(pipe.backbone, pipe.config)
+    one = pipe_plain("red circle", num_frames=121, seed=2).frames
+    two = pipe_plain(["red circle", "blue square ground"], num_frames=121, seed=2).frames
+    assert not np.array_equal(one[-1], two[-1])
+
+
+def test_what_cannot_be_is_refused_before_any_work(pipe: LongVideoPipeline, tiny_model: Path) -> None:
+    with pytest.raises(UsageError, match="57 or 61"):
+        pipe("a red circle", num_frames=60)
+    with pytest.raises(UsageError, match="seed"):
+        pipe("a red circle", seed=2**64)
+    with pytest.raises(UsageError, match="no prompt"):
+        pipe([])
+    with pytest.raises(BadRowError, match="blank"):
+        pipe.stream("  ")
+    with pytest.raises(ConfigError, match="paper"):
+        LongVideoPipeline.from_pretrained(str(tiny_model), profile="papr")
+    with pytest.raises(ModelError, match="nowhere"):
+        LongVideoPipeline.from_pretrained("nowhere")
