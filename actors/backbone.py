@@ -38,6 +38,7 @@ class WorkerSettings:
     video: VideoConfig
     out: str
     num_threads: int
+    device: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,9 @@ class BackboneWorker:
         """
         settings = self._settings
         torch.set_num_threads(settings.num_threads)
-        self._backbone = load_backbone(settings.model, revision=settings.revision, components=("denoiser", "vae"))
+        self._backbone = load_backbone(
+            settings.model, revision=settings.revision, device=settings.device, components=("denoiser", "vae")
+        )
         self._storage = open_storage(settings.out)
         return WorkerInfo(
             device=_device_name(self._backbone.device),

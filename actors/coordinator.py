@@ -101,8 +101,10 @@ class Coordinator:
         Raises:
             MigaError: if the run itself cannot go on.
         """
-        self._pool.start()
-        self._prime()
+        self._todo.append(ReadRows(1))
+        self._carry_out()  # as far as it goes without workers: a run that is complete needs none
+        if not self._ledger.is_complete:
+            self._pool.start()
         while True:
             self._carry_out()
             if self._ledger.is_complete or (self._ledger.abort_reason and self._ledger.is_idle):
@@ -119,10 +121,6 @@ class Coordinator:
             self._board.refresh()
 
     # ---- events ----
-
-    def _prime(self) -> None:
-        """Settles the bad rows at the start, and finds out at once when nothing is left to do."""
-        self._todo.append(ReadRows(1))
 
     def _welcome(self, reference: ray.ObjectRef) -> None:
         """A worker has loaded its backbone."""

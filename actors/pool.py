@@ -1,9 +1,9 @@
 """The workers of a run as Ray actors: started, watched, and replaced when they die.
 
-Every actor is pinned to its GPU (or CPU slot) for the run, and dies with the driver. Neither actors nor calls are retried
-by Ray: one that died, or cannot be reached, is killed for good and another started in its place, wherever there is
-room; which row is tried again is for the ledger to say. (Ray's own restart answers calls with errors while it lasts, comes
-back on the node that may be dying, and leaves an actor that was only cut off free to go on.)
+Every actor is pinned to its GPU (or CPU slot) for the run, and dies with the driver. Neither actors nor calls are
+retried by Ray: an actor that died, or cannot be reached, is killed for good and another started in its place, wherever
+there is room; which row is tried again is for the ledger to say. (Ray's own restart answers calls with errors while it
+lasts, comes back on the node that may be dying, and leaves an actor that was only cut off free to go on.)
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ NUM_KEPT = 512
 
 
 class TextEncoderWorker:
-    """Holds tokenizer and text encoder.
+    """Holds tokenizer and text encoder, on the CPU: the GPUs are the backbones'.
 
     Raises:
         ModelError: if they cannot be loaded.
@@ -25,7 +25,7 @@ class TextEncoderWorker:
 
     def __init__(self, model: str, revision: str | None, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
-        self._backbone = load_backbone(model, revision=revision, components=("text",))
+        self._backbone = load_backbone(model, revision=revision, device="cpu", components=("text",))
 
     def encode(self, prompt: str) -> tuple[np.ndarray, float]:
         """The embedding `[tokens, channels]` of a prompt, and the seconds it took.

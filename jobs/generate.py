@@ -20,7 +20,7 @@ from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_spec
 from miga.config import SamplerConfig, resolve_config
 from miga.cost import count_calls
-from miga.errors import BadRowError, MigaError, UsageError
+from miga.errors import BadRowError, MigaError, OutputError, UsageError
 from pipeline.config import RunConfig
 from pipeline.estimate import estimate_run
 from pipeline.ledger import Ledger
@@ -174,10 +174,13 @@ def generate(plan: Plan, *, address: str | None = None, quiet: bool = False, rep
                 video=config.video,
                 out=storage.root,
                 num_threads=max(1, int(slots.cpus)),
+                device="cuda" if slots.gpus else "cpu",
             )
             pool = Pool(settings, slots)
             text = TextStage(start_text_encoder(settings))
             Coordinator(record, plan.spec, plan.rows(), ledger, manifest, pool, text, board).run()
+    except OutputError as error:  # OUT was fine at the start: this is no longer about how the command was given
+        raise RunAbortedError(error.message, error.hint) from error
     finally:
         board.close()
     summary = {

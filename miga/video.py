@@ -74,14 +74,16 @@ def make_video(
     noise = NamedNoise(seed, backbone.spec.latent_shape, backbone.device)
     sampler = Sampler(backbone.denoiser(config), config, track, noise, num_latents, run_windows)
     decoder, meter, decode_s = backbone.frame_decoder(), ConsistencyMeter(), 0.0
-    with torch.inference_mode():
-        for state, finished in sampler.run():
-            frames = None
+    state = sampler.start()
+    while not sampler.is_done(state):
+        frames = None
+        with torch.inference_mode():  # not around the yield: the caller's code must not run in it
+            state, finished = sampler.advance(state)
             if finished is not None:
                 meter.add(finished)
                 started_s = time.monotonic()
                 frames = decoder.decode(finished).cpu().numpy()
                 decode_s += time.monotonic() - started_s
-                if num_latents is None:
-                    meter.scores.clear()
-            yield Progress(frames, state.num_finished, sampler.num_calls, decode_s, state.trace, meter.scores)
+        if num_latents is None:
+            meter.scores.clear()
+        yield Progress(frames, state.num_finished, sampler.num_calls, decode_s, state.trace, meter.scores)

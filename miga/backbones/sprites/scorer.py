@@ -50,6 +50,8 @@ def _read_frame(frame_HWC: np.ndarray) -> tuple[str, str, str, np.ndarray, float
     offset = frame_HWC - np.median(frame_HWC, axis=(0, 1))
     # The colour whose direction away from the ground explains the frame best; alpha is how far each pixel went.
     distance = np.sqrt((offset**2).sum(-1))
+    if distance.max() < 0.02:
+        return "none", "none", ground, np.full(2, np.nan), float(np.sqrt((offset**2).mean()))
     strong = distance > 0.6 * np.quantile(distance, 0.99)
     seen = np.median(frame_HWC[strong], axis=0)
     colour_index = int(np.argmin(((_COLOURS - seen) ** 2).sum(1)))
