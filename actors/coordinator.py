@@ -8,6 +8,7 @@ It decides nothing itself. Every event goes to the ledger, and what the ledger a
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -40,7 +41,7 @@ from pipeline.manifest import Manifest
 from pipeline.rows import BadRow, ManifestRow, PromptRow, Status, bad_row_key, canonical_json, video_key
 from pipeline.run_folder import RunRecord, shard_of, video_path
 
-_POLL_S = 1.0
+_POLL_S = 0.5
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Coordinator:
         pool: the workers.
         text: the text encoding stage.
         board: the progress display.
+        retry_failed: whether rows that an earlier run gave up are tried again.
     """
 
     def __init__(
@@ -80,8 +82,10 @@ class Coordinator:
         pool: Pool,
         text: TextStage,
         board: ProgressBoard,
+        retry_failed: bool = False,
     ) -> None:
         self._record = record
+        self._retry_failed = retry_failed
         self._spec = spec
         self._rows: Iterator[PromptRow | BadRow] = iter(rows)
         self._ledger = ledger
@@ -95,11 +99,15 @@ class Coordinator:
         self._settled_before: dict[int, tuple[dict[int, Status], bool]] = {}
         self._per_shard = int(record.config["run"]["prompts_per_shard"])
 
-    def run(self) -> None:
+    def run(self, stop: threading.Event) -> None:
         """Makes every row that is not settled yet; returns when all are, or the ledger has aborted.
+
+        Args:
+            stop: set from elsewhere to end the run where it stands; what is being made is lost, nothing else.
 
         Raises:
             MigaError: if the run itself cannot go on.
+            KeyboardInterrupt: once `stop` is set.
         """
         self._todo.append(ReadRows(1))
         self._carry_out()  # as far as it goes without workers: a run that is complete needs none
@@ -107,6 +115,8 @@ class Coordinator:
             self._pool.start()
         while True:
             self._carry_out()
+            if stop.is_set():
+                raise KeyboardInterrupt
             if self._ledger.is_complete or (self._ledger.abort_reason and self._ledger.is_idle):
                 return
             references = [*self._attempts, *self._pool.starting]
@@ -224,6 +234,8 @@ class Coordinator:
             self._settled_before.clear()
             statuses = self._manifest.statuses(shard)
             is_sealed = bool(statuses) and self._manifest.is_sealed(shard, len(statuses))
+            if self._retry_failed:
+                statuses = {row: status for row, status in statuses.items() if status == "ok"}
             self._settled_before[shard] = (statuses, is_sealed)
         return self._settled_before[shard]
 

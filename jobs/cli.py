@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--limit", type=int, help="make the first N rows only")
     generate.add_argument("--num-actors", type=int, help="backbone actors (default: one per GPU, or two on CPUs)")
     generate.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
+    generate.add_argument("--retry-failed", action="store_true", help="try rows again that were given up before")
     generate.add_argument("--dry-run", action="store_true", help="say what it would cost, and do nothing")
     generate.add_argument("--json", action="store_true", help="print the summary for machines")
     generate.add_argument("--quiet", action="store_true", help="no progress")
@@ -102,7 +103,7 @@ def _generate(options: argparse.Namespace) -> int:
     if options.dry_run:
         _show(dry_run(plan, config.workers.num_actors or 1), options.json)
         return 0
-    summary = generate(plan, address=options.address, quiet=options.quiet)
+    summary = generate(plan, address=options.address, quiet=options.quiet, retry_failed=options.retry_failed)
     if options.json:
         print(json.dumps(summary, ensure_ascii=False))
     else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -135,8 +136,16 @@ def dry_run(plan: Plan, num_workers: int) -> dict[str, Any]:
     return {"model": plan.spec.name, "profile": plan.sampler.profile, **estimate}
 
 
-def generate(plan: Plan, *, address: str | None = None, quiet: bool = False, report: bool = True) -> dict[str, Any]:
+def generate(
+    plan: Plan, *, address: str | None = None, quiet: bool = False, retry_failed: bool = False
+) -> dict[str, Any]:
     """Makes the run, or goes on with it where it was left.
+
+    Args:
+        plan: the run.
+        address: of a Ray cluster.
+        quiet: whether to show no progress.
+        retry_failed: whether rows that were given up before are tried again.
 
     Returns:
         The summary, its `exit_status` included.
@@ -166,7 +175,7 @@ def generate(plan: Plan, *, address: str | None = None, quiet: bool = False, rep
     )
     board = ProgressBoard(plan.num_rows, quiet=quiet)
     try:
-        with _terminated_as_interrupt(), ray_session(config.workers, address) as slots:
+        with ray_session(config.workers, address) as slots, _stop_signals() as stop:
             settings = WorkerSettings(
                 model=config.model,
                 revision=config.revision,
@@ -178,7 +187,7 @@ def generate(plan: Plan, *, address: str | None = None, quiet: bool = False, rep
             )
             pool = Pool(settings, slots)
             text = TextStage(start_text_encoder(settings))
-            Coordinator(record, plan.spec, plan.rows(), ledger, manifest, pool, text, board).run()
+            Coordinator(record, plan.spec, plan.rows(), ledger, manifest, pool, text, board, retry_failed).run(stop)
     except OutputError as error:  # OUT was fine at the start: this is no longer about how the command was given
         raise RunAbortedError(error.message, error.hint) from error
     finally:
@@ -193,7 +202,7 @@ def generate(plan: Plan, *, address: str | None = None, quiet: bool = False, rep
         "network_calls": board.num_calls,
         "seconds": round(time.monotonic() - started_s, 1),
         "manifest": [storage.uri(f"manifest/shard-{shard:05d}.parquet") for shard in manifest.sealed_shards()],
-        "report": str(make_report(storage)) if report and isinstance(storage, LocalStorage) else None,
+        "report": str(make_report(storage)) if isinstance(storage, LocalStorage) else None,
     }
     if ledger.abort_reason:
         raise RunAbortedError(ledger.abort_reason, "see `miga status OUT`; the same command goes on with what is left")
@@ -249,21 +258,28 @@ def make_report(storage: Storage, folder: str | None = None) -> Any:
 
 
 @contextmanager
-def _terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM (`ray job stop`, a preempted node) ends the run as Ctrl-C does: cleanly, to be resumed."""
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM (`ray job stop`, a preempted node) or Ctrl-C sets; the second signal interrupts at once.
 
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+    To be entered once Ray is up: Ray puts a handler of its own in place, and aborts if it is interrupted inside a call.
+    """
+    stop = threading.Event()
+
+    def request(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
 
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
+        before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:  # not in the main thread: whoever runs it there sees to signals
-        yield
+        yield stop
         return
     try:
-        yield
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

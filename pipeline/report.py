@@ -48,10 +48,10 @@ _MAX_EXACT_INT: Final = 2**53 - 1  # JavaScript's numbers are doubles: a 64-bit 
 _HINT: Final = re.compile(r"\n\s*hint:\s*")
 _CONTROL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _REMEDIES: Final = {
-    "BadRowError": "Correct this row in the prompt file and run the same command again.",
+    "BadRowError": "Correct this row in a prompt file of its own and run that into a new OUT.",
     "NonFiniteError": "Try another seed or precision for this row, then run `miga retry-failed OUT`.",
 }
-_OTHER_REMEDY: Final = "Run `miga retry-failed OUT` to make this row once more."
+_OTHER_REMEDY: Final = "Run the same command with --retry-failed to make this row once more."
 
 
 def write_report(
@@ -112,7 +112,8 @@ _HEADLINE: Final = ("model", "model_revision", "revision", "profile", "created_a
 
 
 def _title(run: Mapping[str, Any]) -> str:
-    name = PurePosixPath(str(run.get("prompts") or "")).name
+    prompts = run.get("prompts") or ""
+    name = PurePosixPath(str(prompts.get("path", "") if isinstance(prompts, Mapping) else prompts)).name
     return visible(f"Videos of {name}" if name else "Videos of this run")
 
 
@@ -228,8 +229,12 @@ def _tiles(t: Totals) -> list[_Tile]:
             f"{t.num_corrections:,}",
             note=searches if t.num_evaluations else "no self-reflection",
         ),
-        _Tile("R_corr", "Corrections per evaluation", _percent(t.correction_rate), note="of evaluations"),
-        _Tile("R_succ", "Corrections per search", _percent(t.success_rate), note="of searches"),
+        _Tile(
+            "R_corr",
+            "Corrections per evaluation; R_succ: corrections per search",
+            _percent(t.correction_rate),
+            note=f"R_succ {_percent(t.success_rate)}",
+        ),
     ]
 
 

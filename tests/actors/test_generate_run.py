@@ -186,3 +186,21 @@ def test_a_killed_driver_leaves_a_run_to_go_on_with(tmp_path: Path, tiny_model: 
     assert summary["already_done"] == len(made)
     check_complete(out, 5)
     assert {file.name: file.read_bytes() for file in (out / "done").rglob("*.json") if file.name in made} == made
+
+
+def test_rows_given_up_are_tried_again_when_asked_to(tmp_path: Path, tiny_model: Path) -> None:
+    """A failure on record stays one, until `--retry-failed` makes the row after all."""
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a red circle\na blue ring\n")
+    assert run(prompts, out, tiny_model)[0] == 0
+    (sidecar,) = (out / "done").rglob("00000001-*.json")
+    failed = json.loads(sidecar.read_text()) | {"status": "failed", "error": "made up", "error_type": "RowError"}
+    (out / "dead" / "00000").mkdir(parents=True)
+    (out / "dead" / "00000" / sidecar.name).write_text(json.dumps(failed))
+    sidecar.unlink()
+    (out / "manifest" / "shard-00000.parquet").unlink()
+    assert run(prompts, out, tiny_model)[0] == 3
+    check_complete(out, 2, failed={1})
+    status, summary = run(prompts, out, tiny_model, "--retry-failed")
+    assert status == 0, summary
+    check_complete(out, 2)

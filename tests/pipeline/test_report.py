@@ -155,7 +155,7 @@ def test_only_failures_show_reason_and_remedy() -> None:
         failed(error_type="WorkerError", error="the worker was lost"),
     )
     assert (own["error"], own["remedy"]) == ("prompts.jsonl:3: the prompt is blank.", "Give it some words.")
-    assert "same command again" in named["remedy"]
+    assert "a new OUT" in named["remedy"]
     assert "miga retry-failed" in other["remedy"]
     assert not any(card["playable"] for card in (own, named, other))
 
@@ -229,3 +229,10 @@ def test_noscript_lists_every_row() -> None:
     assert plain.count("<tr>") == 4
     assert 'href="./video/k0.mp4"' in plain
     assert "second" in plain
+
+
+def test_the_title_names_the_prompt_file_of_a_run_record() -> None:
+    page = render_report(
+        [], RUN | {"prompts": {"path": "s3://bucket/many.jsonl", "bytes": 3, "sha256": "00"}}, out_uri="/out"
+    )
+    assert "<title>Videos of many.jsonl</title>" in page
