@@ -1,4 +1,4 @@
-"""Figures of the embedded backbone on this machine: `python -m jobs.bench quality | memory | model`.
+"""Figures of the embedded backbone on this machine: `python -m jobs.bench model | quality | memory | demo`.
 
 Each prints a table, or with `--json` the same for machines; docs/benchmarks.md holds the recorded ones.
 """
@@ -6,14 +6,17 @@ Each prints a table, or with `--json` the same for machines; docs/benchmarks.md 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,8 @@ from miga.backbones.sprites.scorer import Score, score
 from miga.backbones.sprites.world import held_out_scenes
 from miga.config import resolve_config
 from miga.video import make_video
+from pipeline.manifest import Manifest
+from pipeline.storage import open_storage
 
 LONG_LATENTS = 96
 """Eight times the 12 latents of a clip."""
@@ -55,6 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     memory.add_argument("--latents", type=int, nargs="+", default=[250, 500, 1000])
     memory.add_argument("--profile", default="paper")
     memory.set_defaults(bench=bench_memory)
+    demo = benches.add_parser("demo", help="the run of `make demo`: wall time, memory of all its processes, each video")
+    demo.add_argument("--prompts-file", default="examples/prompts.jsonl")
+    demo.add_argument("--config", default="jobs/configs/demo.toml")
+    demo.set_defaults(bench=bench_demo)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     bench: Callable[[argparse.Namespace], list[dict[str, Any]]] = options.bench
@@ -123,6 +132,71 @@ def bench_memory(options: argparse.Namespace) -> list[dict[str, Any]]:
             {"latents": num_latents, **json.loads(out.splitlines()[-1]), "s": round(time.monotonic() - started_s, 1)}
         )
     return rows
+
+
+def bench_demo(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """One whole run on a local Ray: a row per video, then one for the run."""
+    with tempfile.TemporaryDirectory(prefix="miga-bench-") as folder:
+        command = [
+            sys.executable,
+            "-m",
+            "jobs.cli",
+            "generate",
+            options.prompts_file,
+            folder,
+            "--config",
+            options.config,
+        ]
+        started_s = time.monotonic()
+        run = subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL)
+        peak_bytes = 0
+        while run.poll() is None:
+            peak_bytes = max(peak_bytes, tree_memory_bytes(run.pid))
+            time.sleep(0.2)
+        wall_s = time.monotonic() - started_s
+        if run.returncode:
+            raise SystemExit(f"the run ended with status {run.returncode}")
+        storage = open_storage(folder)
+        made = list(Manifest(storage, 1000).read_rows())
+    rows: list[dict[str, Any]] = [
+        {
+            "video": row.id,
+            "frames": row.num_frames,
+            "calls": row.network_calls,
+            "searches": row.num_searches,
+            "s": (row.denoise_s or 0) + (row.decode_s or 0) + (row.encode_video_s or 0) + (row.upload_s or 0),
+            "peak MiB": (row.peak_memory_bytes or 0) / 2**20,
+        }
+        for row in made
+    ]
+    return [
+        *rows,
+        {
+            "video": "whole run",
+            "frames": sum(row.num_frames or 0 for row in made),
+            "calls": sum(row.network_calls or 0 for row in made),
+            "searches": sum(row.num_searches for row in made),
+            "s": wall_s,
+            "peak MiB": peak_bytes / 2**20,
+        },
+    ]
+
+
+def tree_memory_bytes(pid: int) -> int:
+    """Memory of a process and all it has started, shared pages counted once (Linux: proportional set size)."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(folder.name))
+    total, todo = 0, [pid]
+    while todo:
+        current = todo.pop()
+        todo += children.get(current, [])
+        with contextlib.suppress(OSError):
+            fields = (Path("/proc") / str(current) / "smaps_rollup").read_text().split()
+            total += int(fields[fields.index("Pss:") + 1]) * 1024
+    return total
 
 
 def peak_memory_mib() -> float:

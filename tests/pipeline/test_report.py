@@ -156,7 +156,7 @@ def test_only_failures_show_reason_and_remedy() -> None:
     )
     assert (own["error"], own["remedy"]) == ("prompts.jsonl:3: the prompt is blank.", "Give it some words.")
     assert "a new OUT" in named["remedy"]
-    assert "miga retry-failed" in other["remedy"]
+    assert "--retry-failed" in other["remedy"]
     assert not any(card["playable"] for card in (own, named, other))
 
 
