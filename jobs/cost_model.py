@@ -8,8 +8,8 @@ from pipeline.estimate import CostModel
 
 GPU_FLOPS = 400e12
 """Achieved rate assumed of a GPU: about half of what an H100 does in dense bfloat16 matrix products."""
-CPU_FLOPS = 30e9
-"""Achieved rate assumed of a CPU core in float32."""
+CPU_FLOPS = 100e9
+"""Achieved rate assumed of a CPU core in float32: what the embedded model reached on one (docs/benchmarks.md)."""
 BITS_PER_PIXEL = 0.1
 """Size of H.264 video at constant quality: footage of ordinary motion takes about this."""
 LARGE = 1e12
@@ -20,7 +20,7 @@ def cost_model(spec: BackboneSpec, sampler: SamplerConfig, num_workers: int) -> 
     """The cost of a model's calls, by the size of its network alone."""
     num_forwards = 1 if sampler.guidance_scale == 1 else 2
     is_large = spec.forward_flops > LARGE
-    rate, where = (GPU_FLOPS, "a GPU at 400 TFLOP/s") if is_large else (CPU_FLOPS, "a CPU core at 30 GFLOP/s")
+    rate, where = (GPU_FLOPS, "a GPU at 400 TFLOP/s") if is_large else (CPU_FLOPS, "a CPU core at 100 GFLOP/s")
     return CostModel(
         seconds_per_call=num_forwards * spec.forward_flops / rate,
         bytes_per_second=spec.height * spec.width * spec.fps * BITS_PER_PIXEL / 8,
