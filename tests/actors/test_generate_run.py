@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -64,6 +65,13 @@ def descendants(pid: int) -> dict[int, str]:
             found[child] = names.get(child, "")
             todo.append(child)
     return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and is not merely waiting to be reaped."""
+    with contextlib.suppress(OSError):
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def check_complete(out: Path, num_rows: int, failed: set[int] = frozenset()) -> list[dict[str, Any]]:  # type: ignore[assignment]
@@ -184,8 +192,12 @@ def test_a_killed_driver_leaves_a_run_to_go_on_with(tmp_path: Path, tiny_model: 
         assert len(made) < len(settled) < 6
         assert made.items() <= settled.items()
         made = settled
-        workers = [pid for pid, name in started.items() if "ray::" in name]
-        wait_for(lambda workers=workers: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+        workers = [pid for pid, name in started.items() if "EncoderWorker" in name or "BackboneWorker" in name]
+        assert workers
+        wait_for(lambda workers=workers: not any(is_running(pid) for pid in workers))
+        for pid in started:  # a local Ray outlives a driver that was killed outright; its workers do not
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     status, summary = run(prompts, out, tiny_model)
     assert status == 0, summary
     assert summary["already_done"] == len(made)
