@@ -57,4 +57,8 @@ def save_checkpoint(
         transformer=transformer.to("cpu", torch.float16),
     )
     pipeline.save_pretrained(folder)
+    # transformers 5 calls its fast T5 tokenizer plain T5Tokenizer; Wan's folders name it as before, and both load.
+    index = json.loads((folder / "model_index.json").read_text())
+    index["tokenizer"] = ["transformers", "T5TokenizerFast"]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (folder / "miga.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")
