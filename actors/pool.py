@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.backbone import BackboneWorker, WorkerInfo, WorkerSettings
+from actors.backbone import BackboneWorker, WorkerSettings
 from actors.runtime import Slots
 from actors.text_encoder import TextEncoderWorker
 from miga.errors import MigaError, ModelError
@@ -26,7 +26,6 @@ MAX_FAILED_STARTS = 5
 @dataclass
 class _Member:
     actor: Any
-    info: WorkerInfo | None = None
     failed_starts: int = 0
 
 
@@ -70,7 +69,7 @@ class Pool:
         name = self._starting.pop(reference)
         member = self._members[name]
         try:
-            member.info = ray.get(reference)
+            ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, MigaError):
                 raise error.cause from None

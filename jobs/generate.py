@@ -33,7 +33,7 @@ from pipeline.run_folder import RunRecord, check_run, fingerprint, open_run
 from pipeline.storage import LocalStorage, Storage, open_storage
 from pipeline.video import check_codec
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_QUARANTINED = 0, 1, 2, 3
+EXIT_OK, EXIT_QUARANTINED = 0, 3
 
 
 @dataclass(frozen=True, kw_only=True)

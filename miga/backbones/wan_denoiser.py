@@ -11,7 +11,8 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.nn import functional
 
-from miga.backbones.wan_padding import NUM_TEXT_TOKENS, has_compact_padding
+from miga.backbones.wan_padding import has_compact_padding
+from miga.backbones.wan_spec import NUM_TEXT_TOKENS
 from miga.errors import NonFiniteError
 from miga.schedule import NoiseSchedule
 

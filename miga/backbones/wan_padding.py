@@ -20,8 +20,8 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
-NUM_TEXT_TOKENS: Final = 512
-"""Length that Wan's text embeddings are padded to."""
+from miga.backbones.wan_spec import NUM_TEXT_TOKENS
+
 NUM_SLOTS: Final = 2
 """Padding tokens that stand for all."""
 

@@ -36,6 +36,7 @@ SETTINGS: Final[dict[str, tuple[type, Any]]] = {
 """The keys of `miga.json`: type and default."""
 
 NUM_TEXT_TOKENS: Final = 512
+"""Length that Wan's text embeddings are padded to."""
 
 
 def forward_flops(width: int, ffn_width: int, num_layers: int, num_tokens: int) -> float:

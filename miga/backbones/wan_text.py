@@ -13,7 +13,7 @@ import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from transformers import UMT5EncoderModel
 
-from miga.backbones.wan_padding import NUM_TEXT_TOKENS
+from miga.backbones.wan_spec import NUM_TEXT_TOKENS
 from miga.errors import BadRowError
 
 

@@ -21,7 +21,8 @@ from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 from miga.backbones.sprites.train_vae import Z_DIM, training_scenes
 from miga.backbones.sprites.training import Schedule, step_rng, train
 from miga.backbones.sprites.world import COLOURS, GROUNDS, MOTIONS, SHAPES, TEMPLATES, Placement, Scene, render
-from miga.backbones.wan_padding import NUM_TEXT_TOKENS, use_compact_padding
+from miga.backbones.wan_padding import use_compact_padding
+from miga.backbones.wan_spec import NUM_TEXT_TOKENS
 
 NUM_FRAMES: Final = 45
 """Length of a training clip: 12 latents, the only length the model learns."""
