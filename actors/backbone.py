@@ -39,6 +39,7 @@ class WorkerSettings:
     out: str
     num_threads: int
     device: str
+    dtype: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,11 @@ class BackboneWorker:
         settings = self._settings
         torch.set_num_threads(settings.num_threads)
         self._backbone = load_backbone(
-            settings.model, revision=settings.revision, device=settings.device, components=("denoiser", "vae")
+            settings.model,
+            revision=settings.revision,
+            device=settings.device,
+            dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
+            components=("denoiser", "vae"),
         )
         self._storage = open_storage(settings.out)
         return WorkerInfo(

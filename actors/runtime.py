@@ -34,9 +34,14 @@ class Slots:
 def ray_session(workers: WorkersConfig, address: str | None = None) -> Iterator[Slots]:
     """Joins the cluster at `address`, or the one this process was started in, or starts a local one for the block.
 
+    Inside another session it is that one, which stays: several runs in turn share one Ray.
+
     Raises:
         UsageError: if there is no cluster at `address`.
     """
+    if ray.is_initialized():
+        yield plan_slots(workers, ray.cluster_resources())
+        return
     # Ray leaves a token file behind that makes later clusters refuse workers without one: say it for all.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from jobs.bench.cli import add_benches
 from miga import __version__
 from miga.errors import InputError, MigaError, ModelError, OutputError, UsageError
 
@@ -55,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--config", help="a TOML file; options given here win over it")
     generate.add_argument("--model", help="sprites (embedded), a folder in diffusers layout, or a hub name")
     generate.add_argument("--revision", help="of a hub name")
+    generate.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the network")
     generate.add_argument("--profile", help="how to sample: see `miga profiles`")
     generate.add_argument("--num-frames", type=int, help="length of videos whose row names none")
     generate.add_argument("--seed", type=int, help="from which rows without a seed get theirs")
@@ -66,6 +68,25 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--json", action="store_true", help="print the summary for machines")
     generate.add_argument("--quiet", action="store_true", help="no progress")
     generate.set_defaults(command=_generate)
+
+    ablate = commands.add_parser("ablate", help="settings of the sampler side by side: the paper's tables")
+    ablate.add_argument("prompts", metavar="PROMPTS", help="as for generate; every row must be one that can be made")
+    ablate.add_argument("out", metavar="OUT", help="a folder or s3://bucket/prefix; running again resumes")
+    ablate.add_argument("--grid", help="a TOML file of settings and tables (default: jobs/configs/ablate.toml)")
+    ablate.add_argument("--model", help="as for generate")
+    ablate.add_argument("--num-frames", type=int, help="length of videos whose row names none")
+    ablate.add_argument("--seeds", type=int, metavar="K", help="make each prompt K times, with seeds 0 to K-1")
+    ablate.add_argument("--limit", type=int, help="the first N prompts only")
+    ablate.add_argument(
+        "--features", help="sprites, frames, or image models that consistency is judged by: NAME[,NAME]"
+    )
+    ablate.add_argument("--tables", metavar="A,B", help="names of tables to make (default: all)")
+    ablate.add_argument("--num-actors", type=int, help="as for generate")
+    ablate.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
+    ablate.add_argument("--dry-run", action="store_true", help="say what each setting would cost, and do nothing")
+    ablate.add_argument("--json", action="store_true", help="print for machines")
+    ablate.add_argument("--quiet", action="store_true", help="no progress")
+    ablate.set_defaults(command=_ablate)
 
     for name, command, help_text in (
         ("status", _status, "how far a run is"),
@@ -81,6 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     profiles.add_argument("--model", default="sprites")
     profiles.add_argument("--json", action="store_true", help="print for machines")
     profiles.set_defaults(command=_profiles)
+
+    add_benches(commands.add_parser("bench", help="figures of the embedded model on this machine"))
     return parser
 
 
@@ -92,6 +115,7 @@ def _generate(options: argparse.Namespace) -> int:
         load_config(options.config),
         model=options.model,
         revision=options.revision,
+        dtype=options.dtype,
         profile=options.profile,
         num_frames=options.num_frames,
         seed=options.seed,
@@ -108,6 +132,36 @@ def _generate(options: argparse.Namespace) -> int:
         print(json.dumps(summary, ensure_ascii=False))
     else:
         _print_summary(summary)
+    return int(summary["exit_status"])
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    from jobs.ablate import ablate, check_out, cost_table, dry_run, plan_ablation, tables_text
+    from pipeline.config import RunConfig, override
+
+    config = override(
+        RunConfig(),
+        model=options.model,
+        num_frames=options.num_frames,
+        limit=options.limit,
+        workers={"num_actors": options.num_actors},
+    )
+    plan = plan_ablation(
+        options.prompts,
+        options.out,
+        config,
+        grid=options.grid,
+        tables=[name.strip() for name in options.tables.split(",")] if options.tables else None,
+        num_seeds=options.seeds,
+        features=options.features,
+    )
+    check_out(plan)
+    if options.dry_run:
+        costs = dry_run(plan, config.workers.num_actors or 1)
+        print(json.dumps(costs, ensure_ascii=False) if options.json else cost_table(costs))
+        return 0
+    summary = ablate(plan, address=options.address, quiet=options.quiet)
+    print(json.dumps(summary, ensure_ascii=False) if options.json else tables_text(summary, options.out))
     return int(summary["exit_status"])
 
 

@@ -184,6 +184,7 @@ def generate(
                 out=storage.root,
                 num_threads=max(1, int(slots.cpus)),
                 device="cuda" if slots.gpus else "cpu",
+                dtype=config.dtype,
             )
             pool = Pool(settings, slots)
             text = TextStage(start_text_encoder(settings))

@@ -5,30 +5,69 @@ from __future__ import annotations
 from typing import Any
 
 from miga.backbones.base import BackboneSpec
-from miga.config import FIELD_NAMES, PROFILES, PUBLISHED, resolve_config
+from miga.config import ABLATIONS, FIELD_NAMES, PROFILES, PUBLISHED, USED_FIELDS, resolve_config
+from miga.cost import count_calls
+from miga.errors import ConfigError
+
+NOT_READ = "-"
 
 
 def profiles_as_dict(spec: BackboneSpec) -> dict[str, dict[str, Any]]:
-    """Profile → its resolved settings for the model."""
-    return {name: {"summary": PROFILES[name].summary, **resolve_config(name, spec).to_dict()} for name in PROFILES}
+    """Profile → its resolved settings for the model, or why it has none."""
+    result: dict[str, dict[str, Any]] = {}
+    for name, profile in PROFILES.items():
+        try:
+            settings = resolve_config(name, spec).to_dict()
+        except ConfigError as error:
+            settings = {"error": str(error)}
+        result[name] = {"summary": profile.summary, **settings}
+    return result
 
 
 def profile_table(spec: BackboneSpec) -> str:
-    """The same as a table; the last column is what the paper publishes for the model's family."""
-    resolved = {name: resolve_config(name, spec).to_dict() for name in PROFILES}
+    """The main profiles side by side; the last column is what the paper publishes for the model's family.
+
+    A setting that a profile does not read is `-`. The ablations follow, each with what it changes in `paper`.
+    """
+    resolved = {name: values for name, values in profiles_as_dict(spec).items() if "error" not in values}
+    shown = [name for name in resolved if not name.startswith("no-")]
     published = PUBLISHED[spec.family]
-    header = ["setting", *PROFILES, f"paper ({spec.family})"]
+    header = ["setting", *shown, f"paper ({spec.family})"]
     rows = [
-        [field, *(_text(values[field]) for values in resolved.values()), _text(published.get(field, ""))]
+        [field, *(_cell(resolved[name], field) for name in shown), _text(published.get(field, ""))]
         for field in FIELD_NAMES
         if field != "profile"
     ]
+    rows.append([f"calls, {spec.default_num_frames} frames", *(_calls(name, spec) for name in shown), ""])
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in
              [header, ["-" * width for width in widths], *rows]]  # fmt: skip
-    summaries = [f"{name}: {PROFILES[name].summary}" for name in PROFILES]
-    return "\n".join([f"model {spec.name}: window of {spec.window} latents", "", *lines, "", *summaries])
+    return "\n".join(
+        [
+            f"model {spec.name}: window of {spec.window} latents; {NOT_READ} is a setting that the profile does not read",
+            "",
+            *lines,
+            "",
+            *(f"{name}: {PROFILES[name].summary}" for name in shown),
+            "",
+            "Ablations of `paper`, joined with `-` in this order (15 profiles):",
+            *(f"  {name}: {', '.join(f'{key} = {_text(value)}' for key, value in changes.items())}"
+              for name, changes in ABLATIONS.items()),
+            *(f"not for this model: {name} ({PROFILES[name].summary})" for name in PROFILES if name not in resolved),
+        ]
+    )  # fmt: skip
+
+
+def _cell(settings: dict[str, Any], field: str) -> str:
+    return _text(settings[field]) if field in USED_FIELDS[settings["method"]] else NOT_READ
+
+
+def _calls(name: str, spec: BackboneSpec) -> str:
+    count = count_calls(resolve_config(name, spec), spec.num_latents(spec.default_num_frames))
+    return str(count.total) if count.most == count.total else f"{count.total} to {count.most}"
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return " ".join(map(str, value)) or "none"
     return {True: "yes", False: "no"}.get(value, "") if isinstance(value, bool) else str(value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from miga.config import SamplerConfig
 from miga.denoise_pass import Stepper
 from miga.queue import FrameQueue
@@ -12,10 +10,9 @@ from miga.windows import plan_pass
 
 def start_base_clip(config: SamplerConfig, stepper: Stepper) -> FrameQueue:
     """`f0` latents of pure noise."""
-    noise = stepper.noise("base", range(config.window))
-    return stepper.fresh(noise, torch.full((config.window,), config.num_steps), first=0)
+    return stepper.noise_queue(0, config.window, config.num_steps, "base")
 
 
 def advance_base_clip(queue: FrameQueue, config: SamplerConfig, stepper: Stepper) -> FrameQueue:
-    """One denoise step of the whole clip."""
-    return stepper.pass_over(queue, plan_pass(len(queue), config.window, config.stride))
+    """One denoise step of the whole clip (its latents are stepped again as part of the video: other names of noise)."""
+    return stepper.named("base/").pass_over(queue, plan_pass(len(queue), config.window, config.stride))

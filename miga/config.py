@@ -7,17 +7,20 @@ model's own (`BackboneSpec.sampler`), and what the user overrides.
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Final, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from miga.errors import ConfigError
 
 if TYPE_CHECKING:
     from miga.backbones.base import BackboneSpec
 
-Method = Literal["miga", "fifo"]
+Method = Literal["miga", "fifo", "unified", "released"]
+SolverName = Literal["unipc", "ddim", "euler", "renoise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,8 @@ class SamplerConfig:
 
     Attributes:
         profile: name the record was resolved from.
-        method: "miga" (zigzag queue, then unified denoising) or "fifo" (FIFO-Diffusion's diagonal queue).
+        method: "miga" (zigzag queue, then unified denoising), "fifo" (FIFO-Diffusion's diagonal queue), "unified"
+            (Stage 2 alone, Alg. 8) or "released" (what the authors' program does).
         num_steps: `T`, denoise steps from pure noise to clean.
         window: `f0`, latents in one call of the network.
         stride: `S`, latents kept of every window but a pass's last.
@@ -35,7 +39,18 @@ class SamplerConfig:
             Stage 2 takes them down the rest together.
         num_guidance_latents: `m_guid`, earlier latents put before a window (long-range guidance); 0 switches it off.
         guidance_scale: of classifier-free guidance; 1 means one forward a call instead of two.
+        guidance_low_level, guidance_high_level: classifier-free guidance acts on latents of these levels only, both
+            included; a call without any such latent takes one forward.
+        solver: "unipc" (order 2), "ddim" (with `eta`), "euler", or "renoise" (step-distilled models).
+        eta: of DDIM: 0 is deterministic, 1 is DDPM's noise.
         flow_shift: shift of the flow-matching schedule; it sets which noise a level stands for.
+        timesteps: a step-distilled model's own few time steps, highest first, before the shift; empty for the schedule
+            of `num_steps` even steps.
+        drain: whether a video of known length stops pushing noise once its last latent and one group more are in the
+            queue, which then runs empty; else the queue stays full to the end and what is left in it is thrown away.
+        position_0_context: whether a plain window that does not start at the video's first latent sees one latent
+            more before it, so that none but that first one is kept from the window's position 0.
+        windows_per_batch: windows of a pass that go through the network together.
         self_reflection: whether Stage 1 evaluates, and where needed searches, the tail of its queue.
         reflection_threshold: `delta_adju`, fall of the consistency score that starts a search.
         num_eval_latents: `f_eval`, latents that are judged.
@@ -43,6 +58,10 @@ class SamplerConfig:
         num_reflection_guidance_latents: `f_guid`, latents before them that a candidate is grown from.
         num_candidates: `n_samp`, candidates of a search.
         judged_group: `G`, which group of the queue is judged, counted from the tail (1 is the last).
+        lookahead: (fifo) whether windows keep their right half behind clean context, as FIFO-Diffusion's program does,
+            or their left part as Alg. 3 prints it.
+        num_beams: (fifo) beams of ScalingNoise's search over new latents; 0 for no search.
+        released_branch: (released) which of the two programs of the authors.
 
     Raises:
         ConfigError: if a value is out of range, saying which range and why.
@@ -57,7 +76,15 @@ class SamplerConfig:
     handoff_level: int
     num_guidance_latents: int
     guidance_scale: float
+    guidance_low_level: int
+    guidance_high_level: int
+    solver: SolverName
+    eta: float
     flow_shift: float
+    timesteps: tuple[int, ...]
+    drain: bool
+    position_0_context: bool
+    windows_per_batch: int
     self_reflection: bool
     reflection_threshold: float
     num_eval_latents: int
@@ -65,17 +92,26 @@ class SamplerConfig:
     num_reflection_guidance_latents: int
     num_candidates: int
     judged_group: int
+    lookahead: bool
+    num_beams: int
+    released_branch: str
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "timesteps", tuple(self.timesteps))  # JSON and TOML know lists
         self._check(self.num_steps >= 1, "num_steps", "at least 1")
         self._check(self.window >= 2, "window", "at least 2")
         self._check(1 <= self.stride <= self.window, "stride", f"1 to window = {self.window}")
-        self._check(math.isfinite(self.guidance_scale) and self.guidance_scale >= 0, "guidance_scale", "0 or more")
-        self._check(math.isfinite(self.flow_shift) and self.flow_shift > 0, "flow_shift", "above 0")
+        self._check(self.windows_per_batch >= 1, "windows_per_batch", "at least 1")
+        self._check_solver()
         if self.method == "fifo":
             self._check_fifo()
+        elif self.method == "unified":
+            self._check_position_0()
         else:
             self._check_queue()
+            self._check_position_0()
+            if self.method == "released":
+                self._check_released()
             if self.self_reflection:
                 self._check_reflection()
 
@@ -89,17 +125,88 @@ class SamplerConfig:
         return self.window // self.zigzag_width
 
     @property
+    def num_early_groups(self) -> int:
+        """Base groups that would enter Stage 1's queue below its head's level: they go straight to Stage 2.
+
+        There are some where `T` is small: `n_zig > T - e`.
+        """
+        return min(self.num_base_groups, max(0, self.num_base_groups + self.handoff_level - self.num_steps))
+
+    @property
     def queue_length(self) -> int:
-        """Latents that a pass over the full queue sees: `(T - e + 1) * L_zig`, levels `e ... T` (`fifo`: `T`)."""
+        """Latents that a pass over the full queue sees: `(T - e + 1) * L_zig`, levels `e ... T` (`fifo`: `T`;
+        `released`: from level `e + 1` on).
+        """
         if self.method == "fifo":
             return self.num_steps
-        return (self.num_steps - self.handoff_level + 1) * self.zigzag_width
+        num_groups = self.num_steps - self.handoff_level + (self.method != "released")
+        return num_groups * self.zigzag_width
+
+    @property
+    def lead(self) -> int:
+        """Latents of context before a plain window's kept ones (see `position_0_context`)."""
+        return int(self.position_0_context)
+
+    def _check_solver(self) -> None:
+        self._check(math.isfinite(self.guidance_scale) and self.guidance_scale >= 0, "guidance_scale", "0 or more")
+        self._check(self.guidance_low_level >= 1, "guidance_low_level", "at least 1")
+        self._check(
+            self.guidance_low_level <= self.guidance_high_level <= self.num_steps, "guidance_high_level",
+            f"guidance_low_level = {self.guidance_low_level} to num_steps = {self.num_steps}",
+        )  # fmt: skip
+        self._check(math.isfinite(self.flow_shift) and self.flow_shift > 0, "flow_shift", "above 0")
+        self._check(math.isfinite(self.eta) and 0 <= self.eta <= 1, "eta", "0 to 1")
+        self._check(self.eta == 0 or self.solver == "ddim", "eta", f"0: solver {self.solver!r} has no eta")
+        if self.timesteps:
+            falls = all(high > low for high, low in itertools.pairwise(self.timesteps))
+            self._check(
+                falls and self.timesteps[-1] >= 1 and self.timesteps[0] <= 1000, "timesteps",
+                "falling whole numbers from 1000 to 1",
+            )  # fmt: skip
+            self._check(
+                len(self.timesteps) == self.num_steps, "num_steps", f"the {len(self.timesteps)} entries of timesteps"
+            )
+
+    def _check_position_0(self) -> None:
+        room = self.window - self.lead
+        self._check(self.stride <= room, "stride", f"1 to {room}: a window must hold what it keeps beside its context")
+
+    def _check_released(self) -> None:
+        branches = ("wan", "videocrafter2")
+        self._check(self.released_branch in branches, "released_branch", f"one of {branches}")
+        self._check(not self.position_0_context, "position_0_context", "false in this method")
+        highest = self.num_steps - self.num_base_groups - 2
+        self._check(highest >= 1, "num_steps", f"at least {self.num_base_groups + 3}, to initialise the queue")
+        self._check(
+            self.handoff_level <= highest, "handoff_level",
+            f"1 to {highest}: initialisation ends two levels above it, below the base clip's groups",
+        )  # fmt: skip
+        self._check(
+            self.stride < self.window, "stride", f"1 to {self.window - 1}: a window must see beyond what it keeps"
+        )
+        if self.self_reflection:
+            most = highest - self.handoff_level  # passes of initialisation
+            self._check(
+                self.judged_group <= most, "judged_group",
+                f"at most {most}: the tail is judged after the passes of initialisation, once the judged group stands "
+                "behind the whole base clip",
+            )  # fmt: skip
 
     def _check_fifo(self) -> None:
         why = "the base clip fills the last `window` places of a queue of `num_steps`"
         self._check(self.num_steps >= self.window, "num_steps", f"at least window = {self.window}: {why}")
         half = self.window - self.window // 2
-        self._check(self.stride <= half, "stride", f"1 to {half}: each window writes its right half")
+        if self.lookahead:
+            self._check(self.stride <= half, "stride", f"1 to {half}: each window writes its right half")
+        self._check(self.num_beams >= 0, "num_beams", "0 (no search) or more")
+        if self.num_beams:
+            self._check(
+                self.lookahead, "lookahead", "true for a search: clean context is what candidates are held against"
+            )
+            self._check(self.num_candidates >= 1, "num_candidates", "at least 1")
+            self._check(
+                1 <= self.num_eval_latents <= half, "num_eval_latents", f"1 to {half}, the right half of a window"
+            )
 
     def _check_queue(self) -> None:
         divisors = [width for width in range(1, self.window + 1) if self.window % width == 0]
@@ -108,18 +215,11 @@ class SamplerConfig:
             "zigzag_width",
             f"a divisor of window = {self.window}, one of {divisors}: the base clip must fill whole groups",
         )
-        groups = self.num_base_groups
         self._check(
-            self.num_steps > groups,
-            "num_steps",
-            f"at least {groups + 1}: the base clip's {groups} groups enter at levels num_steps - {groups} and above",
+            1 <= self.handoff_level <= self.num_steps,
+            "handoff_level",
+            f"1 to num_steps = {self.num_steps}: the level that Stage 1's queue begins at",
         )
-        highest = self.num_steps - groups
-        self._check(
-            1 <= self.handoff_level <= highest, "handoff_level",
-            f"1 to {highest}: the base clip enters at level num_steps - window / zigzag_width = {highest} "
-            "and the head of the queue is taken down from there",
-        )  # fmt: skip
         room = self.window - self.stride
         self._check(
             0 <= self.num_guidance_latents <= room, "num_guidance_latents",
@@ -137,7 +237,8 @@ class SamplerConfig:
             f"1 to num_reflection_guidance_latents = {self.num_reflection_guidance_latents}: a candidate is compared "
             "with the latents it is grown from",
         )  # fmt: skip
-        room = self.queue_length - tail
+        longest = self.queue_length - (2 * self.zigzag_width if self.method == "released" else 0)
+        room = longest - tail
         self._check(
             self.num_reflection_guidance_latents <= room, "judged_group",
             f"so small that num_reflection_guidance_latents = {self.num_reflection_guidance_latents} stand before it "
@@ -161,6 +262,32 @@ REFLECTION_FIELDS: Final = (
     "judged_group",
 )
 
+RELEASED: Final[dict[str, dict[str, Any]]] = {
+    "wan": {"released_branch": "wan", "self_reflection": True, "num_guidance_latents": 4},
+    "videocrafter2": {
+        "released_branch": "videocrafter2",
+        "self_reflection": False,
+        "num_guidance_latents": 4,
+        "reflection_threshold": 0.001,
+        "judged_group": 13,
+    },
+}
+"""What the authors' programs fix, over the published settings of the family. `judged_group` counts before a push."""
+
+_COMMON: Final = (
+    "method", "num_steps", "window", "stride", "guidance_scale", "guidance_low_level", "guidance_high_level", "solver",
+    "eta", "flow_shift", "timesteps", "windows_per_batch",
+)  # fmt: skip
+_QUEUE: Final = ("zigzag_width", "handoff_level", "num_guidance_latents", "self_reflection", *REFLECTION_FIELDS)
+
+USED_FIELDS: Final[dict[str, tuple[str, ...]]] = {
+    "miga": (*_COMMON, *_QUEUE, "drain", "position_0_context"),
+    "unified": (*_COMMON, "position_0_context"),
+    "released": (*_COMMON, *_QUEUE, "released_branch"),
+    "fifo": (*_COMMON, "lookahead", "num_beams", "num_candidates", "num_eval_latents"),
+}
+"""What each method reads. Overriding anything else is refused: it would change nothing."""
+
 PUBLISHED: Final[dict[str, dict[str, Any]]] = {
     "wan": {
         "num_steps": 54,
@@ -168,6 +295,8 @@ PUBLISHED: Final[dict[str, dict[str, Any]]] = {
         "handoff_level": 10,
         "num_guidance_latents": 4,
         "guidance_scale": 5.0,
+        "solver": "unipc",
+        "eta": 0.0,
         "flow_shift": 5.0,
         "reflection_threshold": 0.01,
         "num_eval_latents": 7,
@@ -175,6 +304,22 @@ PUBLISHED: Final[dict[str, dict[str, Any]]] = {
         "num_reflection_guidance_latents": 14,
         "num_candidates": 3,
         "judged_group": 10,
+    },
+    "videocrafter2": {
+        "num_steps": 64,
+        "zigzag_width": 4,
+        "handoff_level": 10,
+        "num_guidance_latents": 6,
+        "guidance_scale": 12.0,
+        "solver": "ddim",
+        "eta": 1.0,
+        "flow_shift": 1.0,
+        "reflection_threshold": 0.01,
+        "num_eval_latents": 4,
+        "num_reference_latents": 12,
+        "num_reflection_guidance_latents": 12,
+        "num_candidates": 5,
+        "judged_group": 14,
     },
 }
 """Settings of the paper (what it leaves open: of its released program), by family of model."""
@@ -188,15 +333,72 @@ class Profile:
     settings: Mapping[str, Any]
 
 
+_DEFAULTS: Final[dict[str, Any]] = {
+    "guidance_low_level": 1,
+    "timesteps": (),
+    "drain": False,
+    "position_0_context": False,
+    "windows_per_batch": 1,
+    "lookahead": True,
+    "num_beams": 0,
+    "released_branch": "",
+}
+_PAPER: Final[dict[str, Any]] = {"method": "miga", "self_reflection": True}
+_FIFO: Final[dict[str, Any]] = {
+    "method": "fifo", "self_reflection": False, "num_guidance_latents": 0, "zigzag_width": 1, "handoff_level": 1
+}  # fmt: skip
+ABLATIONS: Final[dict[str, dict[str, Any]]] = {
+    "no-zigzag": {"zigzag_width": 1},
+    "no-stage-2": {"handoff_level": 1},
+    "no-guidance": {"num_guidance_latents": 0},
+    "no-reflection": {"self_reflection": False},
+}
+"""What each part of the method is switched off by; profiles join them with "-" in this order."""
+
+
+def _ablated() -> dict[str, Profile]:
+    """`paper` without each of its parts, alone and together."""
+    profiles = {}
+    for count in range(1, len(ABLATIONS) + 1):
+        for parts in itertools.combinations(ABLATIONS, count):
+            settings = {key: value for part in parts for key, value in ABLATIONS[part].items()}
+            without = " and ".join(part.removeprefix("no-").replace("-", " ") for part in parts)
+            profiles["-".join(parts)] = Profile(f"`paper` without {without}", _PAPER | settings)
+    return profiles
+
+
 PROFILES: Final[dict[str, Profile]] = {
+    "swift": Profile(
+        "ours: the queue drains once the video is in it, and no search; same quality for far fewer calls",
+        {"method": "miga", "self_reflection": False, "drain": True},
+    ),
     "paper": Profile(
-        "MIGA as the paper gives it: zigzag queue, unified denoising, long-range guidance, self-reflection",
-        {"method": "miga", "self_reflection": True},
+        "MIGA as the paper gives it: zigzag queue, unified denoising, long-range guidance, self-reflection", _PAPER
     ),
-    "fifo": Profile(
-        "FIFO-Diffusion with lookahead denoising, the baseline",
-        {"method": "fifo", "self_reflection": False, "num_guidance_latents": 0, "zigzag_width": 1, "handoff_level": 1},
+    "released": Profile(
+        "MIGA as the authors' program does it where that differs (its faults apart)",
+        {"method": "released", "drain": False, "position_0_context": False},
     ),
+    "fifo": Profile("FIFO-Diffusion with lookahead denoising, the baseline", _FIFO),
+    "fifo-literal": Profile(
+        "FIFO-Diffusion as Alg. 3 prints it: windows keep their left part, no clean context",
+        _FIFO | {"lookahead": False},
+    ),
+    "scalingnoise": Profile(
+        "FIFO-Diffusion with a beam search over new latents, by their consistency with the head",
+        _FIFO | {"num_beams": 3, "num_candidates": 5, "num_eval_latents": 1},
+    ),
+    "stage-2-only": Profile(
+        "Alg. 8: all latents from noise at one level, without a queue",
+        {
+            "method": "unified",
+            "self_reflection": False,
+            "num_guidance_latents": 0,
+            "zigzag_width": 1,
+            "handoff_level": 1,
+        },
+    ),
+    **_ablated(),
 }
 
 
@@ -215,16 +417,43 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
         raise ConfigError(f"unknown profile {profile!r}", _suggest(profile, PROFILES, "profiles"))
     overrides = dict(overrides or {})
     check_overrides(overrides)
+    fixed = {**PROFILES[profile].settings, **RELEASED.get(spec.family, {})} if profile == "released" else (
+        PROFILES[profile].settings
+    )  # fmt: skip
     values: dict[str, Any] = {
-        "window": spec.window, **PUBLISHED[spec.family], **spec.sampler, **PROFILES[profile].settings, **overrides
+        "window": spec.window, **_DEFAULTS, **PUBLISHED[spec.family], **spec.sampler, **fixed, **overrides
     }  # fmt: skip
+    unused = [name for name in overrides if name not in USED_FIELDS[values["method"]]]
+    if unused:
+        raise ConfigError(
+            f"sampler.{unused[0]} does nothing in profile {profile!r}",
+            f"leave it out; method {values['method']!r} reads: {', '.join(USED_FIELDS[values['method']])}",
+        )
+    if values["timesteps"] and "num_steps" not in overrides:
+        values["num_steps"] = len(values["timesteps"])
+    if values["solver"] != "ddim" and "eta" not in overrides:
+        values["eta"] = 0.0
+    values.setdefault("guidance_high_level", values["num_steps"])
     if values["window"] > spec.window:
         raise ConfigError(
             f"sampler.window = {values['window']} is more than {spec.name!r} was trained on",
             f"it must be at most {spec.window} latents",
         )
     values.setdefault("stride", values["window"] // 2)
-    return SamplerConfig(profile=profile, **values)
+    config = SamplerConfig(profile=profile, **values)
+    _check_solver_fits(config, spec.family)
+    return config
+
+
+def _check_solver_fits(config: SamplerConfig, family: str) -> None:
+    """What a solver asks of the noise schedule, which the family of the model decides."""
+    if config.timesteps and config.solver not in ("renoise", "euler"):
+        raise ConfigError(
+            f"sampler.solver = {config.solver!r} cannot step through sampler.timesteps",
+            "step-distilled models take solver 'renoise' (or 'euler')",
+        )
+    if config.timesteps and family != "wan":
+        raise ConfigError("sampler.timesteps are those of flow-matching models", "leave them out for this model")
 
 
 def check_overrides(overrides: Mapping[str, Any]) -> None:
@@ -237,12 +466,25 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
     for name, value in overrides.items():
         if name not in types:
             raise ConfigError(f"unknown key sampler.{name}", _suggest(name, types, "keys"))
-        allowed = {float: (float, int), int: (int,), bool: (bool,)}.get(types[name], (str,))
-        if not isinstance(value, allowed) or (isinstance(value, bool) and types[name] is not bool):
-            wanted = types[name].__name__ if types[name] in (float, int, bool) else "str"
-            raise ConfigError(f"sampler.{name} = {value!r} has the wrong type", f"it takes a value of type {wanted}")
-    if overrides.get("method", "miga") not in ("miga", "fifo"):
-        raise ConfigError(f"sampler.method = {overrides['method']!r} is unknown", "it is 'miga' or 'fifo'")
+        problem = _type_problem(types[name], value)
+        if problem:
+            raise ConfigError(f"sampler.{name} = {value!r} has the wrong type", problem)
+        known = get_args(types[name]) if get_origin(types[name]) is Literal else ()
+        if known and value not in known:
+            raise ConfigError(f"sampler.{name} = {value!r} is unknown", f"it is one of {', '.join(map(repr, known))}")
+
+
+def _type_problem(kind: Any, value: Any) -> str:
+    """What a field of that type takes, if the value is none; else nothing."""
+    if get_origin(kind) is tuple:
+        is_list = isinstance(value, list | tuple) and all(type(item) is int for item in value)
+        return "" if is_list else "it takes a list of whole numbers"
+    allowed = {float: (float, int), int: (int,), bool: (bool,)}.get(kind, (str,))
+    if isinstance(value, allowed) and (not isinstance(value, bool) or kind is bool):
+        if kind is float and not isinstance(value, str) and abs(value) > sys.float_info.max:
+            return "it takes a number that a float holds"
+        return ""
+    return f"it takes a value of type {kind.__name__ if kind in (float, int, bool) else 'str'}"
 
 
 def _suggest(name: str, known: Mapping[str, Any], what: str) -> str:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import torch
 
 
-def consistency_score(eval_FCHW: torch.Tensor, reference_FCHW: torch.Tensor) -> float:
+def consistency_score(eval_FCHW: torch.Tensor, reference_FCHW: torch.Tensor, average_latents: bool = False) -> float:
     """How alike judged latents and the ones before them are: the mean of all pairwise cosines, in [-1, 1].
 
     Each latent becomes one vector over its positions: the mean over channels, L2-normalised. Both sides may be
     noisy: the score keeps its shape over time up to high levels (Fig. 3).
+
+    Args:
+        eval_FCHW: the judged latents.
+        reference_FCHW: those they are compared with.
+        average_latents: whether each side becomes one vector, the mean over its latents too, before it is normalised
+            (as MIGA's program for VideoCrafter2 does): a single cosine.
     """
+    if average_latents:
+        eval_FCHW, reference_FCHW = (x.float().mean(0, keepdim=True) for x in (eval_FCHW, reference_FCHW))
     eval_FN, reference_FN = _directions(eval_FCHW), _directions(reference_FCHW)
     return float((eval_FN @ reference_FN.T).mean())
 

@@ -8,8 +8,9 @@ Legend: F latents, C channels, H, W cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -36,24 +37,63 @@ RunWindows: TypeAlias = Callable[[Sequence[WindowCall]], list[torch.Tensor]]
 """Runs independent calls; returns each one's predicted clean latents `[F, C, H, W]`, in order."""
 
 
-def run_one_by_one(denoiser: Denoiser) -> RunWindows:
-    """Runs the calls here, one after the other: the order of arithmetic is the same on every machine."""
+def run_in_batches(denoiser: Denoiser, windows_per_batch: int = 1) -> RunWindows:
+    """Runs the calls here, in order; so many windows of the same length together.
+
+    At 1 the order of arithmetic is the same on every machine. In larger batches, results may differ in the last bits
+    from those of other batch sizes.
+    """
 
     def run(calls: Sequence[WindowCall]) -> list[torch.Tensor]:
-        return [denoiser(call.x_FCHW[None], call.level_F[None], [call.condition])[0] for call in calls]
+        outputs: dict[int, torch.Tensor] = {}
+        for numbers in _batches(calls, windows_per_batch):
+            batch = [calls[number] for number in numbers]
+            clean_BFCHW = denoiser(
+                torch.stack([call.x_FCHW for call in batch]),
+                torch.stack([call.level_F for call in batch]),
+                [call.condition for call in batch],
+            )
+            outputs |= dict(zip(numbers, clean_BFCHW, strict=True))
+        return [outputs[number] for number in range(len(calls))]
 
     return run
 
 
+def _batches(calls: Sequence[WindowCall], size: int) -> Iterator[list[int]]:
+    """Numbers of the calls, those of one length side by side, `size` at a time."""
+    by_length: dict[int, list[int]] = {}
+    for number, call in enumerate(calls):
+        by_length.setdefault(len(call.level_F), []).append(number)
+    for numbers in by_length.values():
+        yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
+
+
+PassSteps: TypeAlias = Generator[list[WindowCall], list[torch.Tensor], FrameQueue]
+"""A computation of several passes that yields the calls of each, is sent their results, and returns a queue: whoever
+drives it decides where the calls run, and may drive several side by side."""
+
+
 @dataclass(frozen=True)
 class Stepper:
-    """What a pass needs beside queue and plan: schedule, solver, prompts, noise, and who runs the windows."""
+    """What a pass needs beside queue and plan: schedule, solver, prompts, noise, and who runs the windows.
+
+    Attributes:
+        purpose: what its noise is named by, beside the step: searches and second denoisings meet a latent at a level
+            where another pass has met it.
+        candidate: which candidate of a search its noise is for.
+    """
 
     schedule: NoiseSchedule
     solver: Solver
     prompts: PromptTrack
     noise: NoiseSource
     run_windows: RunWindows
+    purpose: str = ""
+    candidate: int = 0
+
+    def named(self, purpose: str, candidate: int = 0) -> Stepper:
+        """The same, its noise under another name."""
+        return replace(self, purpose=purpose, candidate=candidate)
 
     def pass_over(self, queue: FrameQueue, plan: Sequence[Window]) -> FrameQueue:
         """Takes what `plan` keeps one level down.
@@ -65,15 +105,29 @@ class Stepper:
         Returns:
             The kept latents after their step; context is left out.
         """
-        calls = [
+        return self.apply(queue, plan, self.run_windows(self.calls(queue, plan)))
+
+    def pass_in_place(self, queue: FrameQueue, plan: Sequence[Window]) -> FrameQueue:
+        """The same, but every window sees what the ones before it have written, levels too: one after the other."""
+        for window in plan:
+            kept = slice(window.keep_start, window.keep_stop)
+            stepped = self.pass_over(queue, [window])
+            queue = queue[: kept.start].append(stepped).append(queue[kept.stop :])
+        return queue[plan[0].keep_start : plan[-1].keep_stop]
+
+    def calls(self, queue: FrameQueue, plan: Sequence[Window]) -> list[WindowCall]:
+        """The calls of a pass."""
+        return [
             WindowCall(
-                x_FCHW=queue.x_FCHW[window.positions],
+                x_FCHW=queue.x_FCHW[window.positions] if window.guidance else queue.x_FCHW[window.start : window.stop],
                 level_F=queue.level_F[window.positions],
                 condition=self.prompts.at(queue.first + window.keep_start),
             )
             for window in plan
         ]
-        outputs = self.run_windows(calls)
+
+    def apply(self, queue: FrameQueue, plan: Sequence[Window], outputs: Sequence[torch.Tensor]) -> FrameQueue:
+        """What a pass keeps after its step, from the results of its calls."""
         clean = torch.cat([output[window.kept] for output, window in zip(outputs, plan, strict=True)])
         return self.step(queue[plan[0].keep_start : plan[-1].keep_stop], clean)
 
@@ -87,18 +141,51 @@ class Stepper:
         """Latents that no step has been taken on."""
         return FrameQueue(x_FCHW, level_F, self.solver.fresh_history(x_FCHW), first)
 
-    def push_noise(self, queue: FrameQueue, count: int, level: int, purpose: str, candidate: int = 0) -> FrameQueue:
+    def noise_queue(self, first: int, count: int, level: int, purpose: str) -> FrameQueue:
+        """`count` latents of pure noise, from index `first` in the video on."""
+        noise = self.noise(purpose, range(first, first + count), self.candidate)
+        return self.fresh(noise, torch.full((count,), level), first)
+
+    def push_noise(self, queue: FrameQueue, count: int, level: int, purpose: str) -> FrameQueue:
         """The queue with `count` latents of pure noise behind it."""
-        end = queue.first + len(queue)
-        noise = self.noise(purpose, range(end, end + count), candidate).to(queue.x_FCHW)
-        return queue.append(self.fresh(noise, torch.full((count,), level), end))
+        tail = self.noise_queue(queue.first + len(queue), count, level, purpose)
+        return queue.append(replace(tail, x_FCHW=tail.x_FCHW.to(queue.x_FCHW)))
+
+    def renoised(self, clean_FCHW: torch.Tensor, level: int | torch.Tensor, first: int) -> FrameQueue:
+        """Clean latents brought to a level (or to one each), no step taken on them. Source: MIGA Eq. A1."""
+        level_F = torch.as_tensor(level).expand(len(clean_FCHW))
+        indices = range(first, first + len(clean_FCHW))
+        noise = self.noise(f"{self.purpose}renoise", indices, self.candidate).to(clean_FCHW)
+        return self.fresh(self.schedule.add_noise(clean_FCHW, noise, level_F), level_F.clone(), first)
 
     def _step_noise(self, queue: FrameQueue) -> torch.Tensor | None:
         if not self.solver.is_stochastic:
             return None
-        return torch.cat(
-            [
-                self.noise(f"step@{int(level)}", [index])
-                for index, level in zip(queue.indices, queue.level_F, strict=True)
-            ]
-        ).to(queue.x_FCHW)
+        levels = queue.level_F.tolist()
+        groups = [list(group) for _, group in itertools.groupby(range(len(queue)), key=levels.__getitem__)]
+        drawn = [
+            self.noise(f"{self.purpose}step@{levels[group[0]]}", [queue.first + i for i in group], self.candidate)
+            for group in groups
+        ]
+        return torch.cat(drawn).to(queue.x_FCHW)
+
+
+def run_steps(steps: PassSteps, run_windows: RunWindows) -> FrameQueue:
+    """Drives one computation to its end."""
+    return run_steps_together([steps], run_windows)[0]
+
+
+def run_steps_together(all_steps: Sequence[PassSteps], run_windows: RunWindows) -> list[FrameQueue]:
+    """Drives several computations side by side: their calls of each round are handed over as one list."""
+    results: dict[int, FrameQueue] = {}
+    answers: dict[int, list[torch.Tensor] | None] = dict.fromkeys(range(len(all_steps)))
+    while answers:
+        asked: dict[int, list[WindowCall]] = {}
+        for number, answer in answers.items():
+            try:
+                asked[number] = next(all_steps[number]) if answer is None else all_steps[number].send(answer)
+            except StopIteration as stop:
+                results[number] = stop.value
+        outputs = iter(run_windows([call for calls in asked.values() for call in calls]) if asked else [])
+        answers = {number: list(itertools.islice(outputs, len(calls))) for number, calls in asked.items()}
+    return [results[number] for number in range(len(all_steps))]

@@ -8,7 +8,8 @@
     ├── ModelError          a checkpoint is missing, broken or of another kind     scope run
     ├── RowError            one row cannot be made                                 scope row
     │   ├── BadRowError     the row itself is wrong (found before any GPU time)
-    │   └── NonFiniteError  the network returned NaN or infinity
+    │   ├── NonFiniteError  the network returned NaN or infinity
+    │   └── CheckpointError the file of a video in the making is of another one, broken, or cannot be written
     └── WorkerError         the worker failed, not the row                         scope worker, retryable
 
 Every class pickles: its only state is the message and the hint, so Ray hands it on whole.
@@ -73,6 +74,10 @@ class BadRowError(RowError):
 
 class NonFiniteError(RowError):
     """The network returned NaN or infinity."""
+
+
+class CheckpointError(RowError):
+    """The file of a video in the making is of another one, broken, or cannot be written."""
 
 
 class WorkerError(MigaError):

@@ -1,33 +1,38 @@
 """FIFO-Diffusion, the baseline: a queue of `T` latents one level apart, one clean latent out per pass.
 
 Source: Kim et al. 2024; MIGA Alg. 1-3; its lookahead denoising (windows keep their right half, and clean context
-stands before the head): decisions/0004.
+stands before the head): decisions/0004. Without lookahead it is Alg. 3 as printed: windows keep their left part, and
+nothing stands before the head. The copies of the base clip's first latent, which Alg. 2 counts as the video's first
+`T - f0`, are thrown away either way.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from miga.config import SamplerConfig
 from miga.denoise_pass import Stepper
 from miga.queue import FrameQueue
-from miga.windows import plan_lookahead
+from miga.reflection import ReflectionTrace
+from miga.windows import plan_lookahead, plan_pass
 
 
 @dataclass(frozen=True)
 class FifoState:
-    """The diagonal queue, and the clean context before its head."""
+    """The diagonal queue, and the clean context before its head (without lookahead, none)."""
 
-    context: FrameQueue
+    context: FrameQueue | None
     queue: FrameQueue
+    trace: ReflectionTrace = field(default_factory=ReflectionTrace)
 
 
 @dataclass(frozen=True)
 class Fifo:
     """FIFO-Diffusion of one video."""
 
+    needs_base_clip = True
     config: SamplerConfig
     stepper: Stepper
 
@@ -45,28 +50,29 @@ class Fifo:
         level = 1 + torch.arange(num_steps)
         source = (torch.arange(num_steps) - self.num_warmup).clamp_min(0)
         first = -self.num_warmup
-        queue = self._renoised(clean_FCHW[source], level, first)
-        context = self._renoised(
-            clean_FCHW[:1].expand(num_context, -1, -1, -1),
-            torch.ones(num_context, dtype=torch.int64),
-            first - num_context,
-        )
+        queue = self.stepper.renoised(clean_FCHW[source], level, first)
+        if not self.config.lookahead:
+            return FifoState(None, queue)
+        copies = clean_FCHW[:1].expand(num_context, -1, -1, -1)
+        context = self.stepper.renoised(copies, 1, first - num_context)
         return FifoState(replace(context, level_F=torch.zeros(num_context, dtype=torch.int64)), queue)
 
-    def advance(self, state: FifoState) -> tuple[FrameQueue | None, FifoState]:
+    def advance(self, state: FifoState) -> tuple[FifoState, FrameQueue | None]:
         """One pass; the head leaves clean, noise enters at the tail.
 
         Returns:
-            The popped latent (None while copies of the base clip's first come out), and the state.
+            The state, and the popped latent (None while copies of the base clip's first come out).
         """
-        config, context = self.config, state.context
-        plan = plan_lookahead(len(context), len(state.queue), config.window, config.stride)
-        queue = self.stepper.pass_over(context.append(state.queue), plan)
+        queue = self.pass_over(state)
         head, queue = queue.pop(1)
-        context = context.append(head)[1:].compact()
-        queue = self.stepper.push_noise(queue.compact(), 1, config.num_steps, "push")
-        return (head.compact() if head.first >= 0 else None), FifoState(context, queue)
+        context = None if state.context is None else state.context.append(head)[1:].compact()
+        queue = self.stepper.push_noise(queue.compact(), 1, self.config.num_steps, "push")
+        return FifoState(context, queue), (head.compact() if head.first >= 0 else None)
 
-    def _renoised(self, clean_FCHW: torch.Tensor, level_F: torch.Tensor, first: int) -> FrameQueue:
-        noise = self.stepper.noise("renoise", range(first, first + len(level_F))).to(clean_FCHW)
-        return self.stepper.fresh(self.stepper.schedule.add_noise(clean_FCHW, noise, level_F), level_F, first)
+    def pass_over(self, state: FifoState) -> FrameQueue:
+        """The queue one level down."""
+        config, context, queue = self.config, state.context, state.queue
+        if context is None:
+            return self.stepper.pass_over(queue, plan_pass(len(queue), config.window, config.stride))
+        plan = plan_lookahead(len(context), len(queue), config.window, config.stride)
+        return self.stepper.pass_over(context.append(queue), plan)

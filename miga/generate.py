@@ -1,51 +1,68 @@
-"""The whole algorithm on one screen: base clip, then Stage 1 feeding Stage 2, or FIFO-Diffusion's queue.
+"""The whole algorithm on one screen: the base clip, then one of the methods that make it long.
 
 A video in the making is a `VideoState`, a value. `Sampler.advance` takes it one pass further and hands out the latents
-that are finished; whoever keeps the state can stop and go on at any pass.
+that are finished; whoever keeps the state can stop and go on at any pass (`checkpoint.py` writes it to a file).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
 from miga.backbones.base import Denoiser
 from miga.base_clip import advance_base_clip, start_base_clip
+from miga.beam_search import BeamSearch, BeamSearchState, Features
 from miga.config import SamplerConfig
-from miga.denoise_pass import RunWindows, Stepper, run_one_by_one
+from miga.denoise_pass import RunWindows, Stepper, WindowCall, run_in_batches
+from miga.errors import UsageError
 from miga.fifo import Fifo, FifoState
 from miga.noise import NoiseSource
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
-from miga.reflection import GrowAll, ReflectionTrace, SelfReflection, grow_one_by_one
-from miga.solvers import UniPCSolver
-from miga.unified import Unified, UnifiedState
-from miga.zigzag import Zigzag
+from miga.reflection import GrowAll, ReflectionTrace
+from miga.released import Released, ReleasedState
+from miga.solvers import make_solver
+from miga.two_stage import TwoStage, TwoStageState
+from miga.unified import UnifiedOnly, UnifiedOnlyState
+
+MethodState: TypeAlias = TwoStageState | FifoState | BeamSearchState | UnifiedOnlyState | ReleasedState
+
+
+class Method(Protocol):
+    """A way to make a video longer than a clip; its state is a value, what self-reflection did is `state.trace`."""
+
+    needs_base_clip: bool
+
+    def start(self, clean_FCHW: Any) -> Any:
+        """The state behind a clean base clip of `f0` latents (None where none is needed)."""
+        ...
+
+    def advance(self, state: Any) -> tuple[Any, FrameQueue | None]:
+        """One pass further: the state, and the latents that are finished (None if there are none)."""
+        ...
 
 
 @dataclass(frozen=True)
 class VideoState:
-    """A video in the making. Exactly one of `base`, `zigzag` and `fifo` is set.
+    """A video in the making. Exactly one of `base` and `method` is set.
 
     Attributes:
         base: the base clip, while it is being made.
-        zigzag: Stage 1's queue.
-        unified: Stage 2's wavefront, beside `zigzag`.
-        fifo: FIFO-Diffusion's queue.
-        num_handed_over: latents that have left Stage 1 for Stage 2.
+        method: the method's own state, after it.
         num_finished: latents handed out clean.
-        trace: what self-reflection did (of a video without end, the last evaluation alone).
     """
 
     base: FrameQueue | None = None
-    zigzag: FrameQueue | None = None
-    unified: UnifiedState | None = None
-    fifo: FifoState | None = None
-    num_handed_over: int = 0
+    method: MethodState | None = None
     num_finished: int = 0
-    trace: ReflectionTrace = field(default_factory=ReflectionTrace)
+
+    @property
+    def trace(self) -> ReflectionTrace:
+        """What self-reflection did so far (of a video without end, the last evaluation alone)."""
+        return ReflectionTrace() if self.method is None else self.method.trace
 
 
 class Sampler:
@@ -57,8 +74,13 @@ class Sampler:
         prompts: which condition a latent stands under.
         noise: noise by name.
         num_latents: length of the video; None if it has no end.
-        run_windows: runs the windows of a pass; by default here, one by one.
-        grow_all: grows the candidates of a search; by default here, one by one.
+        run_windows: runs the windows of a pass; by default here, `config.windows_per_batch` at a time.
+        grow_all: grows the candidates of a search elsewhere; by default here, side by side.
+        features: (scalingnoise) what the candidates of its search are judged by; by default the latents themselves.
+
+    Raises:
+        ValueError: if `num_latents` is below 1.
+        UsageError: if features are given to a method without a beam search.
     """
 
     def __init__(
@@ -69,25 +91,24 @@ class Sampler:
         noise: NoiseSource,
         num_latents: int | None,
         run_windows: RunWindows | None = None,
-        grow_all: GrowAll = grow_one_by_one,
+        grow_all: GrowAll | None = None,
+        features: Features | None = None,
     ) -> None:
         if num_latents is not None and num_latents < 1:
             raise ValueError(f"num_latents must be at least 1, not {num_latents}")
         self.config = config
         self.num_latents = num_latents
         self.num_calls = 0
-        self._run = run_windows or run_one_by_one(denoiser)
-        self.stepper = Stepper(denoiser.schedule, UniPCSolver(denoiser.schedule), prompts, noise, self._counted)
-        reflection = SelfReflection(config, self.stepper, grow_all) if config.self_reflection else None
-        self.zigzag = Zigzag(config, self.stepper, reflection)
-        self.unified = Unified(config, self.stepper, num_latents)
-        self.fifo = Fifo(config, self.stepper)
+        self._run = run_windows or run_in_batches(denoiser, config.windows_per_batch)
+        solver = make_solver(config.solver, denoiser.schedule, config.eta)
+        self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted)
+        self.method = _method(config, self.stepper, num_latents, grow_all, features)
 
     def start(self, base_clip_FCHW: torch.Tensor | None = None) -> VideoState:
         """A video of which nothing is made yet, or only the given clean base clip of `f0` latents."""
-        if base_clip_FCHW is None:
-            return VideoState(base=start_base_clip(self.config, self.stepper))
-        return self._after_base_clip(base_clip_FCHW)
+        if base_clip_FCHW is not None or not self.method.needs_base_clip:
+            return VideoState(method=self.method.start(base_clip_FCHW))
+        return VideoState(base=start_base_clip(self.config, self.stepper))
 
     def is_done(self, state: VideoState) -> bool:
         """Whether all latents have been handed out."""
@@ -103,23 +124,13 @@ class Sampler:
         if state.base is not None:
             base = advance_base_clip(state.base, self.config, self.stepper)
             if int(base.level_F[0]) > 0:
-                return replace(state, base=base), None
-            return self._after_base_clip(base.x_FCHW), None
-        if state.fifo is not None:
-            head, fifo = self.fifo.advance(state.fifo)
-            return self._hand_out(replace(state, fifo=fifo), head)
-        assert state.zigzag is not None
-        assert state.unified is not None
-        wavefront = state.unified
-        popped, zigzag, trace = self.zigzag.advance(state.zigzag, state.trace)
-        state = replace(state, zigzag=zigzag, trace=trace if self.num_latents is not None else trace.tail())
-        if popped is None:
-            return state, None
-        if self.num_latents is not None:
-            popped = popped[: self.num_latents - state.num_handed_over]
-        unified, finished = self.unified.advance(wavefront, popped)
-        state = replace(state, unified=unified, num_handed_over=state.num_handed_over + len(popped))
-        return self._hand_out(state, finished)
+                return VideoState(base=base), None
+            return VideoState(method=self.method.start(base.x_FCHW)), None
+        method, finished = self.method.advance(state.method)
+        if finished is None:
+            return VideoState(method=method, num_finished=state.num_finished), None
+        assert finished.first == state.num_finished, "latents leave in the order of the video"
+        return VideoState(method=method, num_finished=state.num_finished + len(finished)), finished.x_FCHW
 
     def run(self, state: VideoState | None = None) -> Iterator[tuple[VideoState, torch.Tensor | None]]:
         """Advances to the end of the video (for ever if it has none)."""
@@ -128,18 +139,30 @@ class Sampler:
             state, finished = self.advance(state)
             yield state, finished
 
-    def _after_base_clip(self, clean_FCHW: torch.Tensor) -> VideoState:
-        if self.config.method == "fifo":
-            return VideoState(fifo=self.fifo.start(clean_FCHW))
-        return VideoState(zigzag=self.zigzag.start(clean_FCHW), unified=self.unified.start())
-
-    def _hand_out(self, state: VideoState, finished: FrameQueue | None) -> tuple[VideoState, torch.Tensor | None]:
-        if finished is None:
-            return state, None
-        assert finished.first == state.num_finished, "latents leave in the order of the video"
-        return replace(state, num_finished=state.num_finished + len(finished)), finished.x_FCHW
-
-    def _counted(self, calls: object) -> list[torch.Tensor]:
-        outputs = self._run(calls)  # type: ignore[arg-type]
+    def _counted(self, calls: Sequence[WindowCall]) -> list[torch.Tensor]:
+        outputs = self._run(calls)
         self.num_calls += len(outputs)
         return outputs
+
+
+def _method(
+    config: SamplerConfig,
+    stepper: Stepper,
+    num_latents: int | None,
+    grow_all: GrowAll | None,
+    features: Features | None,
+) -> Method:
+    if config.method == "fifo" and config.num_beams:
+        return BeamSearch(config, stepper, features)
+    if features is not None:
+        raise UsageError(
+            f"features do nothing in profile {config.profile!r}",
+            "they judge the candidates of a beam search: take profile 'scalingnoise', or leave them out",
+        )
+    if config.method == "fifo":
+        return Fifo(config, stepper)
+    if config.method == "unified":
+        return UnifiedOnly(config, stepper, num_latents)
+    if config.method == "released":
+        return Released(config, stepper, num_latents, grow_all)
+    return TwoStage(config, stepper, num_latents, grow_all)

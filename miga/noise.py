@@ -5,12 +5,20 @@ So a video is the same on one GPU and on eight, in one go and resumed, with wind
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
+import os
 from collections.abc import Sequence
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Protocol
 
 import numpy as np
 import torch
+
+THREADED_FROM: Final = 2**15
+"""Numbers in a latent from which on several latents are drawn side by side: NumPy lets other threads run meanwhile."""
+_MAX_THREADS: Final = 8
 
 
 class NoiseSource(Protocol):
@@ -22,7 +30,8 @@ class NoiseSource(Protocol):
         Args:
             purpose: what it is for: "base" (the base clip), "renoise" (the base clip brought to its levels), "push"
                 (a new latent at the tail), "search@J" (a candidate for the tail from latent J on), "step@r" (a
-                stochastic solver's step from level r).
+                stochastic solver's step from level r). Where a latent meets the same level twice, the name says in
+                which part: "base/step@r", "search@J/step@r", "second/renoise", "second/step@r".
             latents: index of each latent in the video.
             candidate: which candidate of a search.
         """
@@ -31,6 +40,8 @@ class NoiseSource(Protocol):
 
 class NamedNoise:
     """Noise from a seed: SHA-256 of the name is the key of a counter-based generator on the CPU, whatever the device.
+
+    Large latents are drawn on several threads, which changes none of them.
 
     Not torch's generator: it reads 32 bits of its seed, so that among 65,000 names two would share their noise, and its
     normal numbers differ in the last bit between CPUs (decisions/0005).
@@ -48,10 +59,24 @@ class NamedNoise:
 
     def __call__(self, purpose: str, latents: Sequence[int], candidate: int = 0) -> torch.Tensor:
         """See `NoiseSource`."""
-        return torch.stack([self._one(purpose, latent, candidate) for latent in latents]).to(self.device)
+        drawn_FCHW = np.empty((len(latents), *self.latent_shape), np.float32)
 
-    def _one(self, purpose: str, latent: int, candidate: int) -> torch.Tensor:
-        name = f"{self.seed}/{purpose}/{latent}/{candidate}"
+        def draw(row: int) -> None:
+            self._draw(f"{self.seed}/{purpose}/{latents[row]}/{candidate}", drawn_FCHW[row])
+
+        if len(latents) > 1 and math.prod(self.latent_shape) >= THREADED_FROM:
+            list(_threads().map(draw, range(len(latents))))
+        else:
+            for row in range(len(latents)):
+                draw(row)
+        return torch.from_numpy(drawn_FCHW).to(self.device)
+
+    def _draw(self, name: str, into_CHW: np.ndarray) -> None:
         key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big")
-        generator = np.random.Generator(np.random.Philox(key=key))
-        return torch.from_numpy(generator.standard_normal(self.latent_shape, dtype=np.float32))
+        np.random.Generator(np.random.Philox(key=key)).standard_normal(dtype=np.float32, out=into_CHW)
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ThreadPoolExecutor(min(_MAX_THREADS, usable), thread_name_prefix="miga-noise")

@@ -13,7 +13,7 @@ import torch
 
 from miga.config import SamplerConfig
 from miga.consistency import consistency_score
-from miga.denoise_pass import Stepper
+from miga.denoise_pass import PassSteps, Stepper, run_steps, run_steps_together
 from miga.queue import FrameQueue
 from miga.windows import plan_pass
 
@@ -71,12 +71,7 @@ class CandidateTask:
 
 
 GrowAll: TypeAlias = Callable[[Sequence[CandidateTask], Callable[[CandidateTask], FrameQueue]], list[FrameQueue]]
-"""Grows independent candidates, here or on other GPUs; returns them in order."""
-
-
-def grow_one_by_one(tasks: Sequence[CandidateTask], grow: Callable[[CandidateTask], FrameQueue]) -> list[FrameQueue]:
-    """Grows the candidates here, one after the other."""
-    return [grow(task) for task in tasks]
+"""Grows independent candidates elsewhere: on other GPUs, in any order; returns them in the order of the tasks."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ class SelfReflection:
 
     config: SamplerConfig
     stepper: Stepper
-    grow_all: GrowAll = grow_one_by_one
+    grow_all: GrowAll | None = None
 
     def judged_position(self, queue: FrameQueue) -> int | None:
         """`J`, position of the first judged latent; None while too few latents stand before or behind it."""
@@ -113,20 +108,37 @@ class SelfReflection:
 
     def grow(self, task: CandidateTask) -> FrameQueue:
         """One candidate for the tail, at the tail's levels, grown from noise beside its fixed guidance."""
+        return run_steps(self._grow(task), self.stepper.run_windows)
+
+    def grow_together(self, tasks: Sequence[CandidateTask]) -> list[FrameQueue]:
+        """All candidates side by side: pass by pass, the windows of all of them are one list of calls."""
+        return run_steps_together([self._grow(task) for task in tasks], self.stepper.run_windows)
+
+    def _grow(self, task: CandidateTask) -> PassSteps:
         config, guidance = self.config, task.guidance
         purpose = f"search@{guidance.first + len(guidance)}"
+        stepper = self.stepper.named(f"{purpose}/", task.number)
         queue = guidance
         for _ in range(config.judged_group):
-            queue = self.stepper.push_noise(queue, config.zigzag_width, config.num_steps, purpose, task.number)
+            queue = stepper.push_noise(queue, config.zigzag_width, config.num_steps, purpose)
             if int(queue.level_F[len(guidance)]) == task.tail_levels[0]:
                 break  # the tail group is still untouched: the last push goes without a pass
-            plan = plan_pass(len(queue), config.window, config.stride, config.num_guidance_latents, config.zigzag_width)
+            plan = plan_pass(
+                len(queue),
+                config.window,
+                config.stride,
+                config.num_guidance_latents,
+                config.zigzag_width,
+                0,
+                config.lead,
+            )
             wanted = [
                 replace(window, keep_start=max(window.keep_start, len(guidance)))
                 for window in plan
                 if window.keep_stop > len(guidance)
             ]
-            queue = guidance.append(self.stepper.pass_over(queue, wanted))
+            outputs = yield stepper.calls(queue, wanted)
+            queue = guidance.append(stepper.apply(queue, wanted, outputs))
         candidate = queue[len(guidance) :]
         assert tuple(candidate.level_F.tolist()) == task.tail_levels, "a candidate must end at the tail's levels"
         return candidate
@@ -135,7 +147,7 @@ class SelfReflection:
         guidance = queue[position - self.config.num_reflection_guidance_latents : position]
         tail_levels = tuple(queue[position:].level_F.tolist())
         tasks = [CandidateTask(guidance, number, tail_levels) for number in range(1, self.config.num_candidates + 1)]
-        candidates = self.grow_all(tasks, self.grow)
+        candidates = self.grow_all(tasks, self.grow) if self.grow_all else self.grow_together(tasks)
         reference = guidance.x_FCHW[-self.config.num_reference_latents :]
         scores = [
             consistency_score(candidate.x_FCHW[: self.config.num_eval_latents], reference) for candidate in candidates

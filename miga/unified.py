@@ -1,33 +1,51 @@
-"""Stage 2: all latents at one level, taken down the rest together - as a stream. Source: MIGA Alg. 5, decisions/0003.
+"""Stage 2: all latents at one level, taken down the rest together - as a stream.
+
+Source: MIGA Alg. 5 and 8, decisions/0003.
 
 Pass `p` of a window needs only the latents it sees to have finished pass `p - 1`. So the passes run as a wavefront
-behind Stage 1 and hand out finished latents at once, whatever the length of the video. For a known number of latents
-the windows, and so the result, are exactly those of passes over the whole queue.
+behind whatever hands latents over, and hand out finished ones at once, whatever the length of the video. For a known
+number of latents the windows, and so the result, are exactly those of passes over the whole queue.
 
-Between calls at most `R * (f0 - 1)` latents are alive, `R` the number of passes: each waits for less than a window.
+Between calls at most `P * (f0 - 1)` latents are alive, `P` the number of passes: each waits for less than a window.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from miga.config import SamplerConfig
 from miga.denoise_pass import Stepper
 from miga.queue import FrameQueue
-from miga.windows import Window, tile
+from miga.reflection import ReflectionTrace
+from miga.windows import Window, plan_streamed
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class UnifiedState:
-    """Where the wavefront stands: per pass, the latents that wait for it, and how many windows it has done.
+class StreamedPass:
+    """One pass of the wavefront.
 
     Attributes:
-        waiting: per pass, the latents from the next window's first on; None before any has come.
+        offset: border offset of its windows.
+        renoise_to: level that its latents, clean by then, are first noised to again; None for none.
+        purpose: what its noise is named by, where levels are passed twice.
+    """
+
+    offset: int = 0
+    renoise_to: int | None = None
+    purpose: str = ""
+
+
+@dataclass(frozen=True)
+class UnifiedState:
+    """Where the wavefront stands.
+
+    Attributes:
+        waiting: per pass, the latents from the first that the next window sees on; None before any has come.
         num_done: per pass, windows done.
     """
 
@@ -46,28 +64,25 @@ class Unified:
 
     Attributes:
         num_latents: how many the video has; None if it has no end.
+        passes: the passes, in order.
     """
 
     config: SamplerConfig
     stepper: Stepper
     num_latents: int | None
-
-    @property
-    def num_passes(self) -> int:
-        """`R`, steps that Stage 1 leaves."""
-        return self.config.handoff_level - 1
+    passes: Sequence[StreamedPass]
 
     def start(self) -> UnifiedState:
         """Nothing handed over yet."""
-        return UnifiedState((None,) * self.num_passes, (0,) * self.num_passes)
+        return UnifiedState((None,) * len(self.passes), (0,) * len(self.passes))
 
     def advance(self, state: UnifiedState, arrived: FrameQueue) -> tuple[UnifiedState, FrameQueue | None]:
-        """Takes what Stage 1 hands over as far as it can go.
+        """Takes what is handed over as far as it can go.
 
         Returns:
-            The state, and the latents that have reached level 0 (None if there are none).
+            The state, and the latents that have finished the last pass (None if there are none).
         """
-        for number in range(self.num_passes):
+        for number in range(len(self.passes)):
             state, finished = self._run_pass(state, number, arrived)
             if finished is None:
                 return state, None
@@ -77,32 +92,80 @@ class Unified:
     def _run_pass(
         self, state: UnifiedState, number: int, arrived: FrameQueue
     ) -> tuple[UnifiedState, FrameQueue | None]:
+        stepper = self.stepper.named(self.passes[number].purpose)
+        level = self.passes[number].renoise_to
+        if level is not None:
+            arrived = stepper.renoised(arrived.x_FCHW, level, arrived.first)
         held = state.waiting[number]
         waiting = arrived if held is None else held.append(arrived)
-        stepped: FrameQueue | None = None
-        num_done = state.num_done[number]
-        for start, stop, keep_stop in self._windows_from(num_done):
-            if stop > waiting.first + len(waiting):
+        ready: list[Window] = []
+        next_start = 0
+        for window in self._windows_from(number, state.num_done[number]):
+            next_start = window.positions[0]
+            if window.stop > waiting.first + len(waiting):
                 break
-            part = waiting[start - waiting.first :]
-            done = self.stepper.pass_over(part, [Window((), 0, stop - start, 0, keep_stop - start)])
-            stepped = done if stepped is None else stepped.append(done)
-            waiting = waiting[keep_stop - waiting.first :]
-            num_done += 1
+            ready.append(window)
+        else:
+            next_start = waiting.first + len(waiting)
+        stepped = None
+        if ready:
+            plan = [window.shifted(-waiting.first) for window in ready]
+            stepped = stepper.pass_over(waiting, plan)
+            waiting = waiting[next_start - waiting.first :]
         return (
-            UnifiedState(_with(state.waiting, number, waiting.compact()), _with(state.num_done, number, num_done)),
+            UnifiedState(
+                _with(state.waiting, number, waiting.compact()),
+                _with(state.num_done, number, state.num_done[number] + len(ready)),
+            ),
             stepped,
         )
 
-    def _windows_from(self, number: int) -> Iterator[tuple[int, int, int]]:
-        """(start, stop, keep_stop) of a pass's windows from the given one on, counted from the video's first latent."""
-        window, stride, total = self.config.window, self.config.stride, self.num_latents
-        if total is None:
-            return ((start, start + window, start + stride) for start in itertools.count(number * stride, stride))
-        if total <= window:
-            return iter([(0, total, total)][number:])
-        windows = itertools.islice(tile(total, window, stride), number, None)
-        return ((start, start + window, keep_stop) for start, _, keep_stop in windows)
+    def _windows_from(self, number: int, first: int) -> Iterator[Window]:
+        """A pass's windows from the given one on, counted from the video's first latent."""
+        windows = plan_streamed(
+            self.num_latents, self.config.window, self.config.stride, self.passes[number].offset, self.config.lead
+        )
+        return itertools.islice(windows, first, None)
+
+
+@dataclass(frozen=True)
+class UnifiedOnlyState:
+    """Alg. 8 of one video: the wavefront, and how many latents of noise have entered it."""
+
+    unified: UnifiedState
+    num_pushed: int = 0
+    trace: ReflectionTrace = field(default_factory=ReflectionTrace)
+
+
+@dataclass(frozen=True)
+class UnifiedOnly:
+    """Stage 2 alone, from pure noise: no queue, so nothing passes from latent to latent but through windows.
+
+    Source: Alg. 8 ("stage 2 only"), here as a stream.
+    """
+
+    needs_base_clip = False
+    config: SamplerConfig
+    stepper: Stepper
+    num_latents: int | None
+
+    @property
+    def unified(self) -> Unified:
+        """All `T` passes."""
+        return Unified(self.config, self.stepper, self.num_latents, [StreamedPass()] * self.config.num_steps)
+
+    def start(self, clean_FCHW: object = None) -> UnifiedOnlyState:
+        """No noise yet; a base clip is of no use."""
+        return UnifiedOnlyState(self.unified.start())
+
+    def advance(self, state: UnifiedOnlyState) -> tuple[UnifiedOnlyState, FrameQueue | None]:
+        """A stride of noise enters; the wavefront goes as far as it can."""
+        count = self.config.stride
+        if self.num_latents is not None:
+            count = min(count, self.num_latents - state.num_pushed)
+        pushed = self.stepper.noise_queue(state.num_pushed, count, self.config.num_steps, "push")
+        unified, finished = self.unified.advance(state.unified, pushed)
+        return UnifiedOnlyState(unified, state.num_pushed + count), finished
 
 
 def _with(values: tuple[_T, ...], index: int, value: _T) -> tuple[_T, ...]:

@@ -5,6 +5,7 @@ Source: MIGA Alg. 3 and Alg. 7; decisions/0001 (which of the readings, and why).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,6 +39,11 @@ class Window:
         offset = len(self.guidance) - self.start
         return slice(self.keep_start + offset, self.keep_stop + offset)
 
+    def shifted(self, by: int) -> Window:
+        """The same window where every position is counted from another latent."""
+        guidance = tuple(position + by for position in self.guidance)
+        return Window(guidance, self.start + by, self.stop + by, self.keep_start + by, self.keep_stop + by)
+
 
 def tile(num_latents: int, capacity: int, stride: int, offset: int = 0) -> Iterator[tuple[int, int, int]]:
     """Starts and kept ranges that keep every latent of a queue exactly once.
@@ -63,7 +69,13 @@ def tile(num_latents: int, capacity: int, stride: int, offset: int = 0) -> Itera
 
 
 def plan_pass(
-    num_latents: int, window: int, stride: int, num_guidance: int = 0, zigzag_width: int = 1, offset: int = 0
+    num_latents: int,
+    window: int,
+    stride: int,
+    num_guidance: int = 0,
+    zigzag_width: int = 1,
+    offset: int = 0,
+    lead: int = 0,
 ) -> list[Window]:
     """The windows of one pass over a queue.
 
@@ -74,20 +86,54 @@ def plan_pass(
         num_guidance: `m`, guidance latents of a window that has that many before it.
         zigzag_width: `L_zig`, the spacing of the guidance latents.
         offset: border offset, 0 for the paper's plan.
+        lead: latents of context put before a window that starts behind the head and has no guidance.
 
     Returns:
         Windows in order; together they keep every latent exactly once.
     """
     if num_latents <= window:
         return [Window((), 0, num_latents, 0, num_latents)]
-    capacity = window - num_guidance
+    capacity = window - max(num_guidance, lead)
     plan = []
     for start, keep_start, keep_stop in tile(num_latents, capacity, stride, offset):
         guidance = guidance_indices(start, num_guidance, zigzag_width)
-        stop = min(num_latents, start + (capacity if guidance else window))
+        if start and not guidance:
+            guidance = tuple(range(start - lead, start))
+        stop = min(num_latents, start + window - len(guidance))
         plan.append(Window(guidance, start, stop, keep_start, keep_stop))
     assert_partition(plan, num_latents)
     return plan
+
+
+def plan_streamed(
+    num_latents: int | None, window: int, stride: int, offset: int = 0, lead: int = 0
+) -> Iterator[Window]:
+    """The windows of a pass of Stage 2, which has no long-range guidance, one by one.
+
+    Args:
+        num_latents: length of the video; None if it has no end (and so no last window).
+        window: `f0`.
+        stride: `S`.
+        offset: border offset, taken as 0 where less than a window would be left behind it.
+        lead: latents of context put before every window but the first; it sees as many fewer of its own.
+
+    Yields:
+        Windows in order, positions counted from the video's first latent; `num_latents` known, they are exactly those
+        of a pass over the whole queue.
+    """
+    if num_latents is not None and num_latents <= window:
+        yield Window((), 0, num_latents, 0, num_latents)
+        return
+    capacity = window - lead
+    if num_latents is None:
+        borders = itertools.chain([0] if offset else [], itertools.count(offset, stride))
+        tiles: Iterator[tuple[int, int, int]] = ((start, start, end) for start, end in itertools.pairwise(borders))
+    else:
+        tiles = tile(num_latents, capacity, stride, offset if num_latents - offset >= capacity else 0)
+    for start, keep_start, keep_stop in tiles:
+        before = tuple(range(start - lead, start)) if start else ()
+        stop = start + window - len(before)
+        yield Window(before, start, stop if num_latents is None else min(stop, num_latents), keep_start, keep_stop)
 
 
 def plan_lookahead(num_context: int, num_latents: int, window: int, stride: int) -> list[Window]:

@@ -1,6 +1,7 @@
 """Stage 1: the zigzag queue, whose level changes only every `L_zig` latents. Source: MIGA Alg. 4 and 5.
 
-The steady queue spans levels `e ... T`, `L_zig` latents each, `e` at its head. One advance is one pass over it.
+The steady queue spans levels `e ... T`, `L_zig` latents each, `e` at its head. One advance is one pass over it. Of a
+video of known length the queue may run empty once the last latent is in it (`SamplerConfig.drain`, decisions/0008).
 """
 
 from __future__ import annotations
@@ -18,40 +19,60 @@ from miga.windows import plan_pass
 
 @dataclass(frozen=True)
 class Zigzag:
-    """Stage 1 of one video."""
+    """Stage 1 of one video.
+
+    Attributes:
+        num_latents: of the video; None if it has no end.
+    """
 
     config: SamplerConfig
     stepper: Stepper
     reflection: SelfReflection | None
+    num_latents: int | None = None
 
     def start(self, clean_FCHW: torch.Tensor) -> FrameQueue:
         """The base clip, its groups noised to levels `T - n_zig ... T - 1`. Source: Alg. 4, lines 7-13.
+
+        Groups that would come to stand below the level that Stage 1 hands over at are noised to just that level
+        (`SamplerConfig.num_early_groups`).
 
         Args:
             clean_FCHW: the base clip's `f0` clean latents.
         """
         config = self.config
-        num_groups = config.window // config.zigzag_width
-        level = config.num_steps - num_groups + torch.arange(config.window) // config.zigzag_width
-        noise = self.stepper.noise("renoise", range(config.window)).to(clean_FCHW)
-        return self.stepper.fresh(self.stepper.schedule.add_noise(clean_FCHW, noise, level), level, first=0)
+        level = config.num_steps - config.num_base_groups + torch.arange(config.window) // config.zigzag_width
+        return self.stepper.renoised(clean_FCHW, level.clamp_min(config.handoff_level - 1), first=0)
 
     def advance(
         self, queue: FrameQueue, trace: ReflectionTrace
     ) -> tuple[FrameQueue | None, FrameQueue, ReflectionTrace]:
         """One push, judgement and pass; once the head has reached level `e`, its group leaves at level `e - 1`.
 
+        A queue that drains is neither pushed to nor judged. Base groups that start at level `e - 1` leave at once.
+
         Returns:
             The group that left (None during initialisation), the queue, the trace.
         """
         config = self.config
+        num_early = int((queue.level_F < config.handoff_level).sum())
+        if num_early:
+            early, queue = queue.pop(num_early)
+            return early.compact(), queue.compact(), trace
+        if self.is_pushed(queue.first + len(queue)):
+            queue = self.stepper.push_noise(queue, config.zigzag_width, config.num_steps, "push")
+            if self.reflection is not None:
+                queue, trace = self.reflection.reflect(queue, trace)
         is_full = int(queue.level_F[0]) == config.handoff_level
-        queue = self.stepper.push_noise(queue, config.zigzag_width, config.num_steps, "push")
-        if self.reflection is not None:
-            queue, trace = self.reflection.reflect(queue, trace)
-        plan = plan_pass(len(queue), config.window, config.stride, config.num_guidance_latents, config.zigzag_width)
+        plan = plan_pass(
+            len(queue), config.window, config.stride, config.num_guidance_latents, config.zigzag_width, lead=config.lead
+        )
         queue = self.stepper.pass_over(queue, plan)
         if not is_full:
             return None, queue, trace
         head, queue = queue.pop(config.zigzag_width)
         return head.compact(), queue.compact(), trace
+
+    def is_pushed(self, end: int) -> bool:
+        """Whether a queue whose tail ends before latent `end` of the video gets another group."""
+        config = self.config
+        return not config.drain or self.num_latents is None or end < self.num_latents + config.zigzag_width

@@ -23,7 +23,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -34,7 +34,7 @@ _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Positive: TypeAlias = Annotated[int, Field(ge=1)]
 Name: TypeAlias = Annotated[str, Field(min_length=1)]
-SamplerValue: TypeAlias = bool | int | float | str
+SamplerValue: TypeAlias = bool | int | float | str | list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,7 @@ class RunConfig:
     Attributes:
         model: a built-in name, a folder in diffusers' layout or a hub name.
         revision: of a hub name; None means its default.
+        dtype: of the network's arithmetic; "auto" is bfloat16 on a GPU, float32 on a CPU.
         profile: named settings of the sampler.
         num_frames: length of videos whose row names none; None means the model's own.
         seed: from which rows without a seed get theirs.
@@ -116,6 +117,7 @@ class RunConfig:
 
     model: Name = "sprites"
     revision: Name | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     profile: Name = "paper"
     num_frames: Positive | None = None
     seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT)] = 0
@@ -228,7 +230,7 @@ def _explain(names: list[str], fault: Any) -> tuple[str, str]:
         hint = _elsewhere(names[-1]) or (f"did you mean {alike[0]!r}?" if alike else "")
         return f"unknown key {key!r}; {section} takes {', '.join(known)}", hint
     if names[:1] == ["sampler"] and len(names) > 1:
-        return f"{key} must be a number, text, true or false (it is {_shown(fault['input'])})", ""
+        return f"{key} must be a number, text, true, false or a list of whole numbers (it is {_shown(fault['input'])})", ""
     wanted = _WANTED.get(fault["type"])
     for name, words in _BOUNDS.items():
         if name in (context := fault.get("ctx") or {}):

@@ -23,7 +23,13 @@ from miga.backbones.wan_text import WanTextEncoder
 from miga.backbones.wan_vae import WanFrameDecoder
 from miga.config import SamplerConfig
 from miga.errors import ModelError
-from miga.schedule import flow_unipc_schedule
+from miga.schedule import (
+    NoiseSchedule,
+    few_step_schedule,
+    flow_euler_schedule,
+    flow_unipc_schedule,
+    released_flow_schedule,
+)
 
 __all__ = ["Component", "WanBackbone", "load_spec"]
 
@@ -121,13 +127,23 @@ class WanBackbone:
     def denoiser(self, config: SamplerConfig) -> WanDenoiser:
         """The transformer under the schedule and guidance scale of `config`."""
         assert self.transformer is not None, "loaded without the denoiser"
-        schedule = flow_unipc_schedule(config.num_steps, config.flow_shift)
-        return WanDenoiser(self.transformer, schedule, config.window, config.guidance_scale)
+        guided_levels = (config.guidance_low_level, config.guidance_high_level)
+        return WanDenoiser(self.transformer, _schedule(config), config.window, config.guidance_scale, guided_levels)
 
     def frame_decoder(self) -> WanFrameDecoder:
         """A decoder at the start of a video; several may be open at once."""
         assert self.vae is not None, "loaded without the VAE"
         return WanFrameDecoder(self.vae)
+
+
+def _schedule(config: SamplerConfig) -> NoiseSchedule:
+    if config.timesteps:
+        return few_step_schedule(config.timesteps, config.flow_shift)
+    if config.method == "released":
+        return released_flow_schedule(config.num_steps, config.flow_shift)
+    if config.solver == "euler":
+        return flow_euler_schedule(config.num_steps, config.flow_shift)
+    return flow_unipc_schedule(config.num_steps, config.flow_shift)
 
 
 def _load(kind: Any, component: str, folder: Path, dtype: torch.dtype) -> Any:

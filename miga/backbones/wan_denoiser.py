@@ -28,15 +28,23 @@ class WanDenoiser:
         schedule: what the levels stand for.
         window: most latents of a call.
         guidance_scale: of classifier-free guidance; 1 means one forward a call instead of two.
+        guided_levels: it acts on latents of these levels alone, first and last included; None for all. A call without
+            any such latent takes one forward.
     """
 
     def __init__(
-        self, transformer: WanTransformer3DModel, schedule: NoiseSchedule, window: int, guidance_scale: float
+        self,
+        transformer: WanTransformer3DModel,
+        schedule: NoiseSchedule,
+        window: int,
+        guidance_scale: float,
+        guided_levels: tuple[int, int] | None = None,
     ) -> None:
         self.transformer = transformer
         self.schedule = schedule
         self.window = window
         self.guidance_scale = guidance_scale
+        self.guided_levels = guided_levels or (0, schedule.num_steps)
 
     @torch.no_grad()
     def __call__(
@@ -50,9 +58,11 @@ class WanDenoiser:
         x_BCFHW = x_BFCHW.transpose(1, 2).to(self.transformer.dtype)
         timestep = self._timesteps(x_BFCHW, level_BF)
         velocity = self._forward(x_BCFHW, timestep, [positive for positive, _ in conditions])
-        if self.guidance_scale != 1.0:
+        is_guided_BF = (self.guided_levels[0] <= level_BF) & (level_BF <= self.guided_levels[1])
+        if self.guidance_scale != 1.0 and is_guided_BF.any():
             away = self._forward(x_BCFHW, timestep, [negative for _, negative in conditions])
-            velocity = away + self.guidance_scale * (velocity - away)
+            scale_BF = 1.0 + (self.guidance_scale - 1.0) * is_guided_BF.to(velocity)
+            velocity = away + scale_BF[:, None, :, None, None] * (velocity - away)
         sigma = self.schedule.at(self.schedule.sigma, level_BF, velocity)
         clean_BFCHW = x_BFCHW.float() - sigma * velocity.transpose(1, 2)
         if not torch.isfinite(clean_BFCHW).all():

@@ -22,6 +22,7 @@ import torch
 
 from miga.schedule import NoiseSchedule
 from miga.solvers.base import History
+from miga.solvers.linear import weighted_sum
 
 MAX_ORDER = 2
 
@@ -31,11 +32,19 @@ class UniPCSolver:
 
     Args:
         schedule: the levels to step through.
+
+    Raises:
+        ValueError: if a level has no signal at all, as pure noise in `flow_euler_schedule` and `few_step_schedule`.
     """
 
     is_stochastic = False
 
     def __init__(self, schedule: NoiseSchedule) -> None:
+        if bool((schedule.alpha <= 0.0).any()):
+            raise ValueError(
+                "solver 'unipc' steps in the logarithm of the signal-to-noise ratio, and this schedule has a level of "
+                "signal scale 0: take flow_unipc_schedule, whose pure noise keeps 1e-6, or solver 'euler' or 'renoise'"
+            )
         self.schedule = schedule
         self._weights = _weights(schedule.alpha.tolist(), schedule.sigma.tolist())  # [level, steps taken, 4]
 
@@ -57,11 +66,7 @@ class UniPCSolver:
     ) -> tuple[torch.Tensor, History]:
         """See `Solver.step`. A latent's first step is of order 1 and uncorrected, its last (to level 0) of order 1."""
         weights = self._weights.to(x_FCHW.device)[level_F.to(x_FCHW.device), history["num_taken"]]  # [F, 4]
-        weights = weights.to(x_FCHW.dtype).T[..., None, None, None]  # [4, F, 1, 1, 1]
-        x = weights[0] * x_FCHW
-        x.addcmul_(weights[1], clean_FCHW)
-        x.addcmul_(weights[2], history["previous"])
-        x.addcmul_(weights[3], history["before_previous"])
+        x = weighted_sum(weights, x_FCHW, clean_FCHW, history["previous"], history["before_previous"])
         return x, {
             "num_taken": (history["num_taken"] + 1).clamp(max=MAX_ORDER),
             "previous": clean_FCHW,

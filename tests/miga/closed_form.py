@@ -11,15 +11,30 @@ from typing import Any
 
 import torch
 
-from miga.config import SamplerConfig
+from miga.config import PROFILES, SamplerConfig
 from miga.denoise_pass import RunWindows, WindowCall
-from miga.generate import Sampler
+from miga.generate import Sampler, VideoState
 from miga.noise import NamedNoise, NoiseSource
 from miga.prompts import PromptTrack
-from miga.schedule import NoiseSchedule, flow_unipc_schedule
+from miga.reflection import GrowAll
+from miga.schedule import (
+    NoiseSchedule,
+    ddim_schedule,
+    few_step_schedule,
+    flow_euler_schedule,
+    flow_unipc_schedule,
+)
 
 SHAPE = (4, 2, 3)
 SHIFT = 5.0
+SMALL: dict[str, dict[str, Any]] = {
+    "released": {"released_branch": "wan", "self_reflection": True, "judged_group": 2},
+    "scalingnoise": {"num_beams": 2, "num_candidates": 2},
+}
+VIDEOCRAFTER2 = {"released_branch": "videocrafter2", "solver": "ddim"}
+"""The other branch of `released`, which needs a schedule whose lowest two levels are the same."""
+FEW_STEPS = (1000, 900, 780, 650, 500, 350, 200, 90)
+"""Time steps of a distilled model, enough of them for every profile's queue."""
 
 
 def make_config(**settings: Any) -> SamplerConfig:
@@ -41,9 +56,20 @@ def make_config(**settings: Any) -> SamplerConfig:
         "num_reflection_guidance_latents": 4,
         "num_candidates": 2,
         "judged_group": 3,
+        "guidance_low_level": 1,
+        "solver": "unipc",
+        "eta": 0.0,
+        "timesteps": (),
+        "drain": False,
+        "position_0_context": False,
+        "windows_per_batch": 1,
+        "lookahead": True,
+        "num_beams": 0,
+        "released_branch": "",
     }
     small |= settings
     small.setdefault("stride", small["window"] // 2)
+    small.setdefault("guidance_high_level", small["num_steps"])
     return SamplerConfig(**small)
 
 
@@ -54,8 +80,21 @@ def make_fifo_config(**settings: Any) -> SamplerConfig:
     )
 
 
+def profile_config(profile: str, **settings: Any) -> SamplerConfig:
+    """A small config of a named profile; a profile with self-reflection searches at every evaluation."""
+    own = PROFILES[profile].settings | SMALL.get(profile, {})
+    return make_config(**{"profile": profile, "reflection_threshold": -10.0, **own, **settings})
+
+
 def make_schedule(config: SamplerConfig) -> NoiseSchedule:
-    return flow_unipc_schedule(config.num_steps, config.flow_shift)
+    """The schedule that fits the solver."""
+    if config.solver == "ddim":
+        return ddim_schedule(config.num_steps)
+    if config.timesteps:
+        return few_step_schedule(config.timesteps, config.flow_shift)
+    if config.solver == "unipc":
+        return flow_unipc_schedule(config.num_steps, config.flow_shift)
+    return flow_euler_schedule(config.num_steps, config.flow_shift)
 
 
 class GaussianDenoiser:
@@ -71,9 +110,17 @@ class GaussianDenoiser:
 
     def __call__(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[float]) -> torch.Tensor:
         assert x_BFCHW.shape[1] <= self.window
+        if self.correlation == 0.0:
+            return self._each_alone(x_BFCHW, level_BF, conditions)
         return torch.stack(
             [self._one(x, level, mean) for x, level, mean in zip(x_BFCHW, level_BF, conditions, strict=True)]
         )
+
+    def _each_alone(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[float]) -> torch.Tensor:
+        alpha, sigma = (table[level_BF][..., None, None, None] for table in (self.schedule.alpha, self.schedule.sigma))
+        mean = torch.tensor(conditions, dtype=torch.float64)[:, None, None, None, None]
+        gain = alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2)
+        return (mean + gain * (x_BFCHW.double() - alpha * mean)).to(x_BFCHW.dtype)
 
     def _one(self, x_FCHW: torch.Tensor, level_F: torch.Tensor, mean: float) -> torch.Tensor:
         alpha, sigma = self.schedule.alpha[level_F], self.schedule.sigma[level_F]
@@ -84,6 +131,25 @@ class GaussianDenoiser:
         gain = torch.linalg.solve(observed, alpha[:, None] * covariance).T  # [F, F]
         surprise = x_FCHW.double().flatten(1) - alpha[:, None] * mean
         return (mean + gain @ surprise).view(x_FCHW.shape).to(x_FCHW.dtype)
+
+
+class MixingDenoiser:
+    """Cheap, no data's answer; every latent it predicts depends on all that the window shows, where they stand, their
+    levels and the condition. For comparing two ways to the same video."""
+
+    def __init__(self, config: SamplerConfig) -> None:
+        self.window = config.window
+        self.schedule = make_schedule(config)
+        position = torch.arange(config.window, dtype=torch.float32)
+        near = torch.exp(-(position[:, None] - position).abs() / 3)
+        self.mixing_FF = 0.5 * torch.eye(config.window) + 0.15 * near * torch.cos(position)
+
+    def __call__(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[float]) -> torch.Tensor:
+        num = x_BFCHW.shape[1]
+        assert num <= self.window
+        mixed = (self.mixing_FF[:num, :num] @ x_BFCHW.flatten(2)).view(x_BFCHW.shape)
+        shift = 0.02 * level_BF + torch.tensor(conditions)[:, None]
+        return mixed + shift[..., None, None, None]
 
 
 class LabelledNoise:
@@ -155,6 +221,7 @@ def make_sampler(
     prompts: PromptTrack | None = None,
     noise: NoiseSource | None = None,
     run_windows: RunWindows | None = None,
+    grow_all: GrowAll | None = None,
 ) -> Sampler:
     return Sampler(
         denoiser,
@@ -163,12 +230,19 @@ def make_sampler(
         noise or NamedNoise(0, SHAPE),
         num_latents,
         run_windows,
+        grow_all,
     )
 
 
 def sample(sampler: Sampler) -> torch.Tensor:
     """The whole video."""
-    return torch.cat([finished for _, finished in sampler.run() if finished is not None])
+    return sample_with_state(sampler)[0]
+
+
+def sample_with_state(sampler: Sampler) -> tuple[torch.Tensor, VideoState]:
+    """The whole video, and the state it ends in."""
+    steps = list(sampler.run())
+    return torch.cat([finished for _, finished in steps if finished is not None]), steps[-1][0]
 
 
 def in_order(

@@ -9,6 +9,7 @@ the latents of the video.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,29 +57,40 @@ class Reference:
         num_groups = c.window // wide
         queue = [self.renoised(base[i], i, top - num_groups + i // wide) for i in range(c.window)]
         popped: list[Latent] = []
-        self.push(queue, "push")
         while queue[0].level > c.handoff_level:
-            queue = self.reflect(queue)
+            queue = self.pushed_and_judged(queue)
             self.one_pass(queue, c.num_guidance_latents)
-            self.push(queue, "push")
-        assert [latent.level for latent in queue] == [
-            level for level in range(c.handoff_level, top + 1) for _ in range(wide)
-        ]
         while len(popped) < self.num_latents:
-            queue = self.reflect(queue)
+            queue = self.pushed_and_judged(queue)
+            levels = [level for level in range(c.handoff_level, top + 1) for _ in range(wide)]
+            assert [latent.level for latent in queue] == levels[: len(queue) if c.drain else None]
             self.one_pass(queue, c.num_guidance_latents)
             popped, queue = popped + queue[:wide], queue[wide:]
-            self.push(queue, "push")
         popped = popped[: self.num_latents]
         for _ in range(c.handoff_level - 1):
             self.one_pass(popped, 0)
         assert [(latent.index, latent.level) for latent in popped] == [(i, 0) for i in range(self.num_latents)]
         return torch.stack([latent.x for latent in popped])
 
+    def pushed_and_judged(self, queue: list[Latent]) -> list[Latent]:
+        """A queue that drains gets no more than the video's latents and one group beside them, and is left alone."""
+        num_entered = queue[-1].index + 1
+        if self.config.drain and num_entered >= self.num_latents + self.config.zigzag_width:
+            return queue
+        self.push(queue, "push")
+        return self.reflect(queue)
+
+    def stage_2_only(self) -> torch.Tensor:
+        latents: list[Latent] = []
+        self.push(latents, "push", count=self.num_latents)
+        for _ in range(self.config.num_steps):
+            self.one_pass(latents, 0)
+        return torch.stack([latent.x for latent in latents])
+
     def fifo(self) -> torch.Tensor:
         c = self.config
         base, half, extra = self.base_clip(), c.window // 2, c.num_steps - c.window
-        queue = [self.renoised(base[max(0, i - extra)], i - extra, i + 1) for i in range(c.num_steps)]
+        queue = self.fifo_queue(base)
         context = [self.renoised(base[0], i - half - extra, 1) for i in range(half)]
         for latent in context:
             latent.level = 0
@@ -98,6 +110,30 @@ class Reference:
             self.push(queue, "push")
         return torch.stack([latent.x for latent in out[-self.num_latents :]])
 
+    def fifo_literal(self) -> torch.Tensor:
+        """Alg. 3 line by line, reading from before the pass; the copies that Alg. 1 puts first are left out."""
+        c = self.config
+        extra = c.num_steps - c.window
+        queue, out = self.fifo_queue(self.base_clip()), []
+        num_windows = math.ceil(extra / c.stride) + 1
+        for _ in range(self.num_latents + extra):
+            clean = {}
+            for i in range(num_windows):
+                is_last = i == num_windows - 1
+                start = extra if is_last else i * c.stride
+                outputs = self.call(queue[start : start + c.window], queue[start].index)
+                for j in range(c.window if is_last else c.stride):
+                    clean[start + j] = outputs[j]
+            for position, latent in enumerate(queue):
+                latent.step(clean[position])
+            out.append(queue.pop(0).x)
+            self.push(queue, "push")
+        return torch.stack(out[extra:])
+
+    def fifo_queue(self, base: list[torch.Tensor]) -> list[Latent]:
+        extra = self.config.num_steps - self.config.window
+        return [self.renoised(base[max(0, i - extra)], i - extra, i + 1) for i in range(self.config.num_steps)]
+
     def base_clip(self) -> list[torch.Tensor]:
         clip: list[Latent] = []
         self.push(clip, "base", count=self.config.window)
@@ -108,7 +144,8 @@ class Reference:
     def one_pass(self, queue: list[Latent], num_guidance: int, held: int = 0) -> None:
         """All latents of the queue one level down, but for the first `held`."""
         c, length = self.config, len(queue)
-        local = c.window - num_guidance
+        before = 1 if c.position_0_context else 0
+        local = c.window - max(num_guidance, before)
         starts = [0] if length <= c.window else [*range(0, length - local, c.stride), length - local]
         clean: dict[int, torch.Tensor] = {}
         for start, end in zip(starts, [*starts[1:], length], strict=True):
@@ -117,7 +154,9 @@ class Reference:
             guidance: list[int] = []
             if length > c.window and num_guidance and start >= num_guidance:
                 guidance = self.guidance(start, num_guidance)
-            stop = min(length, start + (local if guidance else c.window))
+            elif start > 0:
+                guidance = [start - 1] * before
+            stop = min(length, start + c.window - len(guidance))
             seen = [*guidance, *range(start, stop)]
             outputs = self.call([queue[i] for i in seen], queue[max(start, held)].index)
             clean |= dict(zip(seen[len(guidance) :], outputs[len(guidance) :], strict=True))

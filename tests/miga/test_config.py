@@ -39,7 +39,7 @@ def test_later_layers_win() -> None:
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_every_profile_resolves_and_can_be_stored(profile: str, family: str) -> None:
-    config = resolve_config(profile, replace(SPEC, family=family))
+    config = resolve_config(profile, replace(SPEC, family=family, window={"wan": 21, "videocrafter2": 16}[family]))
     assert SamplerConfig(**json.loads(json.dumps(config.to_dict()))) == config
     assert tuple(config.to_dict()) == FIELD_NAMES
 
@@ -62,9 +62,18 @@ OUT_OF_RANGE: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"zigzag_width": 0}, "zigzag_width", "a divisor of window = 6"),
     ({"zigzag_width": 12}, "zigzag_width", "a divisor of window = 6"),
-    ({"num_steps": 3}, "num_steps", "at least 4: the base clip's 3 groups enter at levels"),
-    ({"handoff_level": 0}, "handoff_level", "1 to 9: the base clip enters at level"),
-    ({"handoff_level": 10}, "handoff_level", "1 to 9: the base clip enters at level"),
+    ({"handoff_level": 0}, "handoff_level", "1 to num_steps = 12: the level that Stage 1's queue begins at"),
+    ({"handoff_level": 13}, "handoff_level", "1 to num_steps = 12: the level that Stage 1's queue begins at"),
+    ({"guidance_low_level": 0}, "guidance_low_level", "at least 1"),
+    ({"guidance_high_level": 13}, "guidance_high_level", "guidance_low_level = 1 to num_steps = 12"),
+    ({"guidance_low_level": 5, "guidance_high_level": 4}, "guidance_high_level", "guidance_low_level = 5 to"),
+    ({"eta": 0.5}, "eta", "0: solver 'unipc' has no eta"),
+    ({"solver": "ddim", "eta": 1.5}, "eta", "0 to 1"),
+    ({"timesteps": (750, 1000)}, "timesteps", "falling whole numbers from 1000 to 1"),
+    ({"timesteps": (1001, 500)}, "timesteps", "falling whole numbers from 1000 to 1"),
+    ({"timesteps": (1000, 500), "solver": "renoise"}, "num_steps", "the 2 entries of timesteps"),
+    ({"windows_per_batch": 0}, "windows_per_batch", "at least 1"),
+    ({"position_0_context": True, "stride": 6, "num_guidance_latents": 0}, "stride", "1 to 5: a window must hold"),
     ({"num_guidance_latents": -1}, "num_guidance_latents", "0 to 3: a guided window must still hold its stride of 3"),
     ({"num_guidance_latents": 4}, "num_guidance_latents", "0 to 3: a guided window must still hold its stride of 3"),
     (REFLECT | {"reflection_threshold": float("nan")}, "reflection_threshold", "a finite number"),
@@ -122,7 +131,7 @@ def test_unknown_profile() -> None:
     assert caught.value.hint.startswith("did you mean 'paper'? profiles: ")
     with pytest.raises(ConfigError) as caught:
         resolve_config("zzz", SPEC)
-    assert caught.value.hint.startswith("profiles: paper, fifo")
+    assert caught.value.hint.startswith("profiles: swift, paper, released, fifo")
 
 
 def test_unknown_key() -> None:
@@ -168,4 +177,4 @@ def test_unknown_method() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_config("paper", SPEC, {"method": "swift"})
     assert caught.value.message == "sampler.method = 'swift' is unknown"
-    assert caught.value.hint == "it is 'miga' or 'fifo'"
+    assert caught.value.hint == "it is one of 'miga', 'fifo', 'unified', 'released'"

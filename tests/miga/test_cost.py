@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import math
+import random
 from typing import Any
 
 import pytest
 
-from miga.config import SamplerConfig
+from miga.backbones.base import BackboneSpec
+from miga.config import PROFILES, SamplerConfig, resolve_config
 from miga.cost import count_calls
-from tests.miga.closed_form import GaussianDenoiser, make_config, make_fifo_config, make_sampler
+from miga.reflection import ReflectionTrace
+from tests.miga.closed_form import MixingDenoiser, make_config, make_fifo_config, make_sampler, profile_config
 
-WAN = {"num_steps": 54, "zigzag_width": 7, "window": 21, "handoff_level": 10, "num_guidance_latents": 4}
-VIDEOCRAFTER2 = {"num_steps": 64, "zigzag_width": 4, "window": 16, "handoff_level": 10, "num_guidance_latents": 6}
+SPECS = {
+    "wan": BackboneSpec("wan", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "0", 21, 16, 60, 104, 480, 832, 16),
+    "videocrafter2": BackboneSpec(
+        "videocrafter2", "VideoCrafter2", "0", 16, 4, 40, 64, 320, 512, 10, frames_per_latent=1, frames_first_latent=1
+    ),
+}
+WITHOUT_SEARCHES = [
+    ("wan", "paper", 161, 946),
+    ("wan", "swift", 161, 298),
+    ("wan", "paper", 1001, 2065),
+    ("wan", "swift", 1001, 1414),
+    ("videocrafter2", "paper", 128, 1845),
+    ("videocrafter2", "swift", 128, 1125),
+]
 
 
-@pytest.mark.parametrize(
-    ("settings", "num_latents", "expected"), [(WAN, 41, 946), (WAN, 251, 2065), (VIDEOCRAFTER2, 128, 1845)]
-)
-def test_published_settings(settings: dict[str, Any], num_latents: int, expected: int) -> None:
-    assert count_calls(make_config(**settings), num_latents).total == expected
+@pytest.mark.parametrize(("family", "profile", "num_frames", "expected"), WITHOUT_SEARCHES)
+def test_published_settings(family: str, profile: str, num_frames: int, expected: int) -> None:
+    """A pass over the full queue of Wan takes `ceil((315 - 17) / 10) + 1 = 31` windows."""
+    spec = SPECS[family]
+    config = resolve_config(profile, spec)
+    assert count_calls(config, spec.num_latents(num_frames)).total == expected
+
+
+def test_published_settings_by_part() -> None:
+    """Wan, 161 frames: 54 for the base clip; 41 passes fill the queue, 6 groups leave it; 9 passes of 3 windows."""
+    paper = count_calls(resolve_config("paper", SPECS["wan"]), 41)
+    assert (paper.base_clip, paper.stage1, paper.stage2) == (54, 946 - 54 - 27, 27)
+    lengths = [21 + 7 * pushed for pushed in range(1, 42)] + [315] * 6
+    assert paper.stage1 == sum(math.ceil((length - 17) / 10) + 1 for length in lengths)
+    swift = count_calls(resolve_config("swift", SPECS["wan"]), 41)
+    lengths = [28, 35, 42, *[49] * 39, 42, 35, 28, 21, 14]
+    assert swift.stage1 == sum(math.ceil((length - 17) / 10) + 1 if length > 21 else 1 for length in lengths)
+    assert (swift.base_clip, swift.stage2, swift.per_search) == (54, 27, 0)
 
 
 CONFIGS = [
@@ -30,6 +59,18 @@ CONFIGS = [
     make_config(zigzag_width=6, num_steps=5, handoff_level=4),
     make_config(window=5, zigzag_width=5, num_steps=4, handoff_level=2),
     make_config(window=7, zigzag_width=7, num_steps=6, handoff_level=2, stride=2, num_guidance_latents=4),
+    make_config(position_0_context=True, num_guidance_latents=0),
+    make_config(position_0_context=True, num_guidance_latents=1, stride=5),
+    make_config(position_0_context=True, stride=1),
+    make_config(drain=True),
+    make_config(drain=True, position_0_context=True, stride=2),
+    make_config(drain=True, zigzag_width=1, num_steps=9, handoff_level=1),
+    make_config(drain=True, zigzag_width=6, num_steps=5, handoff_level=4),
+    make_config(drain=True, window=7, zigzag_width=7, num_steps=6, handoff_level=2, stride=2, num_guidance_latents=4),
+    make_config(method="unified"),
+    make_config(method="unified", position_0_context=True, stride=5),
+    make_config(method="unified", num_steps=1, window=2, stride=1),
+    make_fifo_config(lookahead=False, num_steps=11, window=5, stride=4),
     make_fifo_config(),
     make_fifo_config(num_steps=6),
     make_fifo_config(num_steps=11, window=5, stride=1),
@@ -38,14 +79,46 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
-@pytest.mark.parametrize("num_latents", [1, 2, 6, 7, 11, 20])
-def test_equals_the_calls_made(config: SamplerConfig, num_latents: int) -> None:
-    sampler = make_sampler(GaussianDenoiser(config), config, num_latents)
-    for _ in sampler.run():
-        pass
-    counted = count_calls(config, num_latents)
-    assert sampler.num_calls == counted.total
-    assert counted.per_search == 0
+def test_equals_the_calls_made(config: SamplerConfig) -> None:
+    for num_latents in (1, 2, 6, 7, 11, 20, 41):
+        num_calls, _ = calls_made(config, num_latents)
+        counted = count_calls(config, num_latents)
+        assert num_calls == counted.total
+        assert counted.per_search == 0
+
+
+def calls_made(config: SamplerConfig, num_latents: int) -> tuple[int, ReflectionTrace]:
+    sampler = make_sampler(MixingDenoiser(config), config, num_latents)
+    *_, (state, _) = sampler.run()
+    return sampler.num_calls, state.trace
+
+
+SEARCHES = [
+    (profile, searched)
+    for profile in PROFILES
+    for searched in (("all", "some", "none") if profile_config(profile).self_reflection else ("all",))
+]
+
+
+@pytest.mark.parametrize(("profile", "searched"), SEARCHES)
+def test_of_every_profile_searches_included(profile: str, searched: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From one latent to three full queues; of the evaluations all but the first, some or none start a search."""
+    threshold = {"all": -10.0, "some": 0.0, "none": 10.0}[searched]
+    config = profile_config(profile, reflection_threshold=threshold)
+    chance = random.Random(0)
+    for module in ("reflection", "released"):
+        monkeypatch.setattr(f"miga.{module}.consistency_score", lambda *_, **__: chance.random())
+    num_searched = 0
+    for num_latents in (1, 2, 3, 7, 18, 19, 37, 54):
+        num_calls, trace = calls_made(config, num_latents)
+        counted = count_calls(config, num_latents)
+        num_searches = sum(trace.searched)
+        assert num_calls == counted.total + num_searches * counted.per_search
+        assert counted.num_evaluations == len(trace.scores)
+        if searched == "all":
+            assert num_calls == counted.most
+        num_searched += num_searches
+    assert (num_searched > 0) == (config.self_reflection and searched != "none")
 
 
 REFLECTING = [
@@ -57,23 +130,18 @@ REFLECTING = [
     {"zigzag_width": 3, "num_reflection_guidance_latents": 9, "num_guidance_latents": 3},
     {"zigzag_width": 1, "judged_group": 4, "num_steps": 14, "stride": 1},
     {"num_reflection_guidance_latents": 12, "judged_group": 3, "stride": 2},
+    {"position_0_context": True, "num_guidance_latents": 0, "judged_group": 5},
+    {"position_0_context": True, "stride": 1, "judged_group": 6},
+    {"drain": True},
 ]
 
 
 @pytest.mark.parametrize("settings", REFLECTING)
 def test_equals_the_calls_made_searches_included(settings: dict[str, Any]) -> None:
     config = make_config(self_reflection=True, reflection_threshold=-10.0, **settings)  # a search at every evaluation
-    sampler = make_sampler(GaussianDenoiser(config), config, 9)
-    *_, (state, _) = sampler.run()
-    num_searches = sum(state.trace.searched)
+    num_calls, trace = calls_made(config, 9)
+    num_searches = sum(trace.searched)
     counted = count_calls(config, 9)
-    assert num_searches == len(state.trace.scores) - 1 > 0
+    assert num_searches == len(trace.scores) - 1 > 0
     assert (counted.per_search == 0) == (config.judged_group == 1), "without a pass there is no call"
-    assert sampler.num_calls == counted.total + num_searches * counted.per_search
-
-
-def test_by_part() -> None:
-    counted = count_calls(make_config(**WAN), 41)
-    assert (counted.base_clip, counted.per_search) == (54, 0)
-    assert counted.stage2 == 9 * 3
-    assert counted.stage1 == 946 - 54 - 27
+    assert num_calls == counted.total + num_searches * counted.per_search

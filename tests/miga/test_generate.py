@@ -43,6 +43,30 @@ PAPER = [
     ({"self_reflection": True, "reflection_threshold": -10.0}, 9),
     ({"self_reflection": True, "reflection_threshold": 0.0, "num_guidance_latents": 0}, 9),
     ({"self_reflection": True, "reflection_threshold": 0.01, "judged_group": 1, "num_candidates": 3}, 7),
+    ({"drain": True}, 1),
+    ({"drain": True}, 6),
+    ({"drain": True}, 13),
+    ({"drain": True, "zigzag_width": 6, "num_steps": 6, "handoff_level": 5}, 14),
+    ({"drain": True, "zigzag_width": 1, "num_steps": 9, "handoff_level": 3, "num_guidance_latents": 3}, 7),
+    ({"drain": True, "self_reflection": True, "reflection_threshold": -10.0}, 9),
+    ({"drain": True, "position_0_context": True, "stride": 2}, 11),
+    ({"position_0_context": True}, 13),
+    ({"position_0_context": True, "num_guidance_latents": 0}, 13),
+    ({"position_0_context": True, "num_guidance_latents": 1, "stride": 5}, 14),
+    ({"position_0_context": True, "self_reflection": True, "reflection_threshold": -10.0, "stride": 2}, 9),
+    ({"position_0_context": True, "self_reflection": True, "reflection_threshold": -1.0, "num_guidance_latents": 0}, 9),
+]
+STAGE_2_ONLY = [
+    ({}, 1),
+    ({}, 6),
+    ({}, 7),
+    ({}, 19),
+    ({"stride": 1}, 10),
+    ({"stride": 6}, 13),
+    ({"position_0_context": True}, 7),
+    ({"position_0_context": True, "stride": 5}, 12),
+    ({"position_0_context": True, "window": 2, "stride": 1, "num_steps": 4}, 5),
+    ({"num_steps": 2, "window": 5, "stride": 2}, 11),
 ]
 FIFO = [
     ({}, 1),
@@ -86,18 +110,41 @@ def test_equals_fifo_written_out(settings: dict[str, Any], num_latents: int) -> 
     assert sampler.num_calls == reference.num_calls
 
 
-@pytest.mark.parametrize("config", [make_config(self_reflection=True, reflection_threshold=-10.0), make_fifo_config()])
-def test_every_call_sees_what_the_method_written_out_sees(config: SamplerConfig) -> None:
-    """Which latents, grown for which candidate, at which levels; `LabelDenoiser` checks the noise is that of its level:
-    no window reads a latent another window of the pass has already stepped, or a level that is not the latent's."""
+@pytest.mark.parametrize(("settings", "num_latents"), FIFO)
+def test_equals_fifo_without_lookahead_written_out(settings: dict[str, Any], num_latents: int) -> None:
+    sampler, reference = make_pair(make_fifo_config(lookahead=False, **settings), num_latents)
+    assert_near(sample(sampler), reference.fifo_literal())
+    assert sampler.num_calls == reference.num_calls
+
+
+@pytest.mark.parametrize(("settings", "num_latents"), STAGE_2_ONLY)
+def test_equals_stage_2_alone_written_out(settings: dict[str, Any], num_latents: int) -> None:
+    sampler, reference = make_pair(make_config(method="unified", **settings), num_latents)
+    assert_near(sample(sampler), reference.stage_2_only())
+    assert sampler.num_calls == reference.num_calls
+
+
+SEEN = {
+    "paper": (make_config(self_reflection=True, reflection_threshold=-10.0), Reference.paper),
+    "drained": (make_config(drain=True, self_reflection=True, reflection_threshold=-10.0), Reference.paper),
+    "lead": (make_config(drain=True, position_0_context=True), Reference.paper),
+    "stage 2 only": (make_config(method="unified", position_0_context=True), Reference.stage_2_only),
+    "fifo": (make_fifo_config(), Reference.fifo),
+    "fifo-literal": (make_fifo_config(lookahead=False), Reference.fifo_literal),
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_every_call_sees_what_the_method_written_out_sees(name: str) -> None:
+    """Which latents, grown for which candidate, at which levels, under which prompt; `LabelDenoiser` checks the noise
+    is that of its level: no window reads a latent another window of the pass has already stepped, or a level that is
+    not the latent's."""
+    config, written_out = SEEN[name]
     ours, theirs = LabelDenoiser(config), LabelDenoiser(config)
     noise = LabelledNoise()
-    sample(make_sampler(ours, config, 11, prompts=PromptTrack(["a"]), noise=noise))
-    reference = Reference(theirs, config, LabelledNoise(), ["a"], 1, 11)
-    if config.method == "fifo":
-        reference.fifo()
-    else:
-        reference.paper()
+    sample(make_sampler(ours, config, 11, prompts=PromptTrack(["a", "b", "c"], 3), noise=noise))
+    written_out(Reference(theirs, config, LabelledNoise(), ["a", "b", "c"], 3, 11))
+    assert {call.condition for call in ours.calls} == {"a", "b", "c"}
     assert sorted(ours.calls) == sorted(theirs.calls)
     assert len(set(noise.asked)) == len(noise.asked), "no noise is used twice"
 

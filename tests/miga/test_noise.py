@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from miga.noise import NamedNoise
+from miga.noise import THREADED_FROM, NamedNoise
 
 SHAPE = (4, 6, 8)
 
@@ -22,6 +25,17 @@ def test_order_and_batching_do_not_matter() -> None:
     assert torch.equal(together, apart)
     assert together.shape == (8, *SHAPE)
     assert together.dtype == torch.float32
+
+
+def test_large_latents_are_drawn_side_by_side_as_one_by_one() -> None:
+    """Against NumPy's generator under the key that decisions/0005 gives a name."""
+    shape = (8, 64, 64 + 1)
+    assert math.prod(shape) >= THREADED_FROM
+    together = NamedNoise(3, shape)("step@5", range(-2, 20), candidate=4)
+    for row, latent in enumerate(range(-2, 20)):
+        key = int.from_bytes(hashlib.sha256(f"3/step@5/{latent}/4".encode()).digest()[:16], "big")
+        expected = np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, dtype=np.float32)
+        assert np.array_equal(together[row].numpy(), expected)
 
 
 def test_torchs_own_generator_is_left_alone() -> None:

@@ -9,9 +9,20 @@ from typing import Any
 import pytest
 import torch
 
+from miga.noise import NamedNoise
+from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
 from miga.reflection import CandidateTask, ReflectionTrace, SelfReflection
-from tests.miga.closed_form import GaussianDenoiser, LabelDenoiser, LabelledNoise, make_config, make_sampler
+from tests.miga.closed_form import (
+    SHAPE,
+    GaussianDenoiser,
+    LabelDenoiser,
+    LabelledNoise,
+    make_config,
+    make_sampler,
+    sample,
+)
+from tests.miga.reference import Reference
 
 Script = Callable[[Sequence[float]], None]
 
@@ -30,7 +41,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 def make_reflection(denoiser: Any = None, **settings: Any) -> tuple[SelfReflection, LabelledNoise]:
     config = make_config(self_reflection=True, reflection_threshold=0.125, **settings)
     noise = LabelledNoise()
-    reflection = make_sampler(denoiser or LabelDenoiser(config), config, None, noise=noise).zigzag.reflection
+    reflection = make_sampler(denoiser or LabelDenoiser(config), config, None, noise=noise).method.zigzag.reflection
     assert reflection is not None
     return reflection, noise
 
@@ -167,16 +178,86 @@ def test_guidance_is_held_fixed_and_only_samples_are_stepped(judged_group: int) 
             assert {level for index, level in levels_seen if index == latent} == expected
 
 
+GROWN: list[dict[str, Any]] = [
+    {},
+    {"num_guidance_latents": 0},
+    {"judged_group": 1},
+    {"judged_group": 5, "num_reflection_guidance_latents": 7},
+    {"zigzag_width": 3, "num_guidance_latents": 3, "num_reflection_guidance_latents": 5},
+    {"position_0_context": True, "num_guidance_latents": 1, "stride": 2, "judged_group": 5},
+]
+
+
+@pytest.mark.parametrize("settings", GROWN)
+def test_a_candidate_is_the_one_grown_naively(settings: dict[str, Any]) -> None:
+    """Latent by latent with diffusers' scheduler: values, levels, and what the solver remembers of each."""
+    config = make_config(self_reflection=True, **settings)
+    denoiser, noise, means = GaussianDenoiser(config, correlation=0.9), NamedNoise(2, SHAPE), [0.5, -1.0, 0.2]
+    sampler = make_sampler(denoiser, config, None, prompts=PromptTrack(means, 5), noise=noise)
+    state = sampler.start()
+    while state.num_finished < 4:
+        state, _ = sampler.advance(state)
+    reflection = sampler.method.zigzag.reflection
+    queue = sampler.stepper.push_noise(state.method.queue, config.zigzag_width, config.num_steps, "push")
+    judged = reflection.judged_position(queue)
+    guidance = queue[judged - config.num_reflection_guidance_latents : judged]
+    candidate = reflection.grow(CandidateTask(guidance, 2, tuple(queue[judged:].level_F.tolist())))
+
+    naive = Reference(denoiser, config, noise, means, 5, 0)
+    latents = [
+        naive.entering(x_CHW, index, level)
+        for x_CHW, index, level in zip(queue.x_FCHW, queue.indices, queue.level_F.tolist(), strict=True)
+    ]
+    grown = naive.grow(latents, judged, number=2)
+    assert [(latent.index, latent.level) for latent in grown] == list(
+        zip(candidate.indices, candidate.level_F.tolist(), strict=True)
+    )
+    torch.testing.assert_close(candidate.x_FCHW, torch.stack([latent.x for latent in grown]), rtol=1e-5, atol=1e-5)
+    assert candidate.history["num_taken"].tolist() == [latent.scheduler.lower_order_nums for latent in grown]
+    for name, number in (("before_previous", 0), ("previous", 1)):
+        remembered = [latent.scheduler.model_outputs[number] for latent in grown]
+        expected = torch.stack([torch.zeros(SHAPE) if x is None else x for x in remembered])
+        torch.testing.assert_close(candidate.history[name], expected, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(candidate.x_FCHW[-config.zigzag_width :], queue.x_FCHW[-config.zigzag_width :])
+
+
+def test_rates_of_a_whole_video_by_hand(script: Script) -> None:
+    """Judged 0.9, 0.9 (no fall), 0.5 (searched: 0.7 and 0.4, corrected), 0.6 (a fall of 0.1: none), 0.3 (searched: 0.3
+    and 0.2, not corrected), 0.3 (no fall). Four evaluations in initialisation, then one a group."""
+    config = make_config(self_reflection=True, reflection_threshold=0.125)
+    script([0.9, 0.9, 0.5, 0.7, 0.4, 0.6, 0.3, 0.3, 0.2, 0.3])
+    sampler = make_sampler(LabelDenoiser(config), config, 3, noise=LabelledNoise())
+    *_, (state, _) = sampler.run()
+    trace = state.trace
+    assert trace.scores == (0.9, 0.9, 0.7, 0.6, 0.3, 0.3)
+    assert trace.searched == (False, False, True, False, True, False)
+    assert trace.corrected == (False, False, True, False, False, False)
+    assert trace.correction_rate == 1 / 6
+    assert trace.success_rate == 1 / 2
+
+
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_the_video_goes_on_from_the_candidate_that_was_taken(script: Script, best: int) -> None:
+    """One search, at the second evaluation, of latents 6 to 11: those come out as the candidate's, all others not."""
+    config = make_config(self_reflection=True, reflection_threshold=0.125)
+    script([0.9, 0.5, *(0.8 if number == best else 0.1 for number in (1, 2)), *[0.9] * 20])
+    sampler = make_sampler(LabelDenoiser(config), config, 16, noise=LabelledNoise())
+    video = sample(sampler)
+    candidates = [int(number) for number in video[:, 2].mean((1, 2)).round()]
+    assert candidates == [best if 6 <= latent < 12 else 0 for latent in range(16)]
+    assert [int(number) for number in video[:, 0].mean((1, 2)).round()] == list(range(16))
+
+
 def test_a_grown_tail_scores_what_was_stored() -> None:
     """Every evaluation searches; what is kept is never worse than what was judged, and is what stands in the queue."""
     config = make_config(self_reflection=True, reflection_threshold=-10.0, num_candidates=3)
     sampler = make_sampler(GaussianDenoiser(config, correlation=0.9), config, 13)
-    reflection = sampler.zigzag.reflection
+    reflection = sampler.method.zigzag.reflection
     assert reflection is not None
     state, num_better = sampler.start(), 0
     while not sampler.is_done(state):
-        if state.zigzag is not None:
-            queue = sampler.stepper.push_noise(state.zigzag, 2, config.num_steps, "push")
+        if state.method is not None:
+            queue = sampler.stepper.push_noise(state.method.queue, 2, config.num_steps, "push")
             position = reflection.judged_position(queue)
             after, trace = reflection.reflect(queue, state.trace)
             if position is not None:
@@ -217,7 +298,7 @@ def test_judged_latents_follow_one_another_by_a_group() -> None:
 
 def test_candidates_may_be_grown_elsewhere_in_any_order() -> None:
     config = make_config(self_reflection=True, reflection_threshold=-10.0, num_candidates=3)
-    reflection = make_sampler(GaussianDenoiser(config), config, None).zigzag.reflection
+    reflection = make_sampler(GaussianDenoiser(config), config, None).method.zigzag.reflection
     assert reflection is not None
     sizes = []
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miga.windows import Window, assert_partition, plan_lookahead, plan_pass, tile
+from miga.windows import Window, assert_partition, plan_lookahead, plan_pass, plan_streamed, tile
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,73 @@ def test_number_of_windows_is_that_of_the_paper(chosen: PassSettings) -> None:
         expected = -(-(chosen.num_latents - chosen.window + chosen.num_guidance) // chosen.stride) + 1
     plan = plan_pass(chosen.num_latents, chosen.window, chosen.stride, chosen.num_guidance, chosen.zigzag_width)
     assert len(plan) == expected
+
+
+@st.composite
+def with_lead(draw: st.DrawFn) -> tuple[PassSettings, int]:
+    chosen = draw(admitted().filter(lambda chosen: chosen.stride < chosen.window))
+    return chosen, 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(with_lead())
+def test_only_the_first_latent_is_kept_from_position_0_of_a_plain_window(chosen: tuple[PassSettings, int]) -> None:
+    s, lead = chosen
+    plan = plan_pass(s.num_latents, s.window, s.stride, s.num_guidance, s.zigzag_width, s.offset, lead)
+    assert kept_positions(plan) == list(range(s.num_latents))
+    for window in plan:
+        assert len(window.positions) <= s.window
+        assert window.positions == sorted(window.positions)
+        if window.start == 0:
+            assert window.kept.start == 0
+        elif window.start < s.num_guidance or s.num_guidance == 0:
+            assert window.guidance == (window.start - 1,), "the one latent before"
+            assert window.kept.start == 1
+        else:
+            assert window.kept.start == s.num_guidance >= lead
+        full = window.stop == s.num_latents or len(window.positions) == s.window
+        assert full, "a window is as long as the network's"
+
+
+@settings(max_examples=150, deadline=None)
+@given(admitted(), st.booleans())
+def test_the_streamed_plan_is_that_of_the_whole_queue(chosen: PassSettings, lead: bool) -> None:
+    room = chosen.window - lead
+    if chosen.stride > room:
+        return
+    offset = chosen.offset if chosen.num_latents - chosen.offset >= room else 0
+    whole = plan_pass(chosen.num_latents, chosen.window, chosen.stride, offset=offset, lead=int(lead))
+    assert list(plan_streamed(chosen.num_latents, chosen.window, chosen.stride, chosen.offset, int(lead))) == whole
+    endless = list(
+        itertools.islice(plan_streamed(None, chosen.window, chosen.stride, chosen.offset, int(lead)), len(whole))
+    )
+    assert_partition(endless, endless[-1].keep_stop)
+    if chosen.num_latents - chosen.offset >= room + chosen.stride:
+        alike = [window for window in whole if window.keep_stop <= chosen.num_latents - room]
+        assert [(w.positions, w.start) for w in endless[: len(alike) - 1]] == [
+            (w.positions, w.start) for w in alike[:-1]
+        ], "it begins like that of a video with an end"
+
+
+def test_a_plan_with_context_written_out() -> None:
+    assert plan_pass(12, window=6, stride=3, lead=1) == [
+        Window((), 0, 6, 0, 3),
+        Window((2,), 3, 8, 3, 6),
+        Window((5,), 6, 11, 6, 7),
+        Window((6,), 7, 12, 7, 12),
+    ]
+    assert plan_pass(13, window=6, stride=3, num_guidance=2, zigzag_width=3, offset=1, lead=1) == [
+        Window((), 0, 6, 0, 1),
+        Window((0,), 1, 6, 1, 4),
+        Window((0, 2), 4, 8, 4, 7),
+        Window((3, 6), 7, 11, 7, 9),
+        Window((5, 8), 9, 13, 9, 13),
+    ]
+    assert list(itertools.islice(plan_streamed(None, 6, 3, offset=2, lead=1), 3)) == [
+        Window((), 0, 6, 0, 2),
+        Window((1,), 2, 7, 2, 5),
+        Window((4,), 5, 10, 5, 8),
+    ]
 
 
 def test_a_plan_written_out() -> None:

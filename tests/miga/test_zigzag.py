@@ -36,7 +36,7 @@ def labels(queue: FrameQueue) -> list[int]:
 def test_levels_through_initialisation_and_stage_1(settings: dict[str, Any]) -> None:
     config = make_config(**settings)
     denoiser = LabelDenoiser(config)
-    zigzag = make_sampler(denoiser, config, None, noise=LabelledNoise()).zigzag
+    zigzag = make_sampler(denoiser, config, None, noise=LabelledNoise()).method.zigzag
     wide, top, handoff = config.zigzag_width, config.num_steps, config.handoff_level
     num_groups = config.window // wide
 
@@ -71,7 +71,7 @@ def test_levels_through_initialisation_and_stage_1(settings: dict[str, Any]) -> 
 
 def test_pushed_latents_have_no_history_and_the_others_keep_theirs() -> None:
     config = make_config()
-    zigzag = make_sampler(LabelDenoiser(config), config, None, noise=LabelledNoise()).zigzag
+    zigzag = make_sampler(LabelDenoiser(config), config, None, noise=LabelledNoise()).method.zigzag
     queue = zigzag.start(base_clip(config.window))
     assert queue.history["num_taken"].tolist() == [0] * 6
     _, queue, _ = zigzag.advance(queue, ReflectionTrace())
@@ -84,13 +84,13 @@ def test_no_window_is_longer_than_the_networks() -> None:
     config = make_config(num_guidance_latents=3)
     denoiser = LabelDenoiser(config)
     for state, _ in make_sampler(denoiser, config, 20, noise=LabelledNoise()).run():
-        assert state.zigzag is None or len(state.zigzag) <= config.queue_length
+        assert state.method is None or len(state.method.queue) <= config.queue_length
     assert max(len(call.latents) for call in denoiser.calls) == config.window
 
 
 def test_what_leaves_can_be_freed() -> None:
     config = make_config()
-    zigzag = make_sampler(LabelDenoiser(config), config, None, noise=LabelledNoise()).zigzag
+    zigzag = make_sampler(LabelDenoiser(config), config, None, noise=LabelledNoise()).method.zigzag
     queue, popped = zigzag.start(base_clip(config.window)), None
     while popped is None:
         popped, queue, _ = zigzag.advance(queue, ReflectionTrace())

@@ -83,8 +83,8 @@ def test_every_key(tmp_path: Path) -> None:
         ("[video]\ncrf = 99", ["video.crf must be at most 63"]),
         ("[run]\nmax_failed_share = 1.5", ["run.max_failed_share must be at most 1"]),
         ("[run]\nmax_failed_share = nan", ["run.max_failed_share must be a finite number"]),
-        ("[sampler]\na = [1]", ["sampler.a must be a number, text, true or false"]),
-        ("[sampler.deep]\na = 1", ["sampler.deep must be a number"]),
+        ("[sampler]\na = [1.5]", ["sampler.a must be a number, text, true, false or a list of whole numbers"]),
+        ("[sampler.deep]\na = 1", ["sampler.deep must be a number, text"]),
         ("sampler = 3", ["sampler must be a [section]"]),
         ("seed = 1.5\nlimit = 0\nmodle = 'x'", ["seed must be", "limit must be", "did you mean 'model'?"]),
         ("seed = \n", ["is not TOML", "line 1"]),
@@ -121,4 +121,4 @@ def test_command_line_wins_where_it_says_something() -> None:
 
 def test_json_is_canonical() -> None:
     assert override(RunConfig(), seed=0).to_json() == RunConfig().to_json()
-    assert RunConfig().to_json().startswith('{"limit":null,"model":"sprites"')
+    assert RunConfig().to_json().startswith('{"dtype":"auto","limit":null,"model":"sprites"')

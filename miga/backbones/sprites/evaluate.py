@@ -18,7 +18,7 @@ from miga.backbones.sprites.world import Placement, Scene, all_scenes, held_out_
 from miga.backbones.wan import WanBackbone
 from miga.base_clip import advance_base_clip, start_base_clip
 from miga.config import SamplerConfig
-from miga.denoise_pass import Stepper, run_one_by_one
+from miga.denoise_pass import Stepper, run_in_batches
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
 from miga.solvers import UniPCSolver
@@ -61,7 +61,7 @@ def base_clip_scores(backbone: Backbone, config: SamplerConfig, scenes: Sequence
             UniPCSolver(denoiser.schedule),
             PromptTrack([backbone.condition(embedding, negative)]),
             NamedNoise(seed + number, backbone.spec.latent_shape, backbone.device),
-            run_one_by_one(denoiser),
+            run_in_batches(denoiser),
         )
         clip = start_base_clip(config, stepper)
         for _ in range(config.num_steps):

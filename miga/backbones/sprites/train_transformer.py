@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
@@ -20,7 +21,17 @@ from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from miga.backbones.sprites.train_vae import Z_DIM, training_scenes
 from miga.backbones.sprites.training import Schedule, step_rng, train
-from miga.backbones.sprites.world import COLOURS, GROUNDS, MOTIONS, SHAPES, TEMPLATES, Placement, Scene, render
+from miga.backbones.sprites.world import (
+    COLOURS,
+    GROUNDS,
+    MOTIONS,
+    OMISSIBLE,
+    SHAPES,
+    TEMPLATES,
+    Placement,
+    Scene,
+    render,
+)
 from miga.backbones.wan_padding import use_compact_padding
 from miga.backbones.wan_spec import NUM_TEXT_TOKENS
 
@@ -44,6 +55,8 @@ TRANSFORMER_CONFIG: Final[dict[str, Any]] = {
 BATCH: Final = 32
 EMPTY_CAPTION_SHARE: Final = 0.1
 """Share of clips shown without their caption: what classifier-free guidance steers away from."""
+PARTIAL_CAPTION_SHARE: Final = 0.2
+"""Share of captions that leave something open: each of `OMISSIBLE` with even odds."""
 UNKNOWN_WORD_SHARE: Final = 0.02
 """Share of words replaced by the unknown token, so that prompts beyond the grammar do not derail the model."""
 
@@ -121,6 +134,13 @@ def _clip(scene: Scene, placement: Placement) -> torch.Tensor:
     return frames.permute(3, 0, 1, 2)[None] * 2.0 - 1.0
 
 
+def _caption(scene: Scene, rng: np.random.Generator) -> str:
+    if rng.random() < EMPTY_CAPTION_SHARE:
+        return ""
+    omit = [name for name in OMISSIBLE if rng.random() < 0.5] if rng.random() < PARTIAL_CAPTION_SHARE else []
+    return scene.caption(int(rng.integers(len(TEMPLATES))), omit)
+
+
 def train_transformer(
     vae: AutoencoderKLWan, clips_file: Path, state_file: Path, num_clips: int, num_steps: int, seed: int
 ) -> tuple[WanTransformer3DModel, UMT5EncoderModel, T5TokenizerFast]:
@@ -139,10 +159,7 @@ def train_transformer(
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = step_rng(seed, "transformer", step)
         picked = rng.integers(len(latents), size=BATCH)
-        captions = [
-            "" if rng.random() < EMPTY_CAPTION_SHARE else scenes[scene_of[index]].caption(int(rng.integers(3)))
-            for index in picked
-        ]
+        captions = [_caption(scenes[scene_of[index]], rng) for index in picked]
         tokens = tokenizer(captions, padding="longest", return_tensors="pt")
         ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
         unknown = torch.from_numpy(rng.random(tuple(ids.shape)) < UNKNOWN_WORD_SHARE).to(device)

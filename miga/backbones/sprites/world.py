@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -52,10 +53,12 @@ MOTIONS: Final[dict[str, str]] = {
     "counterclockwise": "circling counterclockwise",
 }
 TEMPLATES: Final = (
-    "a {colour} {shape} {motion} on a {ground} ground",
-    "on a {ground} ground, a {colour} {shape} {motion}",
-    "a {ground} ground with a {colour} {shape} {motion}",
+    "{subject} on a {ground} ground",
+    "on a {ground} ground, {subject}",
+    "a {ground} ground with {subject}",
 )
+OMISSIBLE: Final = ("colour", "ground", "motion")
+"""What a caption may leave open."""
 HELD_OUT_SHARE: Final = 0.2
 """Share of the attribute combinations that no training clip shows."""
 
@@ -69,11 +72,11 @@ class Scene:
     ground: str
     motion: str
 
-    def caption(self, template: int = 0) -> str:
-        """The scene in the words of `TEMPLATES[template]`."""
-        return TEMPLATES[template].format(
-            colour=self.colour, shape=self.shape, ground=self.ground, motion=MOTIONS[self.motion]
-        )
+    def caption(self, template: int = 0, omit: Collection[str] = ()) -> str:
+        """The scene in the words of `TEMPLATES[template]`, some of `OMISSIBLE` left open."""
+        words = {"colour": self.colour, "shape": self.shape, "motion": MOTIONS[self.motion]}
+        subject = " ".join(["a", *(word for name, word in words.items() if name not in omit)])
+        return subject if "ground" in omit else TEMPLATES[template].format(subject=subject, ground=self.ground)
 
     @property
     def held_out(self) -> bool:

@@ -16,7 +16,7 @@ from miga.backbones.sprites.world import held_out_scenes
 from miga.backbones.wan import WanBackbone
 from miga.base_clip import advance_base_clip, start_base_clip
 from miga.config import resolve_config
-from miga.denoise_pass import Stepper, run_one_by_one
+from miga.denoise_pass import Stepper, run_in_batches
 from miga.prompts import PromptTrack
 from miga.solvers import UniPCSolver
 
@@ -60,7 +60,7 @@ def test_one_window_at_uniform_levels_equals_diffusers_own_pipeline(backbone: Wa
         UniPCSolver(denoiser.schedule),
         PromptTrack([backbone.condition(embedding, negative)]),
         lambda purpose, indices, candidate=0: start[0].transpose(0, 1),
-        run_one_by_one(denoiser),
+        run_in_batches(denoiser),
     )
     clip = start_base_clip(config, stepper)
     with torch.no_grad():

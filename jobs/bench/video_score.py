@@ -1,0 +1,93 @@
+"""What is measured of a long video: whether it shows what its prompt names, and whether it goes on as it began.
+
+Legend: `frames_FHWC` float32 in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import Final
+
+import numpy as np
+
+from miga.backbones.sprites.scorer import motion_accuracy, read_frames, read_motion
+from miga.backbones.sprites.world import OMISSIBLE, PERIOD, Scene
+
+LOOKS: Final = ("colour", "ground", "shape")
+MEASURES: Final[dict[str, bool]] = {
+    "colour": True,
+    "ground": True,
+    "shape": True,
+    "all right": True,
+    "motion": True,
+    "residual": False,
+    "same colour": True,
+    "same ground": True,
+    "same shape": True,
+    "all same": True,
+    "same motion": True,
+}
+"""All measures, and whether more of it is better."""
+
+
+def omitted(mode: str, prompt: int) -> tuple[str, ...]:
+    """What the caption of a prompt leaves open; of "partial" ones at least one of `OMISSIBLE`, the same every time.
+
+    Args:
+        mode: "full", "partial" or "empty" (then everything is left open, shape too).
+        prompt: number of the prompt.
+    """
+    if mode == "full":
+        return ()
+    if mode == "empty":
+        return (*LOOKS, "motion")
+    chosen = np.random.default_rng([prompt]).integers(1, 2 ** len(OMISSIBLE))
+    return tuple(name for bit, name in enumerate(OMISSIBLE) if chosen >> bit & 1)
+
+
+def caption_of(scene: Scene, prompt: int, open_names: Collection[str]) -> str:
+    """The scene in words, its wording chosen by the prompt's number; no words at all where its shape is left open."""
+    return "" if "shape" in open_names else scene.caption(prompt % 3, open_names)
+
+
+def measure(
+    frames_FHWC: np.ndarray, scene: Scene, open_names: Collection[str] = (), num_first: int = 45
+) -> dict[str, float]:
+    """Every measure of `MEASURES`; NaN where a video is not judged by it.
+
+    "colour", "ground", "shape", "all right": share of frames that show what the caption names; "motion": of cycles.
+    "same ...": share of frames that look as most of the first clip does, and of cycles that move as the first one does.
+    Where a caption leaves something open, only that is held against the beginning; where it names all, everything is.
+
+    Args:
+        frames_FHWC: the video.
+        scene: what the full caption would say.
+        open_names: attributes that the caption leaves open.
+        num_first: frames of the first clip.
+    """
+    reading = read_frames(frames_FHWC)
+    values = dict.fromkeys(MEASURES, math.nan)
+    seen = {name: np.asarray(getattr(reading, name)) for name in LOOKS}
+    right = {name: seen[name] == getattr(scene, name) for name in LOOKS if name not in open_names}
+    values |= {name: float(is_right.mean()) for name, is_right in right.items()}
+    if right:
+        values["all right"] = float(np.logical_and.reduce(list(right.values())).mean())
+    if "motion" not in open_names:
+        values["motion"] = motion_accuracy(reading, [scene] * len(reading))
+    values["residual"] = float(reading.residual_F.mean())
+    judged = open_names or (*LOOKS, "motion")
+    same = {name: seen[name] == _most_common(seen[name][:num_first].tolist()) for name in LOOKS if name in judged}
+    values |= {f"same {name}": float(is_same.mean()) for name, is_same in same.items()}
+    if same:
+        values["all same"] = float(np.logical_and.reduce(list(same.values())).mean())
+    if "motion" in judged:
+        starts = range(0, max(1, len(reading) - PERIOD + 1), PERIOD // 2)
+        motions = [read_motion(reading.xy_F2[start : start + PERIOD]) for start in starts]
+        values["same motion"] = float(np.mean([motion == motions[0] for motion in motions]))
+    return values
+
+
+def _most_common(names: Sequence[str]) -> str:
+    return Counter(names).most_common(1)[0][0]

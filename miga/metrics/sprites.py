@@ -1,0 +1,103 @@
+"""How right a video of the sprite world is, frame by frame: what the scorer reads against what the prompts ask for.
+
+Legend: F frames, H, W = 64 pixels, C = 3 (RGB); frames are uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from miga.backbones.sprites.scorer import Reading, Score, motion_accuracy, read_frames
+from miga.backbones.sprites.world import SIZE, Scene, parse_caption
+from miga.metrics.features import Frames
+from miga.prompts import PromptTrack
+
+
+def scenes_of(prompts: Sequence[str]) -> list[Scene] | None:
+    """The scenes that captions describe; None if any is not of the sprite world's grammar."""
+    try:
+        return [parse_caption(prompt) for prompt in prompts]
+    except ValueError:
+        return None
+
+
+def wanted_scenes(
+    scenes: Sequence[Scene], num_frames: int, *, frames_first_latent: int, frames_per_latent: int
+) -> list[Scene]:
+    """The scene that each frame is to show: prompts take turns by latents, shared out evenly (MIGA A.3, Eq. A3)."""
+    num_latents = 1 + -(-(num_frames - frames_first_latent) // frames_per_latent)
+    track = PromptTrack.spread(scenes, num_latents)
+    latents = (max(0, -(-(frame + 1 - frames_first_latent) // frames_per_latent)) for frame in range(num_frames))
+    return [scenes[track.index(latent)] for latent in latents]
+
+
+def score_reading(reading: Reading, wanted: Sequence[Scene]) -> Score:
+    """`miga.backbones.sprites.scorer.score` for frames that have been read already, one wanted scene each."""
+    colour, ground, shape = (
+        np.array([seen == getattr(scene, name) for seen, scene in zip(getattr(reading, name), wanted, strict=True)])
+        for name in ("colour", "ground", "shape")
+    )
+    return Score(
+        colour=float(colour.mean()),
+        ground=float(ground.mean()),
+        shape=float(shape.mean()),
+        motion=motion_accuracy(reading, wanted),
+        all_right=float((colour & ground & shape).mean()),
+        residual=float(reading.residual_F.mean()),
+    )
+
+
+class SpriteMeter:
+    """Reads a video of the sprite world as it is decoded.
+
+    Args:
+        wanted: one scene per frame.
+        clip_frames: frames of the model's own clip.
+    """
+
+    def __init__(self, wanted: Sequence[Scene], clip_frames: int) -> None:
+        self._wanted = wanted
+        self._clip_frames = clip_frames
+        self._readings: list[Reading] = []
+
+    @staticmethod
+    def can_read(height: int, width: int) -> bool:
+        """Whether frames of that size are of the sprite world."""
+        return (height, width) == (SIZE, SIZE)
+
+    def add(self, frames_FHWC: Frames) -> None:
+        """Takes the next frames."""
+        self._readings.append(read_frames(frames_FHWC / np.float32(255.0)))
+
+    def values(self) -> dict[str, float]:
+        """The scorer's attributes, and `right_drift`: `all_right` of the last clip length less that of the first.
+
+        Raises:
+            ValueError: if more or fewer frames came than scenes are wanted.
+        """
+        whole = _joined(self._readings)
+        if len(whole) != len(self._wanted):
+            raise ValueError(f"{len(whole)} frames came of a video of {len(self._wanted)}")
+        values = asdict(score_reading(whole, self._wanted))
+        shown = zip(whole.colour, whole.shape, whole.ground, strict=True)
+        asked = ((scene.colour, scene.shape, scene.ground) for scene in self._wanted)
+        right = np.array([seen == wanted for seen, wanted in zip(shown, asked, strict=True)])
+        clip = self._clip_frames
+        drift = float(right[-clip:].mean() - right[:clip].mean()) if clip < len(right) else float("nan")
+        return {**values, "right_drift": drift}
+
+
+def _joined(readings: Sequence[Reading]) -> Reading:
+    def names(attribute: str) -> tuple[str, ...]:
+        return tuple(name for reading in readings for name in getattr(reading, attribute))
+
+    return Reading(
+        names("colour"),
+        names("shape"),
+        names("ground"),
+        np.concatenate([reading.xy_F2 for reading in readings]),
+        np.concatenate([reading.residual_F for reading in readings]),
+    )

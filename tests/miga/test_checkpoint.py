@@ -1,0 +1,408 @@
+"""The file of a video in the making: whole or not at all, and refused with what differs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from miga.checkpoint import VERSION, load_state, save_state
+from miga.config import SamplerConfig
+from miga.errors import CheckpointError, MigaError
+from miga.fifo import FifoState
+from miga.generate import VideoState
+from miga.queue import FrameQueue
+from miga.reflection import ReflectionTrace
+from miga.two_stage import TwoStageState
+from miga.unified import UnifiedOnlyState, UnifiedState
+from tests.miga.closed_form import GaussianDenoiser, make_config, make_sampler
+
+CONFIG = make_config()
+
+
+def make_queue(first: int, count: int, dtype: torch.dtype = torch.float32) -> FrameQueue:
+    chance = torch.Generator().manual_seed(first + count)
+    x = torch.randn(count, 2, 3, 4, generator=chance).to(dtype)
+    taken = torch.arange(count) % 3
+    return FrameQueue(x, torch.arange(1, count + 1), {"previous": 2 * x, "num_taken": taken}, first)
+
+
+TRACE = ReflectionTrace((4, 6), (0.1 + 0.2, -1e-17), (False, True), (False, False))
+STATES = {
+    "base clip": VideoState(base=make_queue(0, 3)),
+    "two stages": VideoState(
+        method=TwoStageState(
+            make_queue(7, 4),
+            UnifiedState((make_queue(2, 3), None, make_queue(0, 0)), (5, 0, 2)),
+            9,
+            TRACE,
+        ),
+        num_finished=6,
+    ),
+    "fifo": VideoState(method=FifoState(make_queue(-3, 3), make_queue(0, 5)), num_finished=0),
+    "fifo without context": VideoState(method=FifoState(None, make_queue(0, 5))),
+    "stage 2 only": VideoState(method=UnifiedOnlyState(UnifiedState((None,), (0,)), 3)),
+}
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """The same classes, values and dtypes throughout."""
+    assert type(found) is type(expected)
+    if isinstance(expected, torch.Tensor):
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        assert torch.equal(found, expected)
+    elif is_dataclass(expected):
+        for field in fields(expected):
+            assert_same(getattr(found, field.name), getattr(expected, field.name))
+    elif isinstance(expected, dict):
+        assert list(found) == sorted(expected) or list(found) == list(expected)
+        for name, value in expected.items():
+            assert_same(found[name], value)
+    elif isinstance(expected, tuple):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    else:
+        assert found == expected
+
+
+def save(state: VideoState, file: Path, **other: Any) -> None:
+    save_state(state, file, **({"config": CONFIG, "num_latents": 9, "seed": 1} | other))
+
+
+def load(file: Path, **other: Any) -> VideoState:
+    return load_state(file, **({"config": CONFIG, "num_latents": 9, "seed": 1} | other))
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_what_is_loaded_is_what_was_saved(name: str, tmp_path: Path) -> None:
+    save(STATES[name], tmp_path / "state")
+    assert_same(load(tmp_path / "state"), STATES[name])
+    assert os.listdir(tmp_path) == ["state"], "nothing else is left behind"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes_are_kept(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = VideoState(base=make_queue(0, 3, dtype))
+    save(state, tmp_path / "state")
+    assert_same(load(tmp_path / "state"), state)
+
+
+@pytest.mark.parametrize("score", [0.1, 1 / 3, 5e-324, -1.7976931348623157e308, math.inf])
+def test_numbers_are_kept_to_the_last_bit(score: float, tmp_path: Path) -> None:
+    trace = ReflectionTrace((0,), (score,), (False,), (False,))
+    save(VideoState(method=FifoState(None, make_queue(0, 1), trace)), tmp_path / "state")
+    assert load(tmp_path / "state").trace.scores[0].hex() == score.hex()
+
+
+def test_views_and_shared_storage_are_saved_as_what_they_show(tmp_path: Path) -> None:
+    x = torch.arange(48.0).view(4, 3, 2, 2)
+    parts = {
+        "transposed": x.transpose(1, 2),
+        "every second": x[::2],
+        "expanded": x[:1].expand(4, -1, -1, -1),
+        "same": x,
+        "part": x[1:],
+    }
+    state = VideoState(base=FrameQueue(x, torch.arange(4), parts))
+    save(state, tmp_path / "state")
+    found = load(tmp_path / "state")
+    assert_same(found, state)
+    assert found.base is not None
+    for tensor in (found.base.x_FCHW, *found.base.history.values()):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+def test_what_is_loaded_does_not_hang_on_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    save(STATES["two stages"], file)
+    found = load(file)
+    with file.open("r+b") as opened:
+        opened.write(bytes(file.stat().st_size))
+    assert_same(found, STATES["two stages"])
+
+
+def test_levels_stay_on_the_cpu_whatever_the_device(tmp_path: Path) -> None:
+    save(STATES["two stages"], tmp_path / "state")
+    method = load(tmp_path / "state", device="meta").method
+    assert isinstance(method, TwoStageState)
+    assert method.queue.level_F.tolist() == [1, 2, 3, 4]
+    for tensor in (method.queue.x_FCHW, *method.queue.history.values()):
+        assert tensor.device.type == "meta"
+
+
+@pytest.mark.gpu
+def test_onto_a_gpu_and_back(tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU here")
+    save(STATES["two stages"], tmp_path / "state")
+    there = load(tmp_path / "state", device="cuda")
+    assert isinstance(there.method, TwoStageState)
+    assert there.method.queue.x_FCHW.is_cuda
+    save(there, tmp_path / "state")
+    assert_same(load(tmp_path / "state"), STATES["two stages"])
+
+
+def test_a_video_without_end_has_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    save(STATES["fifo"], tmp_path / "state", num_latents=None)
+    assert_same(load(tmp_path / "state", num_latents=None), STATES["fifo"])
+    with pytest.raises(CheckpointError, match="num_latents None there, 9 here"):
+        load(tmp_path / "state")
+
+
+DIFFERENT: list[tuple[dict[str, Any], list[str]]] = [
+    ({"seed": 2}, ["seed 1 there, 2 here"]),
+    ({"num_latents": 10}, ["num_latents 9 there, 10 here"]),
+    ({"config": replace(CONFIG, drain=True)}, ["sampler.drain False there, True here"]),
+    (
+        {"config": replace(CONFIG, num_steps=13, profile="other"), "seed": 7},
+        ["seed 1 there, 7 here", "sampler.num_steps 12 there, 13 here", "sampler.profile 'test' there, 'other' here"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("other", "differs"), DIFFERENT)
+def test_of_another_video_says_what_differs(other: dict[str, Any], differs: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    save(STATES["two stages"], file)
+    with pytest.raises(CheckpointError) as raised:
+        load(file, **other)
+    assert str(file) in raised.value.message
+    assert raised.value.message.count(" there, ") == len(differs)
+    for difference in differs:
+        assert difference in raised.value.message
+    assert "delete it" in raised.value.hint
+    assert (raised.value.scope, raised.value.retryable) == ("row", False)
+
+
+@pytest.mark.parametrize("change", [{"timesteps": (1000, 500), "num_steps": 2, "window": 4}, {"flow_shift": 0.1 + 0.2}])
+def test_lists_and_floats_of_a_config_are_the_same_again(change: dict[str, Any], tmp_path: Path) -> None:
+    config = make_config(method="unified", solver="euler", **change)
+    save(STATES["stage 2 only"], tmp_path / "state", config=config)
+    assert_same(load(tmp_path / "state", config=config), STATES["stage 2 only"])
+
+
+def test_a_field_that_only_one_of_two_programs_knows(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    save(STATES["fifo"], file)
+    edit(file, lambda metadata: metadata | {"config": json.dumps({**json.loads(metadata["config"]), "speed": 3})})
+    with pytest.raises(CheckpointError, match=r"sampler\.speed 3 there, missing here"):
+        load(file)
+
+
+def parts_of(file: Path) -> tuple[dict[str, Any], bytes]:
+    """The JSON header of a safetensors file, and what follows it."""
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def put_together(file: Path, header: dict[str, Any], rest: bytes) -> None:
+    head = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(head)) + head + rest)
+
+
+def edit(file: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
+    header, rest = parts_of(file)
+    put_together(file, header | {"__metadata__": change(header["__metadata__"])}, rest)
+
+
+def edit_state(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    def of_metadata(metadata: dict[str, str]) -> dict[str, str]:
+        state = json.loads(metadata["state"])
+        change(state)
+        return metadata | {"state": json.dumps(state)}
+
+    edit(file, of_metadata)
+
+
+def test_of_another_version(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    save(STATES["fifo"], file)
+    edit(file, lambda metadata: metadata | {"version": json.dumps(VERSION + 1)})
+    with pytest.raises(CheckpointError, match=f"is of version {VERSION + 1}, this program reads version {VERSION}"):
+        load(file)
+
+
+def test_cut_off_anywhere(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    save(STATES["two stages"], file)
+    content = file.read_bytes()
+    for length in {0, 1, 7, 8, 9, 100, len(content) // 2, len(content) - 1}:
+        file.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match="is no whole checkpoint") as raised:
+            load(file)
+        assert "made from the start" in raised.value.hint
+    file.write_bytes(content + b"\0")
+    with pytest.raises(CheckpointError, match="is no whole checkpoint"):
+        load(file)
+
+
+@pytest.mark.parametrize("content", [b"hello", bytes(100), pickle.dumps({"a": 1}), b'{"a": 1}'])
+def test_a_file_that_is_something_else(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "state").write_bytes(content)
+    with pytest.raises(CheckpointError, match="is no whole checkpoint"):
+        load(tmp_path / "state")
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_safetensors_of_something_else(metadata: dict[str, str] | None, tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, tmp_path / "state", metadata)
+    with pytest.raises(CheckpointError, match="is not a checkpoint of a video"):
+        load(tmp_path / "state")
+
+
+def test_a_folder_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    with pytest.raises(CheckpointError):
+        load(tmp_path / "state")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save(STATES["fifo"], tmp_path / "state")
+    assert os.listdir(tmp_path) == ["state"]
+
+
+def test_no_file_is_no_broken_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "state")
+
+
+def set_class(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda state: state["method"].update({"class": name})
+
+
+WRONG_STATES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
+    (set_class("Path"), "method is a Path, not a"),
+    (set_class("SamplerConfig"), "method is a SamplerConfig, not a"),
+    (set_class("FrameQueue"), "method is a FrameQueue, not a"),
+    (set_class("UnifiedOnlyState"), "method has fields"),
+    (lambda state: state.update({"class": "ReflectionTrace"}), "the state is a ReflectionTrace, not a VideoState"),
+    (lambda state: state["method"]["queue"].pop("first"), "method.queue has fields"),
+    (lambda state: state["method"]["queue"].update(extra=1), "method.queue has fields"),
+    (lambda state: state["method"]["queue"].update(first="1"), "method.queue.first is a str, not a int"),
+    (lambda state: state["method"]["queue"].update(first=True), "method.queue.first is a bool, not a int"),
+    (lambda state: state["method"]["queue"].update(x_FCHW=None), "method.queue.x_FCHW is a NoneType, not a Tensor"),
+    (lambda state: state["method"]["unified"]["num_done"].append(1.5), "num_done.3 is a float, not a int"),
+    (lambda state: state["method"]["queue"]["history"].update(more={"class": "Tensor"}), "method.queue.history.more"),
+    (lambda state: state["method"]["queue"]["history"].pop("previous"), "of no state: method.queue.history.previous"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_STATES)
+def test_nothing_is_made_but_what_the_state_is_declared_as(
+    change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "state"
+    save(STATES["two stages"], file)
+    edit_state(file, change)
+    with pytest.raises(CheckpointError) as raised:
+        load(file)
+    assert message in str(raised.value)
+
+
+def test_a_tensor_left_out_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    save(VideoState(base=make_queue(0, 2)), file)
+    header, rest = parts_of(file)
+    last = max((name for name in header if name != "__metadata__"), key=lambda name: header[name]["data_offsets"][1])
+    begin, _ = header.pop(last)["data_offsets"]
+    put_together(file, header, rest[:begin])
+    with pytest.raises(CheckpointError, match="is no whole checkpoint: KeyError") as raised:
+        load(file)
+    assert last in str(raised.value)
+
+
+@dataclass(frozen=True)
+class Queue(FrameQueue):
+    """One field more than what the state is declared as."""
+
+    speed: int = 0
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        VideoState(num_finished=1.0),  # type: ignore[arg-type]
+        VideoState(num_finished=True),
+        VideoState(base=Queue(torch.zeros(1), torch.zeros(1), {})),
+        VideoState(method=FifoState(None, None)),  # type: ignore[arg-type]
+        VideoState(method=FifoState(None, make_queue(0, 1), ReflectionTrace([1]))),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_not_as_declared_is_not_saved(state: VideoState, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=", not a "):
+        save(state, tmp_path / "state")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("stopped_in", ["os.fsync", "os.replace"])
+def test_stopped_while_writing_leaves_the_one_before(
+    stopped_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "state"
+    save(STATES["fifo"], file)
+
+    def stop(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"miga.checkpoint.{stopped_in}", stop)
+        with pytest.raises(CheckpointError, match=r"cannot be written: .*No space left on device"):
+            save(STATES["two stages"], file)
+    assert_same(load(file), STATES["fifo"])
+    assert os.listdir(tmp_path) == ["state"]
+
+
+def test_content_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def renamed(old: Path, new: Path) -> None:
+        done.append(f"-> {new.name}")
+        assert parts_of(old)[0]["__metadata__"]["format"] == "miga checkpoint", "it is whole by then"
+        rename(old, new)
+
+    monkeypatch.setattr("miga.checkpoint.os.fsync", synced)
+    monkeypatch.setattr("miga.checkpoint.os.replace", renamed)
+    save(STATES["fifo"], tmp_path / "state")
+    assert len(done) == 3
+    assert done[0].startswith(".state.")
+    assert done[1:] == ["-> state", tmp_path.name]
+
+
+def test_into_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save(STATES["fifo"], tmp_path / "gone" / "state")
+
+
+def test_the_error_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(CheckpointError("what", "do")))
+    assert isinstance(error, MigaError)
+    assert (error.message, error.hint, error.scope) == ("what", "do", "row")
+
+
+@pytest.mark.parametrize("num_passes", [3, 30])
+def test_the_size_of_a_file_is_that_of_the_latents_alive(num_passes: int, tmp_path: Path) -> None:
+    """An endless video's state, saved: the latents, their history, and a few kilobytes."""
+    config: SamplerConfig = make_config(self_reflection=True)
+    sampler = make_sampler(GaussianDenoiser(config), config, None)
+    state = sampler.start()
+    for _ in range(num_passes):
+        state, _ = sampler.advance(state)
+    save(state, tmp_path / "state", config=config, num_latents=None)
+    most = config.queue_length + (config.handoff_level - 1) * (config.window - 1)
+    bytes_per_latent = 3 * 24 * 4 + 2 * 8
+    assert (tmp_path / "state").stat().st_size <= most * bytes_per_latent + 12_000
