@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from miga.allocator import keep_heap_steady
 from miga.backbones.registry import load_backbone
 from miga.config import SamplerConfig
 from miga.errors import WorkerError
@@ -112,6 +113,7 @@ class BackboneWorker:
         Raises:
             ModelError: if it cannot be loaded.
         """
+        keep_heap_steady()
         settings = self._settings
         torch.set_num_threads(settings.num_threads)
         self._backbone = load_backbone(

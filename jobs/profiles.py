@@ -44,7 +44,7 @@ def profile_table(spec: BackboneSpec) -> str:
              [header, ["-" * width for width in widths], *rows]]  # fmt: skip
     return "\n".join(
         [
-            f"model {spec.name}: window of {spec.window} latents; {NOT_READ} is a setting that the profile does not read",
+            f"model {spec.name}: window of {spec.window} latents; {NOT_READ} marks what a profile does not read",
             "",
             *lines,
             "",

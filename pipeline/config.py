@@ -230,8 +230,9 @@ def _explain(names: list[str], fault: Any) -> tuple[str, str]:
         hint = _elsewhere(names[-1]) or (f"did you mean {alike[0]!r}?" if alike else "")
         return f"unknown key {key!r}; {section} takes {', '.join(known)}", hint
     if names[:1] == ["sampler"] and len(names) > 1:
-        return f"{key} must be a number, text, true, false or a list of whole numbers (it is {_shown(fault['input'])})", ""
-    wanted = _WANTED.get(fault["type"])
+        wanted = "must be a number, text, true, false or a list of whole numbers"
+        return f"{key} {wanted} (it is {_shown(fault['input'])})", ""
+    wanted = _WANTED.get(fault["type"], "")
     for name, words in _BOUNDS.items():
         if name in (context := fault.get("ctx") or {}):
             wanted = f"must be {words} {context[name]}"

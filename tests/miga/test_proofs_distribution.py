@@ -8,6 +8,7 @@ it entered the queue.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -135,3 +136,18 @@ def test_many_ancestral_steps_give_the_data(profile: str) -> None:
     assert found[1][1] < found[0][1] / 2.5
     assert found[1][0] < 0.02
     assert found[1][1] < 0.05
+
+
+@pytest.mark.parametrize("profile", [name for name in PROFILES if name != "scalingnoise"])
+def test_no_noise_is_drawn_for_two_things(profile: str) -> None:
+    """Every name is asked for once: entering, renoising, each step, each candidate's steps. (Beams of `scalingnoise`
+    that share a latent share its noise.)"""
+    config = profile_config(profile, windows_per_batch=1000, solver="ddim", eta=1.0)
+    named, asked = NamedNoise(0, (1, 1, 2)), []
+
+    def noise(purpose: str, latents: Sequence[int], candidate: int = 0) -> torch.Tensor:
+        asked.extend((purpose, latent, candidate) for latent in latents)
+        return named(purpose, latents, candidate)
+
+    sample(make_sampler(GaussianDenoiser(config), config, NUM_LATENTS, prompts=PromptTrack([MEAN]), noise=noise))
+    assert len(asked) == len(set(asked)) > NUM_LATENTS * config.num_steps

@@ -18,7 +18,14 @@ from miga.released import ReleasedState
 from miga.two_stage import TwoStageState
 from miga.unified import UnifiedOnlyState
 from miga.windows import plan_pass
-from tests.miga.closed_form import VIDEOCRAFTER2, MixingDenoiser, make_sampler, profile_config, sample
+from tests.miga.closed_form import (
+    VIDEOCRAFTER2,
+    MixingDenoiser,
+    make_sampler,
+    profile_config,
+    sample,
+    sample_with_state,
+)
 
 SHORT = {"num_steps": 8, "window": 4, "zigzag_width": 2, "handoff_level": 3, "num_reflection_guidance_latents": 2}
 LENGTHS = [1, 2, 3, 4, 5, 6, 8, 9, 12, 13, 24, 37]
@@ -50,6 +57,12 @@ def handed_over(sampler: Sampler, num_latents: int) -> FrameQueue:
     return popped[:num_latents]
 
 
+def alive(state: VideoState) -> int:
+    """Latents held by Stage 2."""
+    method = state.method
+    return method.unified.num_alive if isinstance(method, TwoStageState | ReleasedState | UnifiedOnlyState) else 0
+
+
 CASES = [(name, False) for name in STREAMED] + [(name, True) for name in ("swift", "no-guidance", "stage-2-only")]
 
 
@@ -63,13 +76,9 @@ def test_equals_passes_over_the_whole_video(profile: str, lead: bool) -> None:
         while int(queue.level_F[0]) > 0:
             plan = plan_pass(num_latents, config.window, config.stride, lead=config.lead)
             queue = sampler.stepper.pass_over(queue, plan)
-        assert torch.equal(sample(new_sampler(config, num_latents)), queue.x_FCHW)
-
-
-def alive(state: VideoState) -> int:
-    """Latents held by Stage 2."""
-    method = state.method
-    return method.unified.num_alive if isinstance(method, TwoStageState | ReleasedState | UnifiedOnlyState) else 0
+        video, state = sample_with_state(new_sampler(config, num_latents))
+        assert torch.equal(video, queue.x_FCHW)
+        assert alive(state) == 0, "nothing is handed over that the video has no use for"
 
 
 ENDLESS: list[tuple[str, dict[str, Any], int]] = [
