@@ -120,7 +120,8 @@ def plan_ablation(
     Args:
         prompts: a prompt file as for `generate`.
         out: a folder, or `s3://bucket/prefix`.
-        config: of the runs; `profile` and `sampler` are the settings'. `limit` counts prompts.
+        config: of the runs; `profile` is the settings', and so are the overrides of the sampler, over those of the
+            config. `limit` counts prompts.
         grid: a TOML file (see `pipeline.ablation`); by default `jobs/configs/ablate.toml`.
         tables: names of those to make; None means all.
         num_seeds: each prompt is made with seeds 0 to `num_seeds - 1`; None leaves each row the one it has.
@@ -137,7 +138,7 @@ def plan_ablation(
     resolved = {}
     for name, setting in chosen.settings.items():
         try:
-            resolved[name] = resolve_config(setting.profile, base.spec, setting.sampler)
+            resolved[name] = resolve_config(setting.profile, base.spec, {**config.sampler, **setting.sampler})
         except ConfigError as error:
             raise ConfigError(f"setting {name!r}: {error.message}", error.hint) from error
     runs = merge_settings({name: sampler.to_dict() for name, sampler in resolved.items()})

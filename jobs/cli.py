@@ -73,7 +73,10 @@ def build_parser() -> argparse.ArgumentParser:
     ablate.add_argument("prompts", metavar="PROMPTS", help="as for generate; every row must be one that can be made")
     ablate.add_argument("out", metavar="OUT", help="a folder or s3://bucket/prefix; running again resumes")
     ablate.add_argument("--grid", help="a TOML file of settings and tables (default: jobs/configs/ablate.toml)")
+    ablate.add_argument("--config", help="a TOML file, as for generate; its [sampler] holds for all settings")
     ablate.add_argument("--model", help="as for generate")
+    ablate.add_argument("--revision", help="of a hub name")
+    ablate.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the network")
     ablate.add_argument("--num-frames", type=int, help="length of videos whose row names none")
     ablate.add_argument("--seeds", type=int, metavar="K", help="make each prompt K times, with seeds 0 to K-1")
     ablate.add_argument("--limit", type=int, help="the first N prompts only")
@@ -137,11 +140,13 @@ def _generate(options: argparse.Namespace) -> int:
 
 def _ablate(options: argparse.Namespace) -> int:
     from jobs.ablate import ablate, check_out, cost_table, dry_run, plan_ablation, tables_text
-    from pipeline.config import RunConfig, override
+    from pipeline.config import load_config, override
 
     config = override(
-        RunConfig(),
+        load_config(options.config),
         model=options.model,
+        revision=options.revision,
+        dtype=options.dtype,
         num_frames=options.num_frames,
         limit=options.limit,
         workers={"num_actors": options.num_actors},

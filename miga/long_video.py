@@ -11,6 +11,7 @@ import torch
 
 from miga.backbones.base import Backbone
 from miga.backbones.registry import load_backbone
+from miga.beam_search import Features
 from miga.config import SamplerConfig, resolve_config
 from miga.errors import UsageError
 from miga.reflection import ReflectionTrace
@@ -46,9 +47,17 @@ class LongVideoPipeline:
             ...  # for ever
     """
 
-    def __init__(self, backbone: Backbone, config: SamplerConfig) -> None:
+    def __init__(self, backbone: Backbone, config: SamplerConfig, features: Features | None = None) -> None:
+        """The pipeline of a loaded model.
+
+        Args:
+            backbone: the model.
+            config: the sampler's settings.
+            features: what ScalingNoise's search compares latents by (`[F, C, H, W]` to `[F, D]`); None: themselves.
+        """
         self.backbone = backbone
         self.config = config
+        self.features = features
 
     @classmethod
     def from_pretrained(
@@ -163,4 +172,5 @@ class LongVideoPipeline:
             num_latents,
             seed,
             latents_per_prompt=latents_per_prompt,
+            features=self.features,
         )

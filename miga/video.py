@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from miga.backbones.base import Backbone
+from miga.beam_search import Features
 from miga.config import SamplerConfig
 from miga.consistency import ConsistencyMeter
 from miga.denoise_pass import RunWindows
@@ -51,6 +52,7 @@ def make_video(
     *,
     latents_per_prompt: int | None = None,
     run_windows: RunWindows | None = None,
+    features: Features | None = None,
 ) -> Iterator[Progress]:
     """Makes one video, a pass at a time, in memory that does not grow with its length.
 
@@ -66,7 +68,8 @@ def make_video(
         seed: of all its noise.
         latents_per_prompt: latents that stand under each prompt; by default an even share (of a video without end:
             one window).
-        run_windows: who runs the windows of a pass; by default the backbone, one by one.
+        run_windows: who runs the windows of a pass; by default the backbone, `config.windows_per_batch` at a time.
+        features: what ScalingNoise's search compares latents by; None: the latents themselves.
     """
     conditions = [backbone.condition(embedding, negative_embedding) for embedding in prompt_embeddings]
     if latents_per_prompt is not None:
@@ -76,7 +79,7 @@ def make_video(
     else:
         track = PromptTrack(conditions, config.window)
     noise = NamedNoise(seed, backbone.spec.latent_shape, backbone.device)
-    sampler = Sampler(backbone.denoiser(config), config, track, noise, num_latents, run_windows)
+    sampler = Sampler(backbone.denoiser(config), config, track, noise, num_latents, run_windows, features=features)
     decoder, meter, decode_s = backbone.frame_decoder(), ConsistencyMeter(), 0.0
     state, num_done = sampler.start(), 0
     while not sampler.is_done(state):

@@ -14,6 +14,8 @@ import numpy as np
 
 from miga.backbones.sprites.scorer import motion_accuracy, read_frames, read_motion
 from miga.backbones.sprites.world import OMISSIBLE, PERIOD, Scene
+from miga.metrics.features import SpriteFeatures
+from miga.metrics.video import LongVideoMeter
 
 LOOKS: Final = ("colour", "ground", "shape")
 MEASURES: Final[dict[str, bool]] = {
@@ -28,6 +30,11 @@ MEASURES: Final[dict[str, bool]] = {
     "same shape": True,
     "all same": True,
     "same motion": True,
+    "S.C.": True,
+    "B.C.": True,
+    "M.S.": True,
+    "T.F.": True,
+    "O.S.": True,
 }
 """All measures, and whether more of it is better."""
 
@@ -61,6 +68,8 @@ def measure(
     "same ...": share of frames that look as most of the first clip does, and of cycles that move as the first one does.
     Where a caption leaves something open, only that is held against the beginning; where it names all, everything is.
 
+    "S.C." to "O.S.": VBench's dimensions as `miga.metrics` has them, on the sprite world's own features.
+
     Args:
         frames_FHWC: the video.
         scene: what the full caption would say.
@@ -86,7 +95,20 @@ def measure(
         starts = range(0, max(1, len(reading) - PERIOD + 1), PERIOD // 2)
         motions = [read_motion(reading.xy_F2[start : start + PERIOD]) for start in starts]
         values["same motion"] = float(np.mean([motion == motions[0] for motion in motions]))
-    return values
+    return values | _vbench(frames_FHWC, num_first)
+
+
+def _vbench(frames_FHWC: np.ndarray, num_first: int) -> dict[str, float]:
+    meter = LongVideoMeter(SpriteFeatures(), len(frames_FHWC), num_first)
+    meter.add(np.rint(frames_FHWC * 255.0).astype(np.uint8))
+    scores = meter.values()
+    return {
+        "S.C.": scores["subject_consistency"],
+        "B.C.": scores["background_consistency"],
+        "M.S.": scores["motion_smoothness"],
+        "T.F.": scores["temporal_flicker"],
+        "O.S.": scores["overall"],
+    }
 
 
 def _most_common(names: Sequence[str]) -> str:
