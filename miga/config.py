@@ -11,7 +11,7 @@ import itertools
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from miga.errors import ConfigError
@@ -34,6 +34,7 @@ class SamplerConfig:
         num_steps: `T`, denoise steps from pure noise to clean.
         window: `f0`, latents in one call of the network.
         stride: `S`, latents kept of every window but a pass's last.
+        unified_stride: the same in Stage 2; by default `stride`, and one more where `position_0_context` takes a place.
         zigzag_width: `L_zig`, latents that share a level in Stage 1's queue.
         handoff_level: `e` (the paper's tau_e), level of the queue's head: Stage 1 hands latents on at level `e - 1`,
             Stage 2 takes them down the rest together.
@@ -72,6 +73,7 @@ class SamplerConfig:
     num_steps: int
     window: int
     stride: int
+    unified_stride: int
     zigzag_width: int
     handoff_level: int
     num_guidance_latents: int
@@ -170,6 +172,10 @@ class SamplerConfig:
     def _check_position_0(self) -> None:
         room = self.window - self.lead
         self._check(self.stride <= room, "stride", f"1 to {room}: a window must hold what it keeps beside its context")
+        self._check(
+            1 <= self.unified_stride <= room, "unified_stride",
+            f"1 to {room}: a window must hold what it keeps beside its context",
+        )  # fmt: skip
 
     def _check_released(self) -> None:
         branches = ("wan", "videocrafter2")
@@ -262,18 +268,6 @@ REFLECTION_FIELDS: Final = (
     "judged_group",
 )
 
-RELEASED: Final[dict[str, dict[str, Any]]] = {
-    "wan": {"released_branch": "wan", "self_reflection": True, "num_guidance_latents": 4},
-    "videocrafter2": {
-        "released_branch": "videocrafter2",
-        "self_reflection": False,
-        "num_guidance_latents": 4,
-        "reflection_threshold": 0.001,
-        "judged_group": 13,
-    },
-}
-"""What the authors' programs fix, over the published settings of the family. `judged_group` counts before a push."""
-
 _COMMON: Final = (
     "method", "num_steps", "window", "stride", "guidance_scale", "guidance_low_level", "guidance_high_level", "solver",
     "eta", "flow_shift", "timesteps", "windows_per_batch",
@@ -281,8 +275,8 @@ _COMMON: Final = (
 _QUEUE: Final = ("zigzag_width", "handoff_level", "num_guidance_latents", "self_reflection", *REFLECTION_FIELDS)
 
 USED_FIELDS: Final[dict[str, tuple[str, ...]]] = {
-    "miga": (*_COMMON, *_QUEUE, "drain", "position_0_context"),
-    "unified": (*_COMMON, "position_0_context"),
+    "miga": (*_COMMON, *_QUEUE, "unified_stride", "drain", "position_0_context"),
+    "unified": (*_COMMON, "unified_stride", "position_0_context"),
     "released": (*_COMMON, *_QUEUE, "released_branch"),
     "fifo": (*_COMMON, "lookahead", "num_beams", "num_candidates", "num_eval_latents"),
 }
@@ -327,10 +321,17 @@ PUBLISHED: Final[dict[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Profile:
-    """A named way to sample: what it fixes over the published settings, and what it is for."""
+    """A named way to sample.
+
+    Attributes:
+        summary: what it is for.
+        settings: what it fixes over the published settings.
+        by_family: what it fixes for models of one family alone.
+    """
 
     summary: str
     settings: Mapping[str, Any]
+    by_family: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 _DEFAULTS: Final[dict[str, Any]] = {
@@ -343,6 +344,18 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "num_beams": 0,
     "released_branch": "",
 }
+_RELEASED: Final[dict[str, dict[str, Any]]] = {
+    "wan": {"released_branch": "wan", "self_reflection": True, "num_guidance_latents": 4},
+    "videocrafter2": {
+        "released_branch": "videocrafter2",
+        "self_reflection": False,
+        "num_guidance_latents": 4,
+        "reflection_threshold": 0.001,
+        "judged_group": 13,
+    },
+}
+"""What the authors' programs fix, over the published settings of the family. `judged_group` counts before a push."""
+
 _PAPER: Final[dict[str, Any]] = {"method": "miga", "self_reflection": True}
 _FIFO: Final[dict[str, Any]] = {
     "method": "fifo", "self_reflection": False, "num_guidance_latents": 0, "zigzag_width": 1, "handoff_level": 1
@@ -378,6 +391,7 @@ PROFILES: Final[dict[str, Profile]] = {
     "released": Profile(
         "MIGA as the authors' program does it where that differs (its faults apart)",
         {"method": "released", "drain": False, "position_0_context": False},
+        by_family=_RELEASED,
     ),
     "fifo": Profile("FIFO-Diffusion with lookahead denoising, the baseline", _FIFO),
     "fifo-literal": Profile(
@@ -417,9 +431,7 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
         raise ConfigError(f"unknown profile {profile!r}", _suggest(profile, PROFILES, "profiles"))
     overrides = dict(overrides or {})
     check_overrides(overrides)
-    fixed = {**PROFILES[profile].settings, **RELEASED.get(spec.family, {})} if profile == "released" else (
-        PROFILES[profile].settings
-    )  # fmt: skip
+    fixed = {**PROFILES[profile].settings, **PROFILES[profile].by_family.get(spec.family, {})}
     values: dict[str, Any] = {
         "window": spec.window, **_DEFAULTS, **PUBLISHED[spec.family], **spec.sampler, **fixed, **overrides
     }  # fmt: skip
@@ -440,6 +452,7 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
             f"it must be at most {spec.window} latents",
         )
     values.setdefault("stride", values["window"] // 2)
+    values.setdefault("unified_stride", values["stride"] + values["position_0_context"])
     config = SamplerConfig(profile=profile, **values)
     _check_solver_fits(config, spec.family)
     return config

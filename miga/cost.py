@@ -44,7 +44,7 @@ def count_calls(config: SamplerConfig, num_latents: int) -> CallCount:
         return _count_fifo(config, num_latents)
     if config.method == "released":
         return _count_released(config, num_latents)
-    stage2 = _windows(num_latents, config.window, config.window - config.lead, config.stride)
+    stage2 = _windows(num_latents, config.window, config.window - config.lead, config.unified_stride)
     if config.method == "unified":
         return CallCount(0, 0, config.num_steps * stage2)
     capacity = config.window - max(config.num_guidance_latents, config.lead)

@@ -123,7 +123,11 @@ class Unified:
     def _windows_from(self, number: int, first: int) -> Iterator[Window]:
         """A pass's windows from the given one on, counted from the video's first latent."""
         windows = plan_streamed(
-            self.num_latents, self.config.window, self.config.stride, self.passes[number].offset, self.config.lead
+            self.num_latents,
+            self.config.window,
+            self.config.unified_stride,
+            self.passes[number].offset,
+            self.config.lead,
         )
         return itertools.islice(windows, first, None)
 
@@ -160,7 +164,7 @@ class UnifiedOnly:
 
     def advance(self, state: UnifiedOnlyState) -> tuple[UnifiedOnlyState, FrameQueue | None]:
         """A stride of noise enters; the wavefront goes as far as it can."""
-        count = self.config.stride
+        count = self.config.unified_stride
         if self.num_latents is not None:
             count = min(count, self.num_latents - state.num_pushed)
         pushed = self.stepper.noise_queue(state.num_pushed, count, self.config.num_steps, "push")

@@ -69,6 +69,7 @@ def make_config(**settings: Any) -> SamplerConfig:
     }
     small |= settings
     small.setdefault("stride", small["window"] // 2)
+    small.setdefault("unified_stride", small["stride"])
     small.setdefault("guidance_high_level", small["num_steps"])
     return SamplerConfig(**small)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_backbone, load_spec
-from miga.config import RELEASED, SamplerConfig, resolve_config
+from miga.config import PROFILES, SamplerConfig, resolve_config
 from miga.consistency import consistency_score
 from miga.cost import count_calls
 from miga.errors import ConfigError
@@ -544,7 +544,7 @@ def test_the_embedded_model() -> None:
 
 
 def test_what_the_programs_fix() -> None:
-    assert {settings["released_branch"] for settings in RELEASED.values()} == set(BRANCHES)
+    assert {settings["released_branch"] for settings in PROFILES["released"].by_family.values()} == set(BRANCHES)
     wan, other = published("wan"), published("videocrafter2")
     assert (wan.num_guidance_latents, other.num_guidance_latents) == (4, 4)
     assert (wan.self_reflection, wan.reflection_threshold, wan.judged_group) == (True, 0.01, 10)
