@@ -10,7 +10,7 @@ import difflib
 import itertools
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get_type_hints
 
@@ -327,11 +327,13 @@ class Profile:
         summary: what it is for.
         settings: what it fixes over the published settings.
         by_family: what it fixes for models of one family alone.
+        derive: what follows from the other settings, where the user says nothing of it.
     """
 
     summary: str
     settings: Mapping[str, Any]
     by_family: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}
 
 
 _DEFAULTS: Final[dict[str, Any]] = {
@@ -369,6 +371,16 @@ ABLATIONS: Final[dict[str, dict[str, Any]]] = {
 """What each part of the method is switched off by; profiles join them with "-" in this order."""
 
 
+SWIFT_KEPT_SHARE: Final = 0.8
+"""Of a guided window's local latents, how many `swift` keeps: the rest is context."""
+
+
+def _swift(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Longer strides, and classifier-free guidance in Stage 1 alone. Source: decisions/0008."""
+    local = values["window"] - values["num_guidance_latents"]
+    return {"stride": max(1, round(SWIFT_KEPT_SHARE * local)), "guidance_low_level": values["handoff_level"]}
+
+
 def _ablated() -> dict[str, Profile]:
     """`paper` without each of its parts, alone and together."""
     profiles = {}
@@ -382,8 +394,10 @@ def _ablated() -> dict[str, Profile]:
 
 PROFILES: Final[dict[str, Profile]] = {
     "swift": Profile(
-        "ours: the queue drains once the video is in it, and no search; same quality for far fewer calls",
+        "ours: as good as `paper` for far fewer calls (decisions/0008): the queue drains, longer strides, no search",
         {"method": "miga", "self_reflection": False, "drain": True},
+        by_family={"wan": {"position_0_context": True}},
+        derive=_swift,
     ),
     "paper": Profile(
         "MIGA as the paper gives it: zigzag queue, unified denoising, long-range guidance, self-reflection", _PAPER
@@ -451,6 +465,7 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
             f"sampler.window = {values['window']} is more than {spec.name!r} was trained on",
             f"it must be at most {spec.window} latents",
         )
+    values = {**values, **PROFILES[profile].derive(values), **overrides}
     values.setdefault("stride", values["window"] // 2)
     values.setdefault("unified_stride", values["stride"] + values["position_0_context"])
     config = SamplerConfig(profile=profile, **values)
