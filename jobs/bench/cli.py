@@ -25,6 +25,7 @@ def add_benches(parser: argparse.ArgumentParser) -> None:
 
     quality = _add(benches, "quality", _quality, "long videos of held-out prompts, profile against profile")
     quality.add_argument("--prompts", type=int, default=32, help="held-out prompts (default: 32)")
+    quality.add_argument("--first-prompt", type=int, default=0, help="leave out those before it (default: 0)")
     quality.add_argument("--seeds", type=int, default=2, help="videos of each (default: 2)")
     quality.add_argument("--latents", type=int, default=LONG_LATENTS, help=f"of a video (default: {LONG_LATENTS})")
     quality.add_argument(

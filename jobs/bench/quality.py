@@ -93,8 +93,9 @@ def plan(options: argparse.Namespace, profiles: Sequence[str]) -> list[VideoJob]
         ConfigError: if a profile is not known.
     """
     spec = load_spec("sprites")
+    prompts = range(options.first_prompt, options.first_prompt + options.prompts)
     try:
-        held_out_scenes(options.prompts, seed=1)
+        held_out_scenes(options.first_prompt + options.prompts, seed=1)
     except ValueError as error:
         raise UsageError(f"--prompts {options.prompts}: {error}", "ask for fewer") from None
     digests = {}
@@ -112,7 +113,7 @@ def plan(options: argparse.Namespace, profiles: Sequence[str]) -> list[VideoJob]
             prompt=prompt,
             seed=seed,
         )
-        for seed, prompt, profile in itertools.product(range(options.seeds), range(options.prompts), profiles)
+        for seed, prompt, profile in itertools.product(range(options.seeds), prompts, profiles)
     ]
 
 

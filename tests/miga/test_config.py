@@ -178,3 +178,55 @@ def test_unknown_method() -> None:
         resolve_config("paper", SPEC, {"method": "swift"})
     assert caught.value.message == "sampler.method = 'swift' is unknown"
     assert caught.value.hint == "it is one of 'miga', 'fifo', 'unified', 'released'"
+
+
+def test_an_override_that_the_profile_does_not_read_is_refused() -> None:
+    for profile, name, value in (
+        ("fifo", "zigzag_width", 2),
+        ("stage-2-only", "num_guidance_latents", 2),
+        ("released", "drain", True),
+        ("paper", "num_beams", 2),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            resolve_config(profile, SPEC, {name: value})
+        assert caught.value.message == f"sampler.{name} does nothing in profile {profile!r}"
+        assert "leave it out" in caught.value.hint
+
+
+def test_swift_keeps_most_of_a_window_and_guides_stage_1_alone() -> None:
+    wan = resolve_config("swift", SPEC)
+    assert (wan.drain, wan.self_reflection, wan.position_0_context) == (True, False, True)
+    assert (wan.stride, wan.unified_stride) == (14, 15)  # of 17 local latents; of 20
+    assert (wan.guidance_low_level, wan.guidance_high_level) == (wan.handoff_level, wan.num_steps)
+    videocrafter2 = resolve_config("swift", replace(SPEC, family="videocrafter2", window=16))
+    assert (videocrafter2.position_0_context, videocrafter2.stride, videocrafter2.unified_stride) == (False, 8, 8)
+    own = resolve_config("swift", SPEC, {"stride": 10, "guidance_low_level": 1, "handoff_level": 5})
+    assert (own.stride, own.unified_stride, own.guidance_low_level) == (10, 11, 1)
+    assert resolve_config("swift", SPEC, {"handoff_level": 5}).guidance_low_level == 5
+
+
+def test_few_step_checkpoints() -> None:
+    distilled = {"timesteps": [1000, 750, 500, 250], "solver": "renoise", "guidance_scale": 1.0, "handoff_level": 2}
+    config = resolve_config("swift", SPEC, distilled)
+    assert (config.num_steps, config.timesteps, config.num_early_groups) == (4, (1000, 750, 500, 250), 1)
+    assert config.queue_length == 21
+    with pytest.raises(ConfigError) as caught:
+        resolve_config("swift", SPEC, distilled | {"solver": "unipc"})
+    assert caught.value.message == "sampler.solver = 'unipc' cannot step through sampler.timesteps"
+    with pytest.raises(ConfigError, match=r"sampler\.timesteps are those of flow-matching models"):
+        resolve_config("swift", replace(SPEC, family="videocrafter2", window=16), {**distilled, "zigzag_width": 8})
+    with pytest.raises(ConfigError) as caught:
+        resolve_config("swift", SPEC, distilled | {"timesteps": [1000.0]})
+    assert caught.value.hint == "it takes a list of whole numbers"
+
+
+def test_the_noise_of_ddim_goes_with_ddim() -> None:
+    videocrafter2 = replace(SPEC, family="videocrafter2", window=16)
+    assert (resolve_config("paper", videocrafter2).solver, resolve_config("paper", videocrafter2).eta) == ("ddim", 1.0)
+    assert resolve_config("paper", videocrafter2, {"solver": "euler"}).eta == 0.0
+
+
+def test_a_number_beyond_all_floats_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_config("paper", SPEC, {"guidance_scale": 10**400})
+    assert caught.value.hint == "it takes a number that a float holds"
