@@ -378,7 +378,8 @@ SWIFT_KEPT_SHARE: Final = 0.8
 def _swift(values: Mapping[str, Any]) -> dict[str, Any]:
     """Longer strides, and classifier-free guidance in Stage 1 alone. Source: decisions/0008."""
     local = values["window"] - values["num_guidance_latents"]
-    return {"stride": max(1, round(SWIFT_KEPT_SHARE * local)), "guidance_low_level": values["handoff_level"]}
+    lowest = min(max(1, values["handoff_level"]), values["num_steps"])  # a wrong level is refused by its own name
+    return {"stride": max(1, round(SWIFT_KEPT_SHARE * local)), "guidance_low_level": lowest}
 
 
 def _ablated() -> dict[str, Profile]:

@@ -41,7 +41,7 @@ class LongVideoPipeline:
     """Long videos from a model that knows short clips.
 
     Example:
-        pipe = LongVideoPipeline.from_pretrained("sprites", profile="paper")
+        pipe = LongVideoPipeline.from_pretrained("sprites", profile="swift")
         video = pipe("a red circle moving side to side on a grey ground", num_frames=177, seed=0)
         for frame in pipe.stream("a blue ring circling clockwise on a white ground"):
             ...  # for ever
@@ -64,7 +64,7 @@ class LongVideoPipeline:
         cls,
         name_or_dir: str = "sprites",
         *,
-        profile: str = "paper",
+        profile: str = "swift",
         sampler: Mapping[str, Any] | None = None,
         revision: str | None = None,
         device: str | torch.device | None = None,

@@ -118,7 +118,7 @@ class RunConfig:
     model: Name = "sprites"
     revision: Name | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    profile: Name = "paper"
+    profile: Name = "swift"
     num_frames: Positive | None = None
     seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT)] = 0
     limit: Positive | None = None

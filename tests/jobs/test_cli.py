@@ -49,7 +49,7 @@ def test_dry_run_counts_and_writes_nothing(
     assert status == 0
     assert not out.exists()
     figures = json.loads(stdout)
-    config = resolve_config("paper", load_spec(str(tiny_model)))
+    config = resolve_config("swift", load_spec(str(tiny_model)))
     assert figures["videos"] == 2
     assert figures["network_calls"] == 2 * count_calls(config, 16).total
     assert figures["estimated_hours"] > 0
@@ -57,14 +57,16 @@ def test_dry_run_counts_and_writes_nothing(
 
 
 @pytest.mark.parametrize("name", ["Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"])
+@pytest.mark.parametrize(("profile", "calls"), [("paper", 946), ("swift", 255)])
 def test_dry_run_knows_the_published_models_without_network(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, prompts: Path, name: str
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, prompts: Path, name: str, profile: str, calls: int
 ) -> None:
     status, stdout, message = run(
-        capsys, "generate", prompts, tmp_path / "out", "--model", name, "--num-frames", 161, "--dry-run", "--json"
-    )
+        capsys, "generate", prompts, tmp_path / "out", "--model", name, "--num-frames", 161, "--dry-run", "--json",
+        "--profile", profile,
+    )  # fmt: skip
     assert status == 0, message
-    assert json.loads(stdout)["network_calls"] == 2 * 946
+    assert json.loads(stdout)["network_calls"] == 2 * calls
 
 
 def test_generating_with_an_unreachable_model_fails_before_anything_is_written(
@@ -180,8 +182,10 @@ def test_profiles_stand_side_by_side_with_the_published_values(
     status, table, _ = run(capsys, "profiles", "--model", tiny_model)
     assert status == 0
     header = next(line for line in table.splitlines() if line.startswith("setting"))
-    assert header.split() == ["setting", "paper", "fifo", "paper", "(wan)"]
+    shown = ["swift", "paper", "fifo", "fifo-literal", "scalingnoise", "stage-2-only"]
+    assert header.split() == ["setting", *shown, "paper", "(wan)"]
     (steps,) = [line.split() for line in table.splitlines() if line.startswith("num_steps")]
-    assert steps == ["num_steps", "8", "8", "54"]
+    assert steps == ["num_steps", *["8"] * 6, "54"]
+    assert "not for this model: released" in table  # 8 steps are too few for its initialisation
     status, text, _ = run(capsys, "profiles", "--model", tiny_model, "--json")
     assert json.loads(text)["fifo"]["method"] == "fifo"

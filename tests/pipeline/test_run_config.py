@@ -43,7 +43,7 @@ def load(tmp_path: Path, text: str | bytes) -> RunConfig:
 
 def test_no_file_gives_the_defaults(tmp_path: Path) -> None:
     assert load_config() == load(tmp_path, "") == RunConfig()
-    assert (RunConfig().model, RunConfig().profile) == ("sprites", "paper")
+    assert (RunConfig().model, RunConfig().profile) == ("sprites", "swift")
 
 
 def test_every_key(tmp_path: Path) -> None:
