@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work-dir", type=Path, default=Path("training"), help="states and encoded clips")
     parser.add_argument("--vae-steps", type=int, default=3200)
     parser.add_argument("--clips", type=int, default=5120, help="clips encoded for the transformer")
-    parser.add_argument("--transformer-steps", type=int, default=3000)
+    parser.add_argument("--transformer-steps", type=int, default=4600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
