@@ -12,14 +12,17 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from miga.allocator import keep_heap_steady
-from miga.backbones.registry import load_backbone
+from miga.backbones.base import BackboneSpec
+from miga.backbones.memory_plan import MemoryPlan, plan_memory
+from miga.backbones.options import ModelOptions, architecture_of, configure, configured_spec
+from miga.backbones.registry import load_backbone, load_spec
 from miga.config import SamplerConfig
 from miga.errors import WorkerError
 from miga.reflection import ReflectionTrace
@@ -41,6 +44,9 @@ class WorkerSettings:
     num_threads: int
     device: str
     dtype: str = "auto"
+    options: ModelOptions = field(default_factory=ModelOptions)
+    text_dtype: str = "float32"
+    text_gpus: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,19 +116,25 @@ class BackboneWorker:
     def load(self) -> WorkerInfo:
         """Loads the backbone.
 
+        On a GPU it is first seen how it fits (`memory_plan.py`), and it is made so before it takes the GPU's memory.
+
         Raises:
-            ModelError: if it cannot be loaded.
+            ModelError: if it cannot be loaded, or the GPU has too little memory for it.
         """
         keep_heap_steady()
         settings = self._settings
         torch.set_num_threads(settings.num_threads)
+        device = torch.device(settings.device)
+        spec = configured_spec(load_spec(settings.model, settings.revision), settings.options, settings.revision)
+        memory = plan_for(spec, settings, device) if device.type == "cuda" and spec.family == "wan" else None
         self._backbone = load_backbone(
             settings.model,
             revision=settings.revision,
-            device=settings.device,
-            dtype=None if settings.dtype == "auto" else getattr(torch, settings.dtype),
+            device="cpu" if memory else device,
+            dtype=_dtype(settings.dtype, device),
             components=("denoiser", "vae"),
         )
+        configure(self._backbone, settings.options, revision=settings.revision, device=device, memory=memory)
         self._storage = open_storage(settings.out)
         return WorkerInfo(
             device=_device_name(self._backbone.device),
@@ -185,6 +197,29 @@ class BackboneWorker:
             trace=step.trace,
             final_consistency=tuple(step.final_consistency),
         )
+
+
+def plan_for(spec: BackboneSpec, settings: WorkerSettings, device: torch.device) -> MemoryPlan:
+    """Where the model goes on this GPU.
+
+    Raises:
+        ModelError: if it does not fit, saying what would.
+    """
+    return plan_memory(
+        architecture_of(spec, settings.revision),
+        spec,
+        settings.sampler,
+        torch.cuda.get_device_properties(device).total_memory,
+        _dtype(settings.dtype, device),
+        getattr(torch, settings.text_dtype),
+    )
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 class _out_of_memory_is_retryable:  # noqa: N801 (a context manager, named for how it reads)

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from actors.backbone import BackboneWorker, WorkerSettings
 from actors.runtime import Slots
 from actors.text_encoder import TextEncoderWorker
-from miga.errors import MigaError, ModelError
+from miga.errors import MigaError, ModelError, UsageError
 
 MAX_FAILED_STARTS = 5
 """Times in a row that a worker may die while it loads its backbone."""
@@ -105,7 +105,19 @@ class Pool:
         self._starting[member.actor.load.remote()] = name
 
 
-def start_text_encoder(settings: WorkerSettings) -> Any:
-    """The text encoder's actor: beside the pool, on no slot of its own; its calls are pure, so Ray may retry them."""
-    kind = ray.remote(TextEncoderWorker).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-    return kind.remote(settings.model, settings.revision, settings.num_threads)
+def start_text_encoder(settings: WorkerSettings, slots: Slots) -> Any:
+    """The text encoder's actor: beside the pool, on no CPU slot of its own; its calls are pure, so Ray may retry them.
+
+    Raises:
+        UsageError: if it is to have a share of a GPU that the backbone actors do not leave: it would wait for ever.
+    """
+    share = settings.text_gpus
+    left = ray.cluster_resources().get("GPU", 0.0) - slots.num_actors * slots.gpus if share else 0.0
+    if left < share - 1e-9:
+        raise UsageError(
+            f"the text encoder is to have {share:g} GPUs, and the {slots.num_actors} backbone actors leave {left:g}",
+            "in [workers] lower num_actors or gpus_per_actor (0.8 leaves it 0.2 of each), or set text_gpus = 0",
+        )
+    kind = ray.remote(TextEncoderWorker).options(num_cpus=0, num_gpus=share, max_restarts=-1, max_task_retries=-1)
+    device = "cuda" if share else "cpu"
+    return kind.remote(settings.model, settings.revision, settings.num_threads, settings.text_dtype, device)

@@ -57,6 +57,11 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--model", help="sprites (embedded), a folder in diffusers layout, or a hub name")
     generate.add_argument("--revision", help="of a hub name")
     generate.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the network")
+    generate.add_argument("--lora", action="append", metavar="FILE_OR_NAME[:SCALE]", help="fused in; may be repeated")
+    generate.add_argument("--height", type=int, help="pixels of a frame (default: the model's)")
+    generate.add_argument("--width", type=int, help="pixels of a frame (default: the model's)")
+    generate.add_argument("--attention", metavar="BACKEND", help="diffusers' attention backend (default: PyTorch's)")
+    generate.add_argument("--compile", action="store_true", default=None, help="compile the network's blocks")
     generate.add_argument("--profile", help="how to sample: see `miga profiles`")
     generate.add_argument("--num-frames", type=int, help="length of videos whose row names none")
     generate.add_argument("--seed", type=int, help="from which rows without a seed get theirs")
@@ -65,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
     generate.add_argument("--retry-failed", action="store_true", help="try rows again that were given up before")
     generate.add_argument("--dry-run", action="store_true", help="say what it would cost, and do nothing")
+    generate.add_argument("--card-gb", type=float, metavar="GB", help="with --dry-run: what goes where on such a GPU")
     generate.add_argument("--json", action="store_true", help="print the summary for machines")
     generate.add_argument("--quiet", action="store_true", help="no progress")
     generate.set_defaults(command=_generate)
@@ -101,6 +107,13 @@ def build_parser() -> argparse.ArgumentParser:
         inspect.set_defaults(command=command)
     commands.choices["report"].add_argument("--to", metavar="FOLDER", help="where the page goes (default: OUT)")
 
+    convert = commands.add_parser("convert", help="VideoCrafter2's model.ckpt to a folder that --model takes")
+    convert.add_argument("checkpoint", metavar="CKPT", help="model.ckpt; no code in it is ever run")
+    convert.add_argument("out", metavar="OUT_DIR", help="the folder to make; it must not exist")
+    convert.add_argument("--tokenizer", help="CLIP's: a folder, or a hub name (default: openai/clip-vit-large-patch14)")
+    convert.add_argument("--json", action="store_true", help="print for machines")
+    convert.set_defaults(command=_convert)
+
     profiles = commands.add_parser("profiles", help="the profiles side by side, for a model")
     profiles.add_argument("--model", default="sprites")
     profiles.add_argument("--json", action="store_true", help="print for machines")
@@ -119,6 +132,11 @@ def _generate(options: argparse.Namespace) -> int:
         model=options.model,
         revision=options.revision,
         dtype=options.dtype,
+        lora=options.lora,
+        height=options.height,
+        width=options.width,
+        attention=options.attention,
+        compile=options.compile,
         profile=options.profile,
         num_frames=options.num_frames,
         seed=options.seed,
@@ -128,7 +146,7 @@ def _generate(options: argparse.Namespace) -> int:
     plan = make_plan(options.prompts, options.out, config)
     check_out(plan)
     if options.dry_run:
-        _show(dry_run(plan, config.workers.num_actors or 1), options.json)
+        _show(dry_run(plan, config.workers.num_actors or 1, options.card_gb), options.json)
         return 0
     summary = generate(plan, address=options.address, quiet=options.quiet, retry_failed=options.retry_failed)
     if options.json:
@@ -197,6 +215,13 @@ def _report(options: argparse.Namespace) -> int:
 
     page = make_report(open_storage(options.out), options.to)
     _show({"page": str(page)}, options.json)
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from jobs.convert import convert
+
+    _show(convert(options.checkpoint, options.out, options.tokenizer), options.json)
     return 0
 
 

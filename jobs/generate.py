@@ -16,9 +16,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
+
 from miga import __version__
 from miga.backbones.base import BackboneSpec
+from miga.backbones.memory_plan import MemoryPlan, card_bytes, plan_memory
+from miga.backbones.options import ModelOptions, architecture_of, configured_spec
 from miga.backbones.registry import load_spec
+from miga.backbones.wan_attention import check_attention_backend
 from miga.config import SamplerConfig, resolve_config
 from miga.cost import count_calls
 from miga.errors import BadRowError, MigaError, OutputError, UsageError
@@ -67,7 +72,8 @@ def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
     Raises:
         MigaError: naming what is wrong, where, and what to do.
     """
-    spec = load_spec(config.model, config.revision)
+    check_attention_backend(config.attention)
+    spec = configured_spec(load_spec(config.model, config.revision), model_options(config), config.revision)
     sampler = resolve_config(config.profile, spec, config.sampler)
     num_frames = spec.default_num_frames if config.num_frames is None else config.num_frames
     if reason := why_not(spec, num_frames):
@@ -85,6 +91,17 @@ def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
     )
     plan.rows()  # finds what is wrong with the file as a whole
     return plan
+
+
+def model_options(config: RunConfig) -> ModelOptions:
+    """What a config says of the model beside its name."""
+    return ModelOptions(
+        lora=config.lora,
+        height=config.height,
+        width=config.width,
+        attention=config.attention,
+        compile=config.compile,
+    )
 
 
 def why_not(spec: BackboneSpec, num_frames: int) -> str | None:
@@ -115,8 +132,17 @@ def prompt_checker(model: str, revision: str | None) -> Callable[[str], str | No
     return check
 
 
-def dry_run(plan: Plan, num_workers: int) -> dict[str, Any]:
-    """What the run would cost; nothing is written, no weights are loaded."""
+def dry_run(plan: Plan, num_workers: int, card_gb: float | None = None) -> dict[str, Any]:
+    """What the run would cost; nothing is written, no weights are loaded.
+
+    Args:
+        plan: the run.
+        num_workers: backbone actors.
+        card_gb: memory of a GPU as it is sold; with it, what goes where on it.
+
+    Raises:
+        ModelError: if the model does not fit that card, saying what would.
+    """
     from jobs.cost_model import cost_model
 
     lengths: Counter[int] = Counter()
@@ -133,7 +159,25 @@ def dry_run(plan: Plan, num_workers: int) -> dict[str, Any]:
         return count.total, count.most
 
     estimate = estimate_run(lengths, calls_of, cost_model(plan.spec, plan.sampler, num_workers), bad_rows=bad_rows)
-    return {"model": plan.spec.name, "profile": plan.sampler.profile, **estimate}
+    about = {"model": plan.spec.name, "size": f"{plan.spec.height}x{plan.spec.width}", "profile": plan.sampler.profile}
+    return {**about, **estimate, **({} if card_gb is None else {"memory": memory_on(plan, card_gb).to_dict()})}
+
+
+def memory_on(plan: Plan, card_gb: float) -> MemoryPlan:
+    """Where the run's model would go on a card that is sold with so many GB.
+
+    Raises:
+        ModelError: if it does not fit, saying what would.
+    """
+    config = plan.config
+    return plan_memory(
+        architecture_of(plan.spec, config.revision),
+        plan.spec,
+        plan.sampler,
+        card_bytes(card_gb),
+        torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype),
+        getattr(torch, config.text_dtype),
+    )
 
 
 def generate(
@@ -158,7 +202,7 @@ def generate(
     from actors.pool import Pool, start_text_encoder
     from actors.progress import ProgressBoard
     from actors.runtime import ray_session
-    from actors.text_encoder import TextStage
+    from actors.text_encoder import MAX_ENCODED_AHEAD, TextStage
 
     if plan.check_prompt is None:
         load_tokenizer_or_raise(plan)
@@ -185,9 +229,12 @@ def generate(
                 num_threads=max(1, int(slots.cpus)),
                 device="cuda" if slots.gpus else "cpu",
                 dtype=config.dtype,
+                options=model_options(config),
+                text_dtype=config.text_dtype,
+                text_gpus=config.workers.text_gpus,
             )
             pool = Pool(settings, slots)
-            text = TextStage(start_text_encoder(settings))
+            text = TextStage(start_text_encoder(settings, slots), few_prompts(plan, MAX_ENCODED_AHEAD))
             Coordinator(record, plan.spec, plan.rows(), ledger, manifest, pool, text, board, retry_failed).run(stop)
     except OutputError as error:  # OUT was fine at the start: this is no longer about how the command was given
         raise RunAbortedError(error.message, error.hint) from error
@@ -208,6 +255,18 @@ def generate(
     if ledger.abort_reason:
         raise RunAbortedError(ledger.abort_reason, "see `miga status OUT`; the same command goes on with what is left")
     return {**summary, "exit_status": EXIT_QUARANTINED if ledger.num_dead else EXIT_OK}
+
+
+def few_prompts(plan: Plan, most: int) -> list[str]:
+    """All distinct prompts of the run in order, negative ones too, if there are at most so many; else none."""
+    found: dict[str, None] = {}
+    for row in plan.rows():
+        if isinstance(row, PromptRow):
+            negative = plan.spec.negative_prompt if row.negative_prompt is None else row.negative_prompt
+            found |= dict.fromkeys((negative, *row.prompts))
+        if len(found) > most:
+            return []
+    return list(found)
 
 
 class RunAbortedError(MigaError):

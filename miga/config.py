@@ -481,6 +481,11 @@ def _check_solver_fits(config: SamplerConfig, family: str) -> None:
             f"sampler.solver = {config.solver!r} cannot step through sampler.timesteps",
             "step-distilled models take solver 'renoise' (or 'euler')",
         )
+    if family == "videocrafter2" and config.solver == "unipc":
+        raise ConfigError(
+            "sampler.solver = 'unipc' cannot step through this model's noise schedule",
+            "its last two levels are one and the same; take 'ddim' (with eta = 0: deterministic) or 'euler'",
+        )
     if config.timesteps and family != "wan":
         raise ConfigError("sampler.timesteps are those of flow-matching models", "leave them out for this model")
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 
 from miga.backbones.base import Denoiser
-from miga.base_clip import advance_base_clip, start_base_clip
+from miga.base_clip import advance_base_clip, base_clip_stepper, start_base_clip
 from miga.beam_search import BeamSearch, BeamSearchState, Features
 from miga.config import SamplerConfig
 from miga.denoise_pass import RunWindows, Stepper, WindowCall, run_in_batches
@@ -102,13 +102,14 @@ class Sampler:
         self._run = run_windows or run_in_batches(denoiser, config.windows_per_batch)
         solver = make_solver(config.solver, denoiser.schedule, config.eta)
         self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted)
+        self.base_stepper = base_clip_stepper(self.stepper, config.eta)
         self.method = _method(config, self.stepper, num_latents, grow_all, features)
 
     def start(self, base_clip_FCHW: torch.Tensor | None = None) -> VideoState:
         """A video of which nothing is made yet, or only the given clean base clip of `f0` latents."""
         if base_clip_FCHW is not None or not self.method.needs_base_clip:
             return VideoState(method=self.method.start(base_clip_FCHW))
-        return VideoState(base=start_base_clip(self.config, self.stepper))
+        return VideoState(base=start_base_clip(self.config, self.base_stepper))
 
     def is_done(self, state: VideoState) -> bool:
         """Whether all latents have been handed out."""
@@ -122,7 +123,7 @@ class Sampler:
             none yet).
         """
         if state.base is not None:
-            base = advance_base_clip(state.base, self.config, self.stepper)
+            base = advance_base_clip(state.base, self.config, self.base_stepper)
             if int(base.level_F[0]) > 0:
                 return VideoState(base=base), None
             return VideoState(method=self.method.start(base.x_FCHW)), None

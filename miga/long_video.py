@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from miga.backbones.base import Backbone
-from miga.backbones.registry import load_backbone
+from miga.backbones.options import ModelOptions, configure, configured_spec
+from miga.backbones.registry import load_backbone, load_spec
 from miga.beam_search import Features
 from miga.config import SamplerConfig, resolve_config
 from miga.errors import UsageError
@@ -69,6 +70,11 @@ class LongVideoPipeline:
         revision: str | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        lora: str | Sequence[str] = (),
+        height: int | None = None,
+        width: int | None = None,
+        attention: str = "auto",
+        compile: bool = False,
     ) -> LongVideoPipeline:
         """Loads a model and resolves a profile for it.
 
@@ -79,12 +85,26 @@ class LongVideoPipeline:
             revision: of a hub name.
             device: by default a GPU if there is one.
             dtype: of the transformer; by default bfloat16 on a GPU, float32 on the CPU.
+            lora: `FILE_OR_NAME[:scale]`, one or several, fused into the transformer in that order.
+            height: pixels of a frame; by default the model's.
+            width: the same.
+            attention: a backend of diffusers for self-attention, which then holds for the whole process.
+            compile: whether the transformer's blocks are compiled; the first call is then slow.
 
         Raises:
             ModelError: if the model cannot be loaded.
             ConfigError: if the settings are not possible with it.
         """
+        options = ModelOptions(
+            lora=(lora,) if isinstance(lora, str) else tuple(lora),
+            height=height,
+            width=width,
+            attention=attention,
+            compile=compile,
+        )
+        configured_spec(load_spec(name_or_dir, revision), options, revision)  # refuses before weights are loaded
         backbone = load_backbone(name_or_dir, revision=revision, device=device, dtype=dtype)
+        configure(backbone, options, revision=revision)
         return cls(backbone, resolve_config(profile, backbone.spec, sampler))
 
     def __call__(

@@ -29,11 +29,14 @@ class NoiseSchedule:
         sigma: noise scale, float64; level 0 is what the last step ends at, 0 in flow schedules; above 0 at all others.
         timestep: what the network is told, int64 or float32 (never bfloat16: 993 would become 992); level 0 holds the
             schedule's lowest, level 1's, which clean context latents are given.
+        base_clip_scale: factor on the signal scale, float64, that the base clip alone is sampled with
+            (`ddim_signal_scale`; decisions/0011); None: 1.
     """
 
     alpha: torch.Tensor
     sigma: torch.Tensor
     timestep: torch.Tensor
+    base_clip_scale: torch.Tensor | None = None
 
     @property
     def num_steps(self) -> int:

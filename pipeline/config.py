@@ -45,6 +45,7 @@ class WorkersConfig:
         num_actors: None means one per GPU, or as many as the CPU slots hold where there is no GPU.
         cpus_per_actor: CPU slots that an actor takes.
         gpus_per_actor: GPUs that an actor takes; None means 1 where there are GPUs, otherwise 0.
+        text_gpus: share of a GPU that the text encoder takes, which the actors must leave; 0 keeps it on the CPU.
         lookahead: rows read and encoded ahead of the actors.
     """
 
@@ -53,6 +54,7 @@ class WorkersConfig:
     num_actors: Positive | None = None
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
+    text_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
     lookahead: Annotated[int, Field(ge=0)] = 2
 
 
@@ -103,6 +105,11 @@ class RunConfig:
         model: a built-in name, a folder in diffusers' layout or a hub name.
         revision: of a hub name; None means its default.
         dtype: of the network's arithmetic; "auto" is bfloat16 on a GPU, float32 on a CPU.
+        text_dtype: of the text encoder; bfloat16 halves its memory.
+        lora: LoRAs that are fused into the model in this order, each `FILE_OR_NAME[:scale]`.
+        height, width: pixels of a frame; None means the model's own.
+        attention: a backend of diffusers for self-attention, for all models of a worker's process; "auto" leaves it.
+        compile: whether the network's blocks are compiled; the first call of every worker is then slow.
         profile: named settings of the sampler.
         num_frames: length of videos whose row names none; None means the model's own.
         seed: from which rows without a seed get theirs.
@@ -118,6 +125,12 @@ class RunConfig:
     model: Name = "sprites"
     revision: Name | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    text_dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: tuple[Name, ...] = ()
+    height: Positive | None = None
+    width: Positive | None = None
+    attention: Name = "auto"
+    compile: bool = False
     profile: Name = "swift"
     num_frames: Positive | None = None
     seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT)] = 0

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+from torch import nn
+
 from miga.errors import MigaError, ModelError
 
 LARGE_FILE_BYTES: Final = 64 * 2**20
@@ -62,11 +65,12 @@ def revision_of(folder: Path) -> str:
         relative = path.relative_to(folder)
         if path.suffix == ".md" or any(part.startswith(".") for part in relative.parts):
             continue
-        digest.update(relative.as_posix().encode() + b"\0" + _file_digest(path))
+        digest.update(relative.as_posix().encode() + b"\0" + file_digest(path))
     return f"sha256:{digest.hexdigest()}"
 
 
-def _file_digest(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """Digest of a file, sampled as `revision_of` says where it is large."""
     size = path.stat().st_size
     digest = hashlib.sha256(f"{size}\0".encode())
     with path.open("rb") as file:
@@ -134,11 +138,79 @@ def require_complete(component: str, folder: Path, info: dict[str, Any], ignore:
     mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
     for what, keys in (("lacks", missing), ("has another shape for", mismatched)):
         if keys:
-            listed = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise ModelError(
-                f"the checkpoint in {str(folder / component)!r} {what} {listed}",
+                f"the checkpoint in {str(folder / component)!r} {what} {named(keys)}",
                 hint="weights and config.json do not belong together: download the model again",
             )
+
+
+def require_finite(component: str, folder: Path, model: nn.Module) -> None:
+    """Refuses weights that hold NaN or infinity: every video would come out broken.
+
+    One pass over the weights without a copy: a sum is finite only if every term is, short of an overflow, which is
+    looked into.
+
+    Raises:
+        ModelError: naming the tensors.
+    """
+    broken = [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point()
+        and not bool(torch.isfinite(tensor.sum()))
+        and not bool(torch.isfinite(tensor).all())
+    ]
+    if broken:
+        raise ModelError(
+            f"the checkpoint in {str(folder / component)!r} holds NaN or infinity in {named(broken)}",
+            hint="it was damaged, or saved by a training that had diverged: download or train it again",
+        )
+
+
+def check_files(component: str, folder: Path) -> None:
+    """Finds weights that were only half copied or downloaded, from indices and file headers, in a moment.
+
+    Raises:
+        ModelError: if an index names a file that is not there, or a safetensors file is shorter or longer than its
+            header says.
+    """
+    for index in sorted((folder / component).glob("*.index.json")):
+        shards = {str(shard) for shard in read_json(index).get("weight_map", {}).values()}
+        missing = sorted(shard for shard in shards if not (index.parent / shard).is_file())
+        if missing:
+            raise ModelError(
+                f"cannot load {str(folder / component)!r}: {index.name} names {len(shards)} files, and "
+                f"{named(missing)} of them {'is' if len(missing) == 1 else 'are'} not there",
+                hint="the download is not complete: start it again, it goes on where it was left",
+            )
+    for file in sorted((folder / component).glob("*.safetensors")):
+        size, wanted = file.stat().st_size, _safetensors_bytes(file)
+        if size != wanted:
+            raise ModelError(
+                f"cannot load {str(file)!r}: it has {size:,} bytes, and its header "
+                + (f"speaks of {wanted:,}" if wanted else "is broken"),
+                hint="the file is cut off or damaged: download it again",
+            )
+
+
+def _safetensors_bytes(file: Path) -> int:
+    """How long a safetensors file should be, by its header; 0 if that is none."""
+    with file.open("rb") as stream:
+        head = stream.read(8)
+        length = int.from_bytes(head, "little")
+        if len(head) < 8 or length > file.stat().st_size:
+            return 0
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return 0
+    return 8 + length + max(ends, default=0)
+
+
+def named(names: Sequence[str], count: int = 3) -> str:
+    """The first few of a list of names, and how many more there are."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def first_line(error: BaseException) -> str:

@@ -1,7 +1,8 @@
 """Wan2.1: the backbone, loaded whole or in parts from a folder or hub name in diffusers' layout.
 
 `wan_spec.py` what is known before loading · `wan_text.py` prompts to embeddings · `wan_denoiser.py` the transformer ·
-`wan_padding.py` its cheaper cross-attention · `wan_vae.py` latents to frames.
+`wan_per_latent.py` a time step for every latent · `wan_padding.py` cheaper cross-attention · `wan_attention.py` its
+backends · `wan_lora.py` LoRAs · `wan_vae.py` latents to frames.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import loading, read_json, require_complete, resolve_folder
+from miga.backbones.loading import check_files, loading, read_json, require_complete, require_finite, resolve_folder
+from miga.backbones.wan_attention import set_attention_backend
 from miga.backbones.wan_denoiser import WanCondition, WanDenoiser
+from miga.backbones.wan_lora import Lora, fuse_loras
 from miga.backbones.wan_padding import use_compact_padding
+from miga.backbones.wan_per_latent import use_per_latent_timesteps
 from miga.backbones.wan_spec import JSON_FILES, load_spec, spec_of_folder
 from miga.backbones.wan_text import WanTextEncoder
 from miga.backbones.wan_vae import WanFrameDecoder
@@ -102,6 +106,51 @@ class WanBackbone:
             backbone.vae = _load(AutoencoderKLWan, "vae", folder, torch.float32).to(device)
         return backbone
 
+    def fuse_loras(self, loras: Sequence[Lora]) -> None:
+        """Adds LoRAs to the transformer's weights, where it is loaded.
+
+        Raises:
+            ModelError: if one is broken or is for another model.
+        """
+        if self.transformer is not None:
+            fuse_loras(self.transformer, loras)
+
+    def save_memory(self, *, fp8: bool, vae_dtype: torch.dtype) -> None:
+        """Stores weights smaller than they compute.
+
+        Args:
+            fp8: whether the transformer's large weights are kept in 8 bits and widened layer by layer.
+            vae_dtype: of the VAE and its cache.
+        """
+        if self.transformer is not None and fp8:
+            self.transformer.enable_layerwise_casting(
+                storage_dtype=torch.float8_e4m3fn, compute_dtype=self.transformer.dtype
+            )
+        if self.vae is not None and vae_dtype != self.vae.dtype:
+            self.vae.to(vae_dtype)
+
+    def to(self, device: torch.device) -> None:
+        """Moves what is loaded."""
+        self.device = device
+        for module in (self.transformer, self.vae, self.text.encoder if self.text else None):
+            if module is not None:
+                module.to(device)
+
+    def set_attention_backend(self, name: str) -> None:
+        """Has diffusers compute self-attention by another of its backends, for all models of this process.
+
+        Raises:
+            ModelError: if there is no such backend, or it does not work here.
+        """
+        if self.transformer is not None:
+            set_attention_backend(self.transformer, name)
+
+    def compile(self) -> None:
+        """Compiles the transformer's blocks, one for all; that happens in the first call."""
+        if self.transformer is not None:
+            use_per_latent_timesteps(self.transformer)
+            self.transformer.compile_repeated_blocks(fullgraph=True)
+
     def check_prompt(self, prompt: str) -> None:
         """Finds a bad prompt by the tokenizer alone.
 
@@ -148,19 +197,23 @@ def _schedule(config: SamplerConfig) -> NoiseSchedule:
 
 def _load(kind: Any, component: str, folder: Path, dtype: torch.dtype) -> Any:
     with loading(component, folder):
+        check_files(component, folder)
         model, info = kind.from_pretrained(
             folder, subfolder=component, dtype=dtype, local_files_only=True, output_loading_info=True
         )
     require_complete(component, folder, info)
+    require_finite(component, folder, model)
     return model.eval().requires_grad_(False)
 
 
 def _load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
     with loading("text_encoder", folder):
+        check_files("text_encoder", folder)
         model, info = transformers.UMT5EncoderModel.from_pretrained(
             folder / "text_encoder", dtype=dtype, local_files_only=True, output_loading_info=True
         )
     require_complete("text_encoder", folder, info, ignore=["encoder.embed_tokens.weight"])
+    require_finite("text_encoder", folder, model)
     return model.eval().requires_grad_(False)
 
 

@@ -12,6 +12,7 @@ from diffusers import WanTransformer3DModel
 from torch.nn import functional
 
 from miga.backbones.wan_padding import has_compact_padding
+from miga.backbones.wan_per_latent import use_per_latent_timesteps
 from miga.backbones.wan_spec import NUM_TEXT_TOKENS
 from miga.errors import NonFiniteError
 from miga.schedule import NoiseSchedule
@@ -24,7 +25,7 @@ class WanDenoiser:
     """See `miga.backbones.base.Denoiser`.
 
     Args:
-        transformer: predicts `noise - clean`.
+        transformer: predicts `noise - clean`; is made to take time steps per latent (see `wan_per_latent.py`).
         schedule: what the levels stand for.
         window: most latents of a call.
         guidance_scale: of classifier-free guidance; 1 means one forward a call instead of two.
@@ -40,6 +41,7 @@ class WanDenoiser:
         guidance_scale: float,
         guided_levels: tuple[int, int] | None = None,
     ) -> None:
+        use_per_latent_timesteps(transformer)
         self.transformer = transformer
         self.schedule = schedule
         self.window = window
@@ -56,11 +58,11 @@ class WanDenoiser:
             NonFiniteError: if the network returns NaN or infinity.
         """
         x_BCFHW = x_BFCHW.transpose(1, 2).to(self.transformer.dtype)
-        timestep = self._timesteps(x_BFCHW, level_BF)
-        velocity = self._forward(x_BCFHW, timestep, [positive for positive, _ in conditions])
+        timestep_BF = self.schedule.timestep[level_BF.cpu()]  # float32 or whole numbers: bfloat16 rounds 993 to 992
+        velocity = self._forward(x_BCFHW, timestep_BF, [positive for positive, _ in conditions])
         is_guided_BF = (self.guided_levels[0] <= level_BF) & (level_BF <= self.guided_levels[1])
         if self.guidance_scale != 1.0 and is_guided_BF.any():
-            away = self._forward(x_BCFHW, timestep, [negative for _, negative in conditions])
+            away = self._forward(x_BCFHW, timestep_BF, [negative for _, negative in conditions])
             scale_BF = 1.0 + (self.guidance_scale - 1.0) * is_guided_BF.to(velocity)
             velocity = away + scale_BF[:, None, :, None, None] * (velocity - away)
         sigma = self.schedule.at(self.schedule.sigma, level_BF, velocity)
@@ -72,21 +74,11 @@ class WanDenoiser:
             )
         return clean_BFCHW
 
-    def _timesteps(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor) -> torch.Tensor:
-        """One per window where its latents share a level (cheaper, the same result), else one per token `[B, tokens]`.
-
-        Tokens are ordered latent by latent. A wrong order would raise nothing.
-        """
-        timestep_BF = self.schedule.timestep[level_BF.cpu()]
-        if (timestep_BF == timestep_BF[:, :1]).all():
-            return timestep_BF[:, 0].to(x_BFCHW.device)
-        _, patch_height, patch_width = self.transformer.config.patch_size
-        tokens_per_latent = (x_BFCHW.shape[-2] // patch_height) * (x_BFCHW.shape[-1] // patch_width)
-        return timestep_BF.to(x_BFCHW.device).repeat_interleave(tokens_per_latent, dim=1)
-
-    def _forward(self, x_BCFHW: torch.Tensor, timestep: torch.Tensor, texts_LD: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _forward(
+        self, x_BCFHW: torch.Tensor, timestep_BF: torch.Tensor, texts_LD: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
         text_BLD = torch.nn.utils.rnn.pad_sequence(list(texts_LD), batch_first=True)
         if not has_compact_padding(self.transformer):
             text_BLD = functional.pad(text_BLD, (0, 0, 0, NUM_TEXT_TOKENS - text_BLD.shape[1]))
         text_BLD = text_BLD.to(x_BCFHW.device, x_BCFHW.dtype)
-        return self.transformer(x_BCFHW, timestep, text_BLD, return_dict=False)[0].float()
+        return self.transformer(x_BCFHW, timestep_BF, text_BLD, return_dict=False)[0].float()

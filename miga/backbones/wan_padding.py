@@ -99,10 +99,12 @@ class _CompactAttention:
         rotary_emb: Any = None,
     ) -> torch.Tensor:
         text_BLD, logit_BL = encoder_hidden_states[..., :-1], encoder_hidden_states[..., -1]
-        query = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        # one row of the batch per window, also where every latent is one (see `wan_per_latent.py`)
+        x_BND = hidden_states.reshape(text_BLD.shape[0], -1, hidden_states.shape[-1])
+        query = attn.norm_q(attn.to_q(x_BND)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
         key = attn.norm_k(attn.to_k(text_BLD)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
         value = attn.to_v(text_BLD).unflatten(2, (attn.heads, -1)).transpose(1, 2)
         out = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=logit_BL[:, None, None, :].to(query.dtype)
         )
-        return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
+        return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2))).reshape(hidden_states.shape)

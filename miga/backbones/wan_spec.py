@@ -6,12 +6,14 @@ it Wan's published values hold.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import read_json, resolve_folder, revision_of
+from miga.backbones.loading import check_files, loading, read_json, resolve_folder, revision_of
 from miga.config import SamplerConfig
 from miga.errors import ModelError
 
@@ -39,15 +41,119 @@ NUM_TEXT_TOKENS: Final = 512
 """Length that Wan's text embeddings are padded to."""
 
 
-def forward_flops(width: int, ffn_width: int, num_layers: int, num_tokens: int) -> float:
-    """Floating-point operations of one forward of the transformer, matrix products only."""
-    self_attention = 8 * num_tokens * width**2 + 4 * num_tokens**2 * width
-    cross_attention = 4 * (num_tokens + NUM_TEXT_TOKENS) * width**2 + 4 * num_tokens * NUM_TEXT_TOKENS * width
-    return float(num_layers * (self_attention + cross_attention + 4 * num_tokens * width * ffn_width))
+@dataclass(frozen=True, kw_only=True)
+class WanArchitecture:
+    """The sizes of a model's parts that cost and memory follow from; the defaults are those of Wan2.1 1.3B.
+
+    Attributes:
+        width, ffn_width, num_layers: of the transformer.
+        patch: rows and columns of latent cells that make a token.
+        cell: pixels of a latent cell's side.
+        channels: of a latent.
+        text_width, frequency_width: what text and time step come in as.
+        has_cross_attention_norm: whether cross-attention has a normalisation with weights.
+        most_patches: tokens of a frame's side that positions exist for.
+        vae_parameters, text_parameters: weights of the VAE and of the text encoder.
+        vae_cache_per_cell, vae_peak_per_cell: numbers that decoding one latent at a time keeps per latent cell, and
+            the most that it needs beside while it works.
+    """
+
+    width: int = 1536
+    ffn_width: int = 8960
+    num_layers: int = 30
+    patch: tuple[int, int] = (2, 2)
+    cell: int = 8
+    channels: int = 16
+    text_width: int = 4096
+    frequency_width: int = 256
+    has_cross_attention_norm: bool = True
+    most_patches: int = 1024
+    vae_parameters: int = 126_892_531
+    text_parameters: int = 5_680_910_336
+    vae_cache_per_cell: int = 151_328
+    vae_peak_per_cell: int = 175_000
+
+    @property
+    def transformer_parameters(self) -> int:
+        """Weights of the transformer, all told."""
+        width, ffn, patch = self.width, self.ffn_width, self.patch[0] * self.patch[1] * self.channels
+        attention = 4 * (width * width + width) + 2 * width
+        norm = 2 * width if self.has_cross_attention_norm else 0
+        block = 2 * attention + norm + 2 * width * ffn + ffn + width + 6 * width
+        time = (self.frequency_width + 1 + width + 1) * width + 6 * width * (width + 1)
+        text = (self.text_width + 1 + width + 1) * width
+        return self.num_layers * block + time + text + (patch + 1) * width + (width + 1) * patch + 2 * width
+
+    def transformer_bytes(self, *, fp8: bool = False, itemsize: int = 2) -> int:
+        """Of its weights, `itemsize` bytes each; with `fp8` one byte for those of the blocks' linear layers."""
+        width, ffn = self.width, self.ffn_width
+        in_fp8 = self.num_layers * (8 * (width * width + width) + 2 * width * ffn + ffn + width) if fp8 else 0
+        return itemsize * (self.transformer_parameters - in_fp8) + in_fp8
+
+    def tokens_per_latent(self, height: int, width: int) -> int:
+        """Tokens of one latent of frames of so many pixels."""
+        return (height // self.cell // self.patch[0]) * (width // self.cell // self.patch[1])
+
+    def forward_flops(self, num_tokens: int) -> float:
+        """Floating-point operations of one forward of the transformer, matrix products only."""
+        width = self.width
+        self_attention = 8 * num_tokens * width**2 + 4 * num_tokens**2 * width
+        cross_attention = 4 * (num_tokens + NUM_TEXT_TOKENS) * width**2 + 4 * num_tokens * NUM_TEXT_TOKENS * width
+        return float(self.num_layers * (self_attention + cross_attention + 4 * num_tokens * width * self.ffn_width))
 
 
-JSON_FILES: Final = ("model_index.json", "miga.json", "vae/config.json", "transformer/config.json", "scheduler/*.json")
+def why_not_size(architecture: WanArchitecture, height: int, width: int) -> str | None:
+    """Why a model cannot make frames of that size, with the nearest sizes that it can; None if it can."""
+    cell = architecture.cell
+    for side, pixels, patch in (("height", height, architecture.patch[0]), ("width", width, architecture.patch[1])):
+        step, most = cell * patch, cell * patch * architecture.most_patches
+        below = pixels // step * step
+        if below != pixels or not below:
+            near = f"{below} or {below + step}" if below else f"{step}"
+            return (
+                f"{side} {pixels} is no multiple of {step} (cells of {cell} by patches of {patch}); nearest is {near}"
+            )
+        if pixels > most:
+            return f"{side} {pixels} is more than the {most} pixels that the model has positions for"
+    return None
+
+
+def resized(spec: BackboneSpec, architecture: WanArchitecture, height: int | None, width: int | None) -> BackboneSpec:
+    """The spec for frames of another size.
+
+    Args:
+        spec: of the model.
+        architecture: of the same model.
+        height: in pixels; None leaves it as it is.
+        width: the same.
+
+    Raises:
+        ModelError: if the model cannot make that size, naming the nearest that it can.
+    """
+    height, width = height or spec.height, width or spec.width
+    if reason := why_not_size(architecture, height, width):
+        raise ModelError(f"{spec.name!r} cannot make that size: {reason}", hint="choose such a height and width")
+    return replace(
+        spec,
+        height=height,
+        width=width,
+        latent_height=height // architecture.cell,
+        latent_width=width // architecture.cell,
+        forward_flops=architecture.forward_flops(spec.window * architecture.tokens_per_latent(height, width)),
+    )
+
+
+JSON_FILES: Final = (
+    "model_index.json", "miga.json", "vae/config.json", "transformer/config.json", "text_encoder/config.json",
+    "scheduler/*.json",
+)  # fmt: skip
 """What a spec is read from, and what lies beside it."""
+
+ARCHITECTURES: Final = {
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": WanArchitecture(),
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": WanArchitecture(width=5120, ffn_width=13824, num_layers=40),
+}
+"""Of the published models."""
 
 PUBLISHED: Final = {
     name: BackboneSpec(
@@ -62,12 +168,9 @@ PUBLISHED: Final = {
         width=832,
         fps=16,
         negative_prompt=NEGATIVE_PROMPT,
-        forward_flops=forward_flops(width, ffn_width, num_layers, num_tokens=21 * 30 * 52),
+        forward_flops=architecture.forward_flops(21 * 30 * 52),
     )
-    for name, width, ffn_width, num_layers in (
-        ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 1536, 8960, 30),
-        ("Wan-AI/Wan2.1-T2V-14B-Diffusers", 5120, 13824, 40),
-    )
+    for name, architecture in ARCHITECTURES.items()
 }
 """Models that a dry run knows without network."""
 
@@ -83,7 +186,62 @@ def load_spec(name_or_dir: str | Path, *, revision: str | None = None) -> Backbo
     name = str(name_or_dir)
     if name in PUBLISHED and revision is None and not Path(name).is_dir():
         return PUBLISHED[name]
-    return spec_of_folder(resolve_folder(name_or_dir, revision, JSON_FILES), name)
+    folder = resolve_folder(name_or_dir, revision, JSON_FILES)
+    if folder == Path(name_or_dir).expanduser():  # of the hub only these files are here yet
+        for component in sorted(path.name for path in folder.iterdir() if path.is_dir()):
+            check_files(component, folder)
+    return spec_of_folder(folder, name)
+
+
+def load_architecture(name_or_dir: str | Path, *, revision: str | None = None) -> WanArchitecture:
+    """The sizes of a model's parts, from its JSON files; of a published model without any.
+
+    Raises:
+        ModelError: as `load_spec`.
+    """
+    name = str(name_or_dir)
+    if name in ARCHITECTURES and not Path(name).is_dir():
+        return ARCHITECTURES[name]
+    return architecture_of_folder(resolve_folder(name_or_dir, revision, JSON_FILES))
+
+
+def architecture_of_folder(folder: Path) -> WanArchitecture:
+    """The sizes of the parts of a model in a local folder."""
+    from diffusers import AutoencoderKLWan  # built without memory, to count its weights
+
+    vae, transformer = (read_json(folder / part / "config.json") for part in ("vae", "transformer"))
+    with loading("vae", folder), torch.device("meta"):
+        vae_parameters = sum(weight.numel() for weight in AutoencoderKLWan.from_config(vae).parameters())
+    vae_width = (vae.get("decoder_base_dim") or vae.get("base_dim", 96)) / 96  # that of Wan's is 96
+    _, *patch = transformer.get("patch_size", (1, 2, 2))
+    return WanArchitecture(
+        width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
+        ffn_width=transformer["ffn_dim"],
+        num_layers=transformer["num_layers"],
+        patch=(patch[0], patch[1]),
+        cell=int(vae.get("scale_factor_spatial", 8)),
+        channels=int(vae.get("z_dim", 16)),
+        text_width=transformer.get("text_dim", 4096),
+        frequency_width=transformer.get("freq_dim", 256),
+        has_cross_attention_norm=bool(transformer.get("cross_attn_norm", True)),
+        most_patches=transformer.get("rope_max_seq_len", 1024),
+        vae_parameters=vae_parameters,
+        text_parameters=_text_parameters(folder),
+        vae_cache_per_cell=round(WanArchitecture.vae_cache_per_cell * vae_width),
+        vae_peak_per_cell=round(WanArchitecture.vae_peak_per_cell * vae_width),
+    )
+
+
+def _text_parameters(folder: Path) -> int:
+    """Weights of the text encoder by its configuration, where that is at hand; else Wan's."""
+    file = folder / "text_encoder" / "config.json"
+    if not file.exists():
+        return WanArchitecture().text_parameters
+    config = read_json(file)
+    width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
+    positions = config.get("relative_attention_num_buckets", 32) * config["num_heads"]
+    layer = 4 * width * inner + 3 * width * config["d_ff"] + 2 * width + positions
+    return int(config["vocab_size"] * width + config["num_layers"] * layer + width)
 
 
 def spec_of_folder(folder: Path, name: str) -> BackboneSpec:
@@ -105,29 +263,21 @@ def spec_of_folder(folder: Path, name: str) -> BackboneSpec:
     if transformer.get("in_channels", 16) != channels or transformer.get("added_kv_proj_dim") is not None:
         raise ModelError(f"{name!r} is conditioned on images, not on text alone", hint=_SUPPORTED)
     settings = _settings(folder)
-    frames_per_latent, cell = int(vae.get("scale_factor_temporal", 4)), int(vae.get("scale_factor_spatial", 8))
-    patch = transformer.get("patch_size", (1, 2, 2))
-    for side, cells in (("height", patch[1]), ("width", patch[2])):
-        if settings[side] % (cell * cells):
-            raise ModelError(
-                f"{side} {settings[side]} of {name!r} is no multiple of {cell * cells}", hint="correct miga.json"
-            )
+    architecture = architecture_of_folder(folder)
+    if reason := why_not_size(architecture, settings["height"], settings["width"]):
+        raise ModelError(f"{name!r}: {reason}", hint="correct miga.json")
+    frames_per_latent = int(vae.get("scale_factor_temporal", 4))
     num_frames, window = settings.pop("num_frames"), settings.pop("window")
     window = window or (num_frames - 1) // frames_per_latent + 1
-    tokens_per_latent = (settings["height"] // cell // patch[1]) * (settings["width"] // cell // patch[2])
+    tokens_per_latent = architecture.tokens_per_latent(settings["height"], settings["width"])
     return BackboneSpec(
         name=name,
         revision=revision_of(folder),
         window=window,
-        forward_flops=forward_flops(
-            transformer["num_attention_heads"] * transformer["attention_head_dim"],
-            transformer["ffn_dim"],
-            transformer["num_layers"],
-            window * tokens_per_latent,
-        ),
+        forward_flops=architecture.forward_flops(window * tokens_per_latent),
         latent_channels=channels,
-        latent_height=settings["height"] // cell,
-        latent_width=settings["width"] // cell,
+        latent_height=settings["height"] // architecture.cell,
+        latent_width=settings["width"] // architecture.cell,
         frames_per_latent=frames_per_latent,
         **settings,
     )
@@ -135,13 +285,31 @@ def spec_of_folder(folder: Path, name: str) -> BackboneSpec:
 
 _SUPPORTED = "text-to-video models of Wan2.1's layout are supported, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
+MMDIT: Final = ("CogVideoX", "HunyuanVideo", "Mochi", "StableDiffusion3", "Flux")
+"""How the classes of models begin that join the tokens of text and video (`MMDiT`)."""
+
+
+def _check_mmdit(kind: str, folder: Path) -> None:
+    """Refuses models for which the method does not work. Source: MIGA A.4."""
+    if kind.startswith(MMDIT):
+        raise ModelError(
+            f"{str(folder)!r} is a {kind}, built on MMDiT: the tokens of text and video are joined, and both meet the "
+            "time step together. Here every latent has a noise level of its own, and the text has none to go with it: "
+            "the videos come out broken (MIGA paper, A.4)",
+            hint=_SUPPORTED,
+        )
+
 
 def _check_pipeline(folder: Path) -> None:
     if not (folder / "model_index.json").exists() and (folder / "config.json").exists():
         config = read_json(folder / "config.json")
-        kind = config.get("_class_name") or (config.get("architectures") or ["a single network"])[0]
+        kind = str(config.get("_class_name") or (config.get("architectures") or ["a single network"])[0])
+        _check_mmdit(kind, folder)
+        if kind == "WanModel":
+            raise ModelError(f"model folder {str(folder)!r} is in the layout of Wan's own program", hint=_SUPPORTED)
         raise ModelError(f"model folder {str(folder)!r} holds {kind}, not a pipeline", hint=_SUPPORTED)
     index = read_json(folder / "model_index.json")
+    _check_mmdit(str(index.get("_class_name")), folder)
     if index.get("_class_name") != "WanPipeline":
         raise ModelError(f"{str(folder)!r} is a {index.get('_class_name')}, not a WanPipeline", hint=_SUPPORTED)
     if (index.get("transformer_2") or [None])[0] is not None:

@@ -5,21 +5,48 @@ Legend: F latents, C channels, H, W latent cells; frames are `[frames, height, w
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+
+FeatureCache: TypeAlias = list[torch.Tensor | str | None]
+"""What the decoder's causal convolutions keep of the latents before."""
+
+
+def decode_one(
+    vae: AutoencoderKLWan, z_BC1HW: torch.Tensor, cache: FeatureCache | None
+) -> tuple[torch.Tensor, FeatureCache]:
+    """The frames of one latent behind those before it, not clamped to [-1, 1] as `AutoencoderKLWan.decode` does.
+
+    Args:
+        vae: holds no state of it.
+        z_BC1HW: one latent of every video, as the VAE has it (not normalised).
+        cache: what the call for the latent before returned, written over here; None for a video's first latent.
+
+    Returns:
+        Frames `[B, 3, frames, height, width]` and the cache for the next latent.
+    """
+    is_first = cache is None
+    if cache is None:
+        cache = [None] * sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
+    pixels = vae.decoder(vae.post_quant_conv(z_BC1HW), feat_cache=cache, feat_idx=[0], first_chunk=is_first)
+    if vae.config.patch_size is not None:
+        pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
+    return pixels, cache
 
 
 class WanFrameDecoder:
     """See `miga.backbones.base.FrameDecoder`. Holds its own cache of features, so several may share a VAE.
 
     Args:
-        vae: in float32.
+        vae: in float32, or in less where memory asks for it.
     """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae
-        self._features: list[torch.Tensor | str | None] | None = None  # None: no latent decoded yet
+        self._features: FeatureCache | None = None  # None: no latent decoded yet
         self._mean, self._std = (
             torch.tensor(values, device=vae.device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
@@ -42,12 +69,7 @@ class WanFrameDecoder:
     @torch.no_grad()
     def _decode_next(self, x_CHW: torch.Tensor) -> torch.Tensor:
         z = x_CHW[None, :, None].to(self.vae.device, self.vae.dtype)
-        z = self.vae.post_quant_conv(z / (1.0 / self._std) + self._mean)  # the pipeline's rounding
-        if first := self._features is None:
-            num_convs = sum(isinstance(module, WanCausalConv3d) for module in self.vae.decoder.modules())
-            self._features = [None] * num_convs
-        pixels = self.vae.decoder(z, feat_cache=self._features, feat_idx=[0], first_chunk=first)
-        if self.vae.config.patch_size is not None:
-            pixels = unpatchify(pixels, patch_size=self.vae.config.patch_size)
-        pixels = pixels.clamp(-1.0, 1.0)
+        z = z / (1.0 / self._std) + self._mean  # the pipeline's rounding
+        pixels, self._features = decode_one(self.vae, z, self._features)
+        pixels = pixels.float().clamp(-1.0, 1.0)
         return (pixels[0].permute(1, 2, 3, 0) * 0.5 + 0.5).clamp(0.0, 1.0)

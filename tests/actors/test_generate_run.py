@@ -105,7 +105,7 @@ def test_a_run_makes_every_good_row_quarantines_the_bad_ones_and_is_resumed(tmp_
         {"prompt": "a red circle", "tags": {"kind": "mine"}},
     ]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    status, summary = run(prompts, out, tiny_model)
+    status, summary = run(prompts, out, tiny_model, "--profile", "paper")
     assert status == 3, summary
     assert (summary["ok"], summary["failed"]) == (3, 5)
     rows = check_complete(out, 8, failed={1, 3, 4, 5, 6})
@@ -124,7 +124,7 @@ def test_a_run_makes_every_good_row_quarantines_the_bad_ones_and_is_resumed(tmp_
 
     # The same command again: nothing is made anew.
     written = {file: file.stat().st_mtime_ns for file in out.rglob("*.mp4")}
-    status, summary = run(prompts, out, tiny_model)
+    status, summary = run(prompts, out, tiny_model, "--profile", "paper")
     assert status == 3
     assert summary["resumed"]
     assert summary["already_done"] == 8

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from ray.exceptions import RayTaskError
+
+from actors import text_encoder
 from actors.text_encoder import NUM_KEPT, TextStage
 
 
@@ -44,3 +48,48 @@ def test_only_so_many_are_kept_and_those_in_use_longest() -> None:
     assert encoder.asked.count("the negative prompt, in every row") == 1
     stage.embedding("prompt 0")
     assert encoder.asked.count("prompt 0") == 2
+
+
+def test_few_prompts_are_encoded_together_and_the_encoder_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, store, killed = FakeEncoder(), [], []
+    done = False
+
+    def wait(references: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        return (references, []) if done else (references[:-1], references[-1:])
+
+    monkeypatch.setattr(text_encoder.ray, "wait", wait)
+    monkeypatch.setattr(text_encoder.ray, "get", lambda reference: f"value of {reference}")
+    monkeypatch.setattr(text_encoder.ray, "put", lambda value: store.append(value) or f"copy of {value}")
+    monkeypatch.setattr(text_encoder.ray, "kill", lambda actor, no_restart: killed.append((actor, no_restart)))
+    stage = TextStage(encoder, ["a cat", "a dog", ""])
+    assert encoder.asked == [], "a run that is complete asks for nothing"
+    assert stage.embedding("a dog") == ("embedding of a dog", "seconds")
+    assert sorted(encoder.asked) == ["", "a cat", "a dog"]
+    assert killed == []
+    done = True
+    assert stage.embedding("a cat")[0] == "copy of value of embedding of a cat"
+    assert killed == [(encoder, True)]
+    assert len(store) == 6  # an embedding and its seconds, of each
+    stage.embedding("")
+    assert len(killed) == 1
+    assert len(encoder.asked) == 3
+    with pytest.raises(AssertionError, match="a bird"):
+        stage.embedding("a bird")
+
+
+def test_the_error_of_a_bad_prompt_outlives_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, killed = FakeEncoder(), []
+
+    def get(reference: str) -> str:
+        if "bad" in reference:
+            raise RayTaskError("encode", "traceback", ValueError("too long"))
+        return reference
+
+    monkeypatch.setattr(text_encoder.ray, "wait", lambda references, num_returns, timeout: (references, []))
+    monkeypatch.setattr(text_encoder.ray, "get", get)
+    monkeypatch.setattr(text_encoder.ray, "put", lambda value: f"copy of {value}")
+    monkeypatch.setattr(text_encoder.ray, "kill", lambda actor, no_restart: killed.append(actor))
+    stage = TextStage(encoder, ["bad", "good"])
+    assert stage.embedding("bad")[0] == "embedding of bad"
+    assert stage.embedding("good")[0] == "copy of embedding of good"
+    assert killed == [encoder]

@@ -121,4 +121,4 @@ def test_command_line_wins_where_it_says_something() -> None:
 
 def test_json_is_canonical() -> None:
     assert override(RunConfig(), seed=0).to_json() == RunConfig().to_json()
-    assert RunConfig().to_json().startswith('{"dtype":"auto","limit":null,"model":"sprites"')
+    assert RunConfig().to_json().startswith('{"attention":"auto","compile":false,"dtype":"auto"')

@@ -21,10 +21,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
 from miga.backbones.sprites.training import Schedule, step_rng, train
 from miga.backbones.sprites.world import Placement, Scene, all_scenes, render
+from miga.backbones.wan_vae import decode_one
 
 Z_DIM: Final = 8
 VAE_CONFIG: Final[dict[str, Any]] = {
@@ -72,19 +73,11 @@ def clips_to_tensor(frames_BFHWC: np.ndarray) -> torch.Tensor:
 
 def decode_unclamped(vae: AutoencoderKLWan, z_BCFHW: torch.Tensor) -> torch.Tensor:
     """`AutoencoderKLWan.decode` without its last line, which cuts off the gradient of saturated colours."""
-    vae.clear_cache()
-    x = vae.post_quant_conv(z_BCFHW)
-    chunks = []
-    for index in range(z_BCFHW.shape[2]):
-        vae._conv_idx = [0]
-        chunks.append(
-            vae.decoder(
-                x[:, :, index : index + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=index == 0
-            )
-        )
-    vae.clear_cache()
-    out = torch.cat(chunks, dim=2)
-    return unpatchify(out, patch_size=vae.config.patch_size) if vae.config.patch_size else out
+    chunks, cache = [], None
+    for z_BC1HW in z_BCFHW.split(1, dim=2):
+        pixels, cache = decode_one(vae, z_BC1HW, cache)
+        chunks.append(pixels)
+    return torch.cat(chunks, dim=2)
 
 
 def train_vae(state_file: Path, num_steps: int, seed: int, device: torch.device) -> AutoencoderKLWan:

@@ -11,9 +11,11 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from miga.backbones.loading import revision_of
+from miga.backbones.loading import require_finite, revision_of
 from miga.backbones.wan import WanBackbone, load_spec
 from miga.backbones.wan_spec import NEGATIVE_PROMPT
 from miga.errors import ModelError
@@ -140,6 +142,39 @@ def write(name: str, content: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_text(content) and None
 
 
+def shards(fault: str) -> Callable[[Path], None]:
+    """The transformer in two files, of which the second did not arrive whole."""
+
+    def change(folder: Path) -> None:
+        transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", local_files_only=True)
+        (folder / "transformer" / WEIGHTS).unlink()
+        transformer.save_pretrained(folder / "transformer", max_shard_size="60KB")
+        files = sorted((folder / "transformer").glob("*.safetensors"))
+        assert len(files) == 2
+        if fault == "missing":
+            files[1].unlink()
+        else:
+            files[1].write_bytes(files[1].read_bytes()[:-100])
+
+    return change
+
+
+def append(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes() + b"x") and None
+
+
+def spoil(name: str, value: float) -> Callable[[Path], None]:
+    """One number of one weight."""
+
+    def change(folder: Path) -> None:
+        tensors = load_file(folder / name)
+        tensor = tensors[next(key for key in sorted(tensors) if key.startswith(("blocks.0", "decoder", "encoder")))]
+        tensor.view(-1)[-1] = value
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+
+    return change
+
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FAULTS = {
     "no model_index.json": (remove("model_index.json"), "no model_index.json"),
@@ -155,6 +190,14 @@ FAULTS = {
     "no tokenizer": (remove("tokenizer"), "no component 'tokenizer'"),
     "empty tokenizer": (remove("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"), "tokenizer"),
     "no class of tokenizer": (change_json("model_index.json", tokenizer=["os", "system"]), "no tokenizer of"),
+    "CogVideoX": (change_json("model_index.json", _class_name="CogVideoXPipeline"), "CogVideoXPipeline.*MMDiT.*A.4"),
+    "HunyuanVideo": (change_json("model_index.json", _class_name="HunyuanVideoPipeline"), "HunyuanVideo.*MMDiT.*A.4"),
+    "a shard is missing": (shards("missing"), "names 2 files, and .*00002-of-00002.* is not there"),
+    "a shard is cut off": (shards("cut"), r"cannot load .*00002-of-00002.*bytes, and its header speaks of"),
+    "a file that goes on": (append(f"vae/{WEIGHTS}"), r"cannot load .*vae.*its header speaks of"),
+    "NaN in the transformer": (spoil(f"transformer/{WEIGHTS}", torch.nan), "transformer.* NaN or infinity in blocks.0"),
+    "infinity in the VAE": (spoil(f"vae/{WEIGHTS}", torch.inf), "vae.* holds NaN or infinity in"),
+    "NaN in the text encoder": (spoil("text_encoder/model.safetensors", torch.nan), "text_encoder.* NaN or infinity"),
     "broken transformer": (truncate(f"transformer/{WEIGHTS}"), "cannot load .*transformer"),
     "broken VAE": (truncate(f"vae/{WEIGHTS}"), "cannot load .*vae"),
     "broken text encoder": (truncate("text_encoder/model.safetensors"), "cannot load .*text_encoder"),
@@ -184,6 +227,45 @@ def test_a_single_network_is_no_pipeline(tmp_path: Path) -> None:
     CLIPTextModel(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="CLIPTextModel, not a pipeline"):
         load_spec(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["CogVideoXTransformer3DModel", "HunyuanVideoTransformer3DModel"])
+def test_a_single_mmdit_network(tmp_path: Path, kind: str) -> None:
+    edit(tmp_path / "config.json", _class_name=kind)
+    with pytest.raises(ModelError, match=f"{kind}.*MMDiT.*A.4"):
+        load_spec(tmp_path)
+
+
+def test_the_layout_of_wans_own_program(tmp_path: Path) -> None:
+    edit(tmp_path / "config.json", _class_name="WanModel")
+    with pytest.raises(ModelError, match="layout of Wan's own program") as error:
+        load_spec(tmp_path)
+    assert "-Diffusers" in error.value.hint
+
+
+@pytest.mark.parametrize("fault", ["a shard is missing", "a shard is cut off", "broken text encoder", "broken VAE"])
+def test_half_a_download_is_found_before_weights_are_read(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    FAULTS[fault][0](copied)
+    with pytest.raises(ModelError, match="cannot load"):
+        load_spec(copied)
+
+
+def test_half_a_download_of_the_hub_is_not_refused_by_its_json_files(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of a hub name come as they are needed: what is not there yet is not missing."""
+    (copied / "transformer" / WEIGHTS).write_bytes(b"half")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(copied))
+    assert load_spec("someone/else").window == 6
+
+
+def test_large_weights_are_not_infinite() -> None:
+    """Whose sum overflows, though every one of them is finite."""
+    module = torch.nn.Linear(4, 4)
+    module.weight.data.fill_(3e38)
+    require_finite("transformer", Path(), module)
 
 
 def test_missing_folder(tmp_path: Path) -> None:
@@ -217,5 +299,5 @@ def test_only_the_files_of_the_parts_are_downloaded(folder: Path, monkeypatch: p
     backbone = WanBackbone.from_pretrained("someone/else", revision="v1", device="cpu", components=("vae",))
     assert (asked["name"], asked["revision"]) == ("someone/else", "v1")
     assert "vae/*" in asked["patterns"]
-    assert not any(pattern.startswith(("text_encoder", "transformer/*")) for pattern in asked["patterns"])
+    assert not any(pattern.startswith(("text_encoder/*", "transformer/*")) for pattern in asked["patterns"])
     assert backbone.spec.name == "someone/else"

@@ -78,15 +78,6 @@ def conditions() -> list[WanCondition]:
     return [(noise(length, TEXT_DIM, seed=length), noise(4, TEXT_DIM, seed=4)) for length in (9, 17)]
 
 
-def test_token_time_steps_equal_scalar_ones(conditions: list[WanCondition]) -> None:
-    denoiser = make_denoiser(build_transformer())
-    x = noise(1, WINDOW, *LATENT)
-    level = torch.full((1, WINDOW), 30)
-    uniform = denoiser(x, level, conditions[:1])
-    denoiser._timesteps = lambda x, level: denoiser.schedule.timestep[level].repeat_interleave(6, dim=1)  # type: ignore[method-assign]
-    assert_near(denoiser(x, level, conditions[:1]), uniform)
-
-
 def test_windows_of_a_batch_are_independent(conditions: list[WanCondition]) -> None:
     denoiser = make_denoiser(build_transformer())
     x = noise(3, WINDOW, *LATENT)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from miga.backbones.sprites.train_vae import decode_unclamped
 from miga.backbones.wan_vae import WanFrameDecoder
 from tests.tiny_wan import NUM_CHANNELS, build_vae
 
@@ -72,3 +73,14 @@ def test_memory_does_not_grow(vae: AutoencoderKLWan) -> None:
     after_four = held()
     decoder.decode(latents(6))
     assert held() == after_four
+
+
+def test_training_decodes_by_the_same_loop(vae: AutoencoderKLWan) -> None:
+    """Where nothing is clamped it is diffusers' own decode; where something is, it goes on and has a gradient."""
+    z = torch.randn(2, NUM_CHANNELS, 3, 4, 6, generator=torch.Generator().manual_seed(3)) * 4.0
+    z.requires_grad_()
+    free = decode_unclamped(vae, z)
+    torch.testing.assert_close(free.clamp(-1.0, 1.0), vae.decode(z).sample, rtol=0, atol=1e-5)
+    free.sum().backward()
+    assert z.grad is not None
+    assert bool((z.grad != 0).any(dim=1).all()), "every latent cell of every latent counts"

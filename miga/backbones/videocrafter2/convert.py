@@ -1,0 +1,181 @@
+"""The published `model.ckpt` to a folder of safetensors in diffusers' layout, once; the same numbers bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import CLIPTokenizer
+
+from miga.backbones.loading import first_line, resolve_folder
+from miga.backbones.videocrafter2.backbone import UNET_FILE, require_tokenizer_files
+from miga.backbones.videocrafter2.checkpoint import (
+    Architecture,
+    Component,
+    read_checkpoint,
+    require_sound,
+    split_state,
+)
+from miga.backbones.videocrafter2.spec import NUM_TEXT_TOKENS, PIPELINE_CLASS
+from miga.errors import ModelError, OutputError
+from miga.schedule import DDIM_LINEAR_END, DDIM_LINEAR_START, NUM_TRAIN_TIMESTEPS
+
+TOKENIZER: Final = "openai/clip-vit-large-patch14"
+"""Its tokens are OpenCLIP's; the checkpoint holds none."""
+
+TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+)
+PUBLISHED_ARCHITECTURE: Final = Architecture()
+
+
+def convert_checkpoint(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    tokenizer: str | Path = TOKENIZER,
+    architecture: Architecture | None = None,
+) -> dict[str, Any]:
+    """Writes the folder, whole or not at all.
+
+    Args:
+        checkpoint: `model.ckpt`. It is mapped into memory, not read as a whole.
+        out: the folder to make; it must not exist.
+        tokenizer: a folder, or a hub name, of CLIP's tokenizer.
+        architecture: sizes of the modules; by default VideoCrafter2's.
+
+    Returns:
+        What was written: the folder, the number of tensors and their bytes by component, and those left out.
+
+    Raises:
+        ModelError: if the checkpoint or the tokenizer is missing, broken or of another model.
+        OutputError: if `out` exists, or cannot be written.
+    """
+    checkpoint, out = Path(checkpoint).expanduser(), Path(out).expanduser()
+    if out.exists() or out.is_symlink():
+        raise OutputError(f"{out} exists already", "name a folder that does not exist; nothing is written over")
+    architecture = architecture or PUBLISHED_ARCHITECTURE
+    state = read_checkpoint(checkpoint)
+    parts = split_state(state, architecture)
+    words = load_tokenizer(tokenizer, architecture.text["vocab_size"])
+    require_sound(state)
+    num_bytes = {name: sum(tensor.nbytes for tensor in part.values()) for name, part in parts.items()}
+    unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _require_room(out.parent, sum(num_bytes.values()))
+        unfinished.mkdir()
+        _write(unfinished, parts, words, architecture, checkpoint.name)
+        os.rename(unfinished, out)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{out} cannot be written: {first_line(error)}", "name a place with room to write") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return {
+        "folder": str(out),
+        "tensors": {name: len(part) for name, part in parts.items()},
+        "bytes": num_bytes,
+        "left_out": len(state.keys()) - _num_used(state, parts),
+    }
+
+
+def _num_used(state: Mapping[str, torch.Tensor], parts: Mapping[Component, Mapping[str, torch.Tensor]]) -> int:
+    """Tensors of the checkpoint that went somewhere; a fused one became three."""
+    num_split = sum(key.endswith(("in_proj_weight", "in_proj_bias")) for key in state)
+    return sum(len(part) for part in parts.values()) - 2 * num_split
+
+
+def load_tokenizer(name_or_dir: str | Path, vocab_size: int) -> Any:
+    """CLIP's tokenizer, checked: the marks of start and end are its last two tokens.
+
+    Raises:
+        ModelError: if it is not to be had, or is another tokenizer.
+    """
+    folder = resolve_folder(name_or_dir, None, TOKENIZER_FILES)
+    try:
+        require_tokenizer_files(folder)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, model_max_length=NUM_TEXT_TOKENS)
+        marks = tokenizer("").input_ids
+    except Exception as error:  # whatever transformers and tokenizers raise while they read it
+        raise ModelError(
+            f"cannot load a tokenizer from {str(name_or_dir)!r}: {type(error).__name__}: {first_line(error)}",
+            hint=f"give the folder of CLIP's tokenizer (tokenizer.json), or a hub name such as {TOKENIZER}",
+        ) from error
+    if marks != [vocab_size - 2, vocab_size - 1] or len(tokenizer) != vocab_size:
+        raise ModelError(
+            f"the tokenizer of {str(name_or_dir)!r} is not CLIP's: it has {len(tokenizer)} tokens and marks start and "
+            f"end by {marks}, where the text encoder has {vocab_size} and is marked by the last two",
+            hint=f"give the folder of CLIP's tokenizer, or a hub name such as {TOKENIZER}",
+        )
+    return tokenizer
+
+
+def _require_room(folder: Path, num_bytes: int) -> None:
+    if (free := shutil.disk_usage(folder).free) < num_bytes:
+        raise OutputError(
+            f"{folder} has {free / 1e9:.1f} GB left, the converted model takes {num_bytes / 1e9:.1f}",
+            "name a place with more room",
+        )
+
+
+def _write(
+    folder: Path,
+    parts: Mapping[Component, Mapping[str, torch.Tensor]],
+    tokenizer: Any,
+    architecture: Architecture,
+    source: str,
+) -> None:
+    (folder / "unet").mkdir()
+    _write_json(folder / "unet" / "config.json", {"_class_name": "VideoCrafter2UNet", **architecture.unet.to_dict()})
+    unet = {name: tensor.contiguous() for name, tensor in parts["unet"].items()}
+    save_file(unet, folder / "unet" / UNET_FILE, metadata={"format": "pt"})
+    for component in ("vae", "text_encoder"):
+        module: Any = architecture.build(component)
+        # shares of a fused tensor and matrices cut from convolutions: in memory of their own, as safetensors asks
+        state = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in parts[component].items()}
+        module.load_state_dict(state, assign=True)
+        module.save_pretrained(folder / component)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    scheduler = DDIMScheduler(
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS,
+        beta_start=DDIM_LINEAR_START,
+        beta_end=DDIM_LINEAR_END,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        timestep_spacing="linspace",
+    )
+    scheduler.save_pretrained(folder / "scheduler")
+    _write_json(folder / "miga.json", asdict(architecture.settings))
+    _write_json(
+        folder / "model_index.json",
+        {
+            "_class_name": PIPELINE_CLASS,
+            "_diffusers_version": diffusers.__version__,
+            "_converted_from": source,
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["miga.backbones.videocrafter2.unet", "VideoCrafter2UNet"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        },
+    )
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

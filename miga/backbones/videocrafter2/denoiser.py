@@ -1,0 +1,83 @@
+"""VideoCrafter2's UNet as the sampler's `Denoiser`: every latent at its own level, guidance, clean latents out.
+
+Legend: B windows in a batch, F latents, C channels, H, W latent cells, L text tokens, D text channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from miga.backbones.videocrafter2.unet import VideoCrafter2UNet
+from miga.errors import NonFiniteError
+from miga.schedule import NoiseSchedule
+
+VideoCrafter2Condition = tuple[torch.Tensor, torch.Tensor]
+"""Text embeddings `[L, D]` of the prompt and of the negative prompt."""
+
+
+class VideoCrafter2Denoiser:
+    """See `miga.backbones.base.Denoiser`.
+
+    Args:
+        unet: predicts the noise.
+        schedule: what the levels stand for.
+        window: most latents of a call.
+        guidance_scale: of classifier-free guidance; 1 means one forward a call instead of two.
+        fps_condition: frames per second that the network is told.
+        guided_levels: guidance acts on latents of these levels alone, first and last included; None for all. A call
+            without any such latent takes one forward.
+    """
+
+    def __init__(
+        self,
+        unet: VideoCrafter2UNet,
+        schedule: NoiseSchedule,
+        window: int,
+        guidance_scale: float,
+        fps_condition: int,
+        guided_levels: tuple[int, int] | None = None,
+    ) -> None:
+        self.unet = unet
+        self.schedule = schedule
+        self.window = window
+        self.guidance_scale = guidance_scale
+        self.fps_condition = fps_condition
+        self.guided_levels = guided_levels or (0, schedule.num_steps)
+
+    @torch.no_grad()
+    def __call__(
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[VideoCrafter2Condition]
+    ) -> torch.Tensor:
+        """Predicted clean latents, float32.
+
+        Raises:
+            NonFiniteError: if the network returns NaN or infinity.
+        """
+        x_BCFHW = x_BFCHW.transpose(1, 2).to(self.unet.dtype)
+        timestep = self._timesteps(level_BF).to(x_BFCHW.device)
+        eps = self._forward(x_BCFHW, timestep, [positive for positive, _ in conditions])
+        is_guided_BF = (self.guided_levels[0] <= level_BF) & (level_BF <= self.guided_levels[1])
+        if self.guidance_scale != 1.0 and is_guided_BF.any():
+            away = self._forward(x_BCFHW, timestep, [negative for _, negative in conditions])
+            scale_BF = 1.0 + (self.guidance_scale - 1.0) * is_guided_BF.to(eps)
+            eps = away + scale_BF[:, None, :, None, None] * (eps - away)
+        alpha, sigma = (self.schedule.at(table, level_BF, eps) for table in (self.schedule.alpha, self.schedule.sigma))
+        clean_BFCHW = (x_BFCHW.float() - sigma * eps.transpose(1, 2)) / alpha
+        if not torch.isfinite(clean_BFCHW).all():
+            raise NonFiniteError(
+                "the network returned NaN or infinity",
+                hint="if it happens to every row, the weights are broken or do not bear the dtype: try float32",
+            )
+        return clean_BFCHW
+
+    def _timesteps(self, level_BF: torch.Tensor) -> torch.Tensor:
+        """One per window `[B]` where its latents share a level (cheaper, the same result), else one each `[B, F]`."""
+        timestep_BF = self.schedule.timestep[level_BF.cpu()]
+        return timestep_BF[:, 0] if (timestep_BF == timestep_BF[:, :1]).all() else timestep_BF
+
+    def _forward(self, x_BCFHW: torch.Tensor, timestep: torch.Tensor, texts_LD: Sequence[torch.Tensor]) -> torch.Tensor:
+        text_BLD = torch.stack(list(texts_LD)).to(x_BCFHW.device, x_BCFHW.dtype)
+        fps_B = torch.full((len(x_BCFHW),), self.fps_condition, device=x_BCFHW.device)
+        return self.unet(x_BCFHW, timestep, text_BLD, fps_B).float()

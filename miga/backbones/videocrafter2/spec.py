@@ -1,0 +1,295 @@
+"""What is known of a VideoCrafter2 model from its JSON files alone, before any weights are loaded.
+
+The folder is what `miga convert` writes. Its `miga.json` holds `Settings`; without it the published values hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, get_args, get_type_hints
+
+from miga.backbones.base import BackboneSpec
+from miga.backbones.loading import check_files, first_line, read_json, resolve_folder, revision_of
+from miga.backbones.videocrafter2.unet import NUM_INITIAL_HEADS, UNetConfig
+from miga.config import SamplerConfig
+from miga.errors import ModelError
+from miga.schedule import DdimSpacing
+
+FAMILY: Final = "videocrafter2"
+PIPELINE_CLASS: Final = "VideoCrafter2Pipeline"
+"""What `model_index.json` of a converted folder names; no library has such a class."""
+
+JSON_FILES: Final = ("model_index.json", "miga.json", "vae/config.json", "unet/config.json", "scheduler/*.json")
+"""What a spec is read from, and what lies beside it."""
+
+NUM_TEXT_TOKENS: Final = 77
+"""Of every prompt, its padding included: the network attends to that too."""
+
+LATENT_SCALE: Final = 0.18215
+"""The UNet's latents are the VAE's times this."""
+
+PAD_TOKEN: Final = 0
+"""OpenCLIP fills prompts up with token 0 ("!"), not with the end mark as CLIP's own tokenizer does."""
+
+NUM_STRIDED_STEPS: Final = 67
+"""Denoise steps that VideoCrafter's own spacing takes where 64 are asked for."""
+
+PUBLISHED_NAME: Final = "VideoCrafter/VideoCrafter2"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys of `miga.json`, with VideoCrafter2's published values. Source: decisions/0011.
+
+    Attributes:
+        family: which kind of model; always "videocrafter2".
+        window: latents of a clip that the model was trained on.
+        height, width: pixels of a frame.
+        fps: frames per second that videos are written at.
+        fps_condition: frames per second that the network is told.
+        negative_prompt: what guidance steers away from.
+        default_num_frames: length of a video where none is asked for.
+        use_scale: whether the base clip is sampled with a factor on the signal, 1 at time 0 and 0.7 from 399 on, as
+            VideoCrafter2 does; steps of single latents never are.
+        spacing: of the time steps, see `ddim_schedule`.
+        sampler: settings of `SamplerConfig` over those published for the family.
+    """
+
+    family: str = FAMILY
+    window: int = 16
+    height: int = 320
+    width: int = 512
+    fps: int = 10
+    fps_condition: int = 8
+    negative_prompt: str = ""
+    default_num_frames: int = 128
+    use_scale: bool = True
+    spacing: DdimSpacing = "linspace"
+    sampler: dict[str, Any] = field(default_factory=dict)
+
+
+def forward_flops(config: UNetConfig, num_latents: int, height: int, width: int) -> float:
+    """Floating-point operations of one forward of the UNet: its convolutions, matrix products and attention.
+
+    Args:
+        config: of the UNet.
+        num_latents: of the window.
+        height: of a latent.
+        width: of a latent.
+    """
+    count = _FlopCount(config, num_latents, height, width)
+    channels, down, skips = config.model_channels, 1, [config.model_channels]
+    total = count.embeddings() + count.convolution(config.in_channels, channels, down)
+    total += count.temporal(channels, NUM_INITIAL_HEADS * config.num_head_channels, down)
+    last = len(config.channel_mult) - 1
+    for level, multiple in enumerate(config.channel_mult):
+        for _ in range(config.num_res_blocks):
+            total += count.block(channels, multiple * config.model_channels, down)
+            channels = multiple * config.model_channels
+            skips.append(channels)
+        if level < last:
+            down *= 2
+            total += count.convolution(channels, channels, down)
+            skips.append(channels)
+    total += 2 * count.residual(channels, channels, down) + count.attentions(channels, down)
+    for level in range(last, -1, -1):
+        for _ in range(config.num_res_blocks + 1):
+            wide = config.channel_mult[level] * config.model_channels
+            total += count.block(channels + skips.pop(), wide, down)
+            channels = wide
+        if level:
+            down //= 2
+            total += count.convolution(channels, channels, down)
+    return float(total + count.convolution(channels, config.out_channels, down))
+
+
+@dataclass(frozen=True)
+class _FlopCount:
+    """Operations of the UNet's parts; `down` is by how much a latent's sides are divided there."""
+
+    config: UNetConfig
+    num_latents: int
+    height: int
+    width: int
+
+    def tokens(self, down: int) -> int:
+        return self.num_latents * -(-self.height // down) * -(-self.width // down)
+
+    def embeddings(self) -> int:
+        """Of every latent's time step and the window's frame rate."""
+        width = self.config.embedding_channels
+        return 2 * (self.num_latents + 1) * (self.config.model_channels + width) * width
+
+    def convolution(self, num_in: int, num_out: int, down: int) -> int:
+        """3 x 3."""
+        return 18 * num_in * num_out * self.tokens(down)
+
+    def block(self, num_in: int, num_out: int, down: int) -> int:
+        """A residual block and, where the level has them, its attentions."""
+        attentions = self.attentions(num_out, down) if down in self.config.attention_resolutions else 0
+        return self.residual(num_in, num_out, down) + attentions
+
+    def residual(self, num_in: int, num_out: int, down: int) -> int:
+        """Two convolutions over the cells, four over three latents each, the embedding, and a projection past them."""
+        shortcut = 2 * num_in * num_out * self.tokens(down) if num_in != num_out else 0
+        embedding = 2 * self.config.embedding_channels * num_out * self.num_latents
+        temporal = 4 * 6 * num_out**2 * self.tokens(down)
+        spatial = self.convolution(num_in, num_out, down) + self.convolution(num_out, num_out, down)
+        return spatial + temporal + embedding + shortcut
+
+    def attentions(self, channels: int, down: int) -> int:
+        """Over the cells of each latent and to the text, then over the latents."""
+        tokens, text = self.tokens(down), NUM_TEXT_TOKENS
+        cells = 8 * tokens * channels**2 + 4 * tokens * (tokens // self.num_latents) * channels
+        to_text = 4 * tokens * channels**2 + 4 * text * self.config.context_dim * channels
+        to_text += 4 * tokens * text * channels
+        depth = self.config.transformer_depth
+        spatial = 4 * tokens * channels**2 + depth * (cells + to_text + 24 * tokens * channels**2)
+        return spatial + self.temporal(channels, channels, down)
+
+    def temporal(self, channels: int, inner: int, down: int) -> int:
+        """Twice over the latents, and a feed-forward part, between projections in and out."""
+        tokens = self.tokens(down)
+        attention = 8 * tokens * inner**2 + 4 * tokens * self.num_latents * inner
+        depth = self.config.transformer_depth
+        return 4 * tokens * channels * inner + depth * (2 * attention + 24 * tokens * inner**2)
+
+
+PUBLISHED: Final = {
+    PUBLISHED_NAME: BackboneSpec(
+        family=FAMILY,
+        name=PUBLISHED_NAME,
+        revision="main",
+        window=16,
+        latent_channels=4,
+        latent_height=40,
+        latent_width=64,
+        height=320,
+        width=512,
+        fps=10,
+        frames_per_latent=1,
+        default_num_frames=128,
+        forward_flops=forward_flops(UNetConfig(), 16, 40, 64),
+    )
+}
+"""The model that a dry run knows without network. It is published as a pickle, so it cannot be loaded by this name."""
+
+CONVERT_HINT: Final = "run `miga convert model.ckpt FOLDER` once, and name FOLDER as the model"
+
+
+def load_spec(name_or_dir: str | Path, *, revision: str | None = None) -> BackboneSpec:
+    """The spec of a folder or hub name, from its JSON files; of the published model from `PUBLISHED`.
+
+    Raises:
+        ModelError: if the model is missing, or is not a converted VideoCrafter2.
+    """
+    name = str(name_or_dir)
+    if name in PUBLISHED and not Path(name).is_dir():
+        return PUBLISHED[name]
+    folder = resolve_folder(name_or_dir, revision, JSON_FILES)
+    if folder == Path(name_or_dir).expanduser():  # of the hub only these files are here yet
+        for component in sorted(path.name for path in folder.iterdir() if path.is_dir()):
+            check_files(component, folder)
+    return spec_of_folder(folder, name)
+
+
+def spec_of_folder(folder: Path, name: str) -> BackboneSpec:
+    """The spec of a model in a local folder.
+
+    Args:
+        folder: where the files are.
+        name: what the user called it.
+    """
+    index = read_json(folder / "model_index.json")
+    if index.get("_class_name") != PIPELINE_CLASS:
+        raise ModelError(f"{name!r} is a {index.get('_class_name')}, not a {PIPELINE_CLASS}", hint=CONVERT_HINT)
+    vae, unet = read_json(folder / "vae" / "config.json"), unet_config_of(folder)
+    if vae.get("_class_name") != "AutoencoderKL":
+        raise ModelError(f"vae of {name!r} is {vae.get('_class_name')}, not AutoencoderKL", hint=CONVERT_HINT)
+    channels, cell = int(vae.get("latent_channels", 4)), 2 ** (len(vae["block_out_channels"]) - 1)
+    if channels != unet.in_channels or channels != unet.out_channels:
+        raise ModelError(
+            f"vae of {name!r} has {channels} channels, its UNet takes {unet.in_channels}",
+            hint="they are of two models: convert the checkpoint again",
+        )
+    settings = settings_of_folder(folder)
+    for side in ("height", "width"):
+        if (pixels := getattr(settings, side)) % cell:
+            raise ModelError(f"{side} {pixels} of {name!r} is no multiple of {cell}", hint="correct miga.json")
+    height, width = settings.height // cell, settings.width // cell
+    steps = {"num_steps": NUM_STRIDED_STEPS} if settings.spacing == "strided" else {}
+    return BackboneSpec(
+        family=FAMILY,
+        name=name,
+        revision=revision_of(folder),
+        window=settings.window,
+        latent_channels=channels,
+        latent_height=height,
+        latent_width=width,
+        height=settings.height,
+        width=settings.width,
+        fps=settings.fps,
+        frames_per_latent=1,
+        frames_first_latent=1,
+        negative_prompt=settings.negative_prompt,
+        default_num_frames=settings.default_num_frames,
+        forward_flops=forward_flops(unet, settings.window, height, width),
+        sampler=steps | settings.sampler,
+    )
+
+
+def unet_config_of(folder: Path) -> UNetConfig:
+    """The UNet's configuration.
+
+    Raises:
+        ModelError: if it is missing or of another network.
+    """
+    config = read_json(folder / "unet" / "config.json")
+    if config.pop("_class_name", None) != "VideoCrafter2UNet":
+        raise ModelError(f"unet of {str(folder)!r} is no VideoCrafter2UNet", hint=CONVERT_HINT)
+    try:
+        return UNetConfig.from_dict(config)
+    except ValueError as error:
+        raise ModelError(
+            f"{str(folder / 'unet' / 'config.json')!r} describes no VideoCrafter2UNet: {first_line(error)}",
+            hint=CONVERT_HINT,
+        ) from error
+
+
+def settings_of_folder(folder: Path) -> Settings:
+    """The checked contents of `miga.json`, defaults filled in.
+
+    Raises:
+        ModelError: for an unknown key, a wrong type or a value out of range.
+    """
+    file = folder / "miga.json"
+    given = read_json(file) if file.exists() else {}
+    if problems := [problem for key, value in given.items() for problem in _problems(key, value)]:
+        known = ", ".join(setting.name for setting in fields(Settings))
+        raise ModelError(f"{str(file)!r}: {'; '.join(problems)}", hint=f"known keys: {known}")
+    return Settings(**given)
+
+
+_TYPES: Final = get_type_hints(Settings)
+
+
+def _problems(key: str, value: Any) -> list[str]:
+    """What is wrong with an entry of `miga.json`."""
+    if key not in _TYPES:
+        return [f"unknown key {key!r}"]
+    if key == "spacing":
+        known = get_args(DdimSpacing)
+        return [] if value in known else [f"spacing must be one of {', '.join(known)}, not {value!r}"]
+    wanted = dict if key == "sampler" else _TYPES[key]
+    if type(value) is not wanted:
+        return [f"{key} must be of type {wanted.__name__}, not {value!r}"]
+    lowest = 2 if key == "window" else 1
+    if wanted is int and isinstance(value, int) and value < lowest:
+        return [f"{key} must be {lowest} or above, not {value}"]
+    if key == "sampler":
+        return [f"unknown key {name!r} in sampler" for name in sorted(value.keys() - _SAMPLER_FIELDS)]
+    return [f"family must be {FAMILY!r}, not {value!r}"] if key == "family" and value != FAMILY else []
+
+
+_SAMPLER_FIELDS: Final = frozenset(setting.name for setting in fields(SamplerConfig))

@@ -1,0 +1,335 @@
+"""VideoCrafter2 as a backbone: what is known of a folder, what is said of a faulty one, and whole videos from it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from actors.backbone import BackboneWorker, VideoResult, VideoTask, WorkerSettings
+from jobs.cli import main
+from miga.backbones.base import Backbone, Denoiser, FrameDecoder
+from miga.backbones.registry import load_backbone, load_spec
+from miga.backbones.videocrafter2.backbone import UNET_FILE, VideoCrafter2Backbone
+from miga.backbones.videocrafter2.denoiser import VideoCrafter2Denoiser
+from miga.backbones.videocrafter2.spec import PUBLISHED_NAME, Settings, forward_flops, settings_of_folder
+from miga.backbones.videocrafter2.unet import UNetConfig, VideoCrafter2UNet
+from miga.backbones.videocrafter2.vae import VideoCrafter2FrameDecoder
+from miga.config import resolve_config
+from miga.cost import count_calls
+from miga.errors import ModelError
+from miga.long_video import LongVideoPipeline
+from pipeline.config import VideoConfig
+from tests.tiny_videocrafter2 import SAMPLER, SETTINGS, architecture
+
+NUM_FRAMES = 9
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, **kwargs: Any) -> str:
+        raise ConnectionError(f"cannot reach the hub for {name}")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+
+
+PAIRS = [
+    (Backbone, VideoCrafter2Backbone),
+    (Denoiser, VideoCrafter2Denoiser),
+    (FrameDecoder, VideoCrafter2FrameDecoder),
+]
+
+
+@pytest.mark.parametrize(("protocol", "implementation"), PAIRS)
+def test_same_parameters_as_the_protocol(protocol: Any, implementation: Any) -> None:
+    for name in [name for name in vars(protocol) if name == "__call__" or not name.startswith("_")]:
+        wanted, given = (inspect.signature(getattr(kind, name)).parameters for kind in (protocol, implementation))
+        assert list(wanted) == list(given)
+
+
+def test_spec_of_a_folder(converted: Path) -> None:
+    spec = load_spec(str(converted))
+    assert (spec.family, spec.name, spec.window, spec.fps) == ("videocrafter2", str(converted), 8, 6)
+    assert spec.latent_shape == (4, 4, 6)
+    assert (spec.height, spec.width, spec.default_num_frames, spec.negative_prompt) == (32, 48, 9, "")
+    assert (spec.frames_per_latent, spec.frames_first_latent) == (1, 1)
+    assert [spec.num_latents(count) for count in (1, 2, 128)] == [1, 2, 128]
+    assert spec.num_frames(128) == 128
+    assert spec.sampler == SAMPLER
+    assert spec.revision.startswith("sha256:")
+    assert load_backbone(str(converted), device="cpu", components=()).spec == spec
+
+
+def test_no_frames_cannot_be_made(converted: Path) -> None:
+    with pytest.raises(ValueError, match="num_frames 0 cannot be made"):
+        load_spec(str(converted)).num_latents(0)
+
+
+def test_published_model_is_known_without_network() -> None:
+    spec = load_spec(PUBLISHED_NAME)
+    assert (spec.window, spec.latent_shape, spec.height, spec.width) == (16, (4, 40, 64), 320, 512)
+    assert (spec.fps, spec.default_num_frames, spec.num_latents(128), spec.negative_prompt) == (10, 128, 128, "")
+    config = resolve_config("paper", spec)
+    assert (config.num_steps, config.zigzag_width, config.guidance_scale, config.eta) == (64, 4, 12.0, 1.0)
+    with pytest.raises(ModelError, match=r"published as a pickle, model\.ckpt") as error:
+        load_backbone(PUBLISHED_NAME, device="cpu", components=("tokenizer",))
+    assert "miga convert model.ckpt" in error.value.hint
+
+
+def test_a_folder_without_settings_has_the_published_ones(copied: Path) -> None:
+    (copied / "miga.json").unlink()
+    assert settings_of_folder(copied) == Settings()
+    spec = load_spec(str(copied))
+    assert (spec.window, spec.latent_shape, spec.fps) == (16, (4, 40, 64), 10)
+
+
+def test_settings_of_the_folder(copied: Path) -> None:
+    edit(
+        copied / "miga.json",
+        spacing="strided",
+        use_scale=False,
+        fps_condition=24,
+        sampler={"num_guidance_latents": 2},
+        height=40,
+    )
+    backbone = VideoCrafter2Backbone.from_pretrained(copied, device="cpu", components=("denoiser",))
+    assert backbone.spec.sampler == {"num_steps": 67, "num_guidance_latents": 2}
+    denoiser = backbone.denoiser(resolve_config("no-reflection", backbone.spec))
+    assert (denoiser.schedule.num_steps, int(denoiser.schedule.timestep[-1])) == (67, 991)
+    assert denoiser.schedule.base_clip_scale is None
+    assert denoiser.fps_condition == 24
+    assert backbone.spec.latent_shape == (4, 5, 6)
+
+
+def test_parts_are_loaded_alone(converted: Path) -> None:
+    text = VideoCrafter2Backbone.from_pretrained(converted, device="cpu", components=("text",))
+    assert text.text is not None
+    assert (text.unet, text.vae) == (None, None)
+    rest = VideoCrafter2Backbone.from_pretrained(converted, device="cpu", components=("denoiser", "vae"))
+    assert rest.text is None
+    assert not any(weight.requires_grad for part in (rest.unet, rest.vae) for weight in part.parameters())
+
+
+def test_the_vae_stays_in_float32(converted: Path) -> None:
+    backbone = VideoCrafter2Backbone.from_pretrained(converted, device="cpu", dtype=torch.bfloat16)
+    assert backbone.unet.dtype == torch.bfloat16
+    assert next(backbone.text.encoder.parameters()).dtype == torch.bfloat16
+    assert backbone.vae.dtype == torch.float32
+
+
+def counted_flops(config: UNetConfig, num_latents: int, height: int, width: int) -> int:
+    """By torch, operation by operation, without memory."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        x = torch.empty(1, 4, num_latents, height, width)
+        text, one = torch.empty(1, 77, config.context_dim), torch.ones(1, dtype=torch.int64)
+        VideoCrafter2UNet(config)(x, one, text, one)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("size", "tolerance"), [((8, 4, 6), 0), ((16, 5, 7), 0.05)])
+def test_flops_of_a_small_forward(size: tuple[int, int, int], tolerance: float) -> None:
+    """Odd sides are rounded up on the way, which is not counted."""
+    config = architecture().unet
+    assert forward_flops(config, *size) == pytest.approx(counted_flops(config, *size), rel=tolerance)
+
+
+def test_flops_of_a_published_forward() -> None:
+    assert load_spec(PUBLISHED_NAME).forward_flops == pytest.approx(counted_flops(UNetConfig(), 16, 40, 64), rel=0)
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps({**(json.loads(file.read_text()) if file.exists() else {}), **changes}))
+
+
+def remove(*names: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for name in names:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return change
+
+
+def truncate(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return change
+
+
+def change_json(name: str, **changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / name, **changes)
+
+
+def break_weights(name: str, value: float = float("nan")) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        state = load_file(folder / name)
+        state[min(state)].view(-1)[0] = value
+        save_file(state, folder / name, metadata={"format": "pt"})
+
+    return change
+
+
+FAULTS = {
+    "broken model_index.json": (truncate("model_index.json"), "cannot read"),
+    "another pipeline": (change_json("model_index.json", _class_name="TextToVideoSDPipeline"), "TextToVideoSDPipeline"),
+    "another VAE": (change_json("vae/config.json", _class_name="AutoencoderKLWan"), "AutoencoderKLWan, not"),
+    "another UNet": (change_json("unet/config.json", _class_name="UNet3DConditionModel"), "no VideoCrafter2UNet"),
+    "UNet of other channels": (change_json("unet/config.json", in_channels=8, out_channels=8), "has 4 channels"),
+    "unknown key of the UNet": (change_json("unet/config.json", depth=2), "describes no VideoCrafter2UNet"),
+    "no UNet": (remove("unet"), "no config.json"),
+    "no UNet weights": (remove(f"unet/{UNET_FILE}"), "cannot load .*unet"),
+    "no VAE weights": (remove(f"vae/{UNET_FILE}"), "cannot load .*vae"),
+    "no text encoder": (remove("text_encoder"), "no component 'text_encoder'"),
+    "no tokenizer": (remove("tokenizer"), "no component 'tokenizer'"),
+    "empty tokenizer": (remove("tokenizer/tokenizer.json"), "tokenizer"),
+    "half a UNet": (truncate(f"unet/{UNET_FILE}"), "cannot load .*unet"),
+    "half a VAE": (truncate(f"vae/{UNET_FILE}"), "cannot load .*vae"),
+    "half a text encoder": (truncate("text_encoder/model.safetensors"), "cannot load .*text_encoder"),
+    "a deeper UNet": (change_json("unet/config.json", num_res_blocks=2), "lacks"),
+    "a wider UNet": (change_json("unet/config.json", model_channels=64), "unet"),
+    "a shallower UNet": (change_json("unet/config.json", attention_resolutions=[2]), "no place for"),
+    "NaN in the UNet": (break_weights(f"unet/{UNET_FILE}"), "NaN or infinity"),
+    "NaN in the VAE": (break_weights(f"vae/{UNET_FILE}"), "NaN or infinity"),
+    "NaN in the text encoder": (break_weights("text_encoder/model.safetensors", float("inf")), "NaN or infinity"),
+    "unknown setting": (change_json("miga.json", windw=6), "unknown key 'windw'"),
+    "setting of another type": (change_json("miga.json", fps=8.5), "fps must be of type int, not 8.5"),
+    "truth as a number": (change_json("miga.json", use_scale=1), "use_scale must be of type bool, not 1"),
+    "number as a truth": (change_json("miga.json", window=True), "window must be of type int"),
+    "setting out of range": (change_json("miga.json", fps=0), "fps must be 1 or above"),
+    "unknown spacing": (change_json("miga.json", spacing="even"), "spacing must be one of linspace, strided"),
+    "another family": (change_json("miga.json", family="wan"), "family must be 'videocrafter2', not 'wan'"),
+    "unknown sampler setting": (change_json("miga.json", sampler={"steps": 4}), "unknown key 'steps' in sampler"),
+    "odd size": (change_json("miga.json", height=33), "height 33 .* no multiple of 8"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_folder(copied: Path, fault: str) -> None:
+    change, message = FAULTS[fault]
+    change(copied)
+    with pytest.raises(ModelError, match=message) as error:
+        load_backbone(str(copied), device="cpu")
+    assert error.value.hint
+
+
+@pytest.mark.parametrize("load", [load_spec, load_backbone])
+def test_a_checkpoint_has_to_be_converted(converted: Path, tmp_path: Path, load: Callable[[str], Any]) -> None:
+    checkpoint = converted.with_suffix(".ckpt")
+    with pytest.raises(ModelError, match="is a pickle") as error:
+        load(str(checkpoint))
+    assert "miga convert model.ckpt" in error.value.hint
+    (tmp_path / "model.ckpt").symlink_to(checkpoint)
+    with pytest.raises(ModelError, match=r"holds model\.ckpt, a pickle") as error:
+        load(str(tmp_path))
+    assert "miga convert model.ckpt" in error.value.hint
+
+
+def test_other_models_are_still_found(tiny_model: Path, tmp_path: Path) -> None:
+    assert load_spec(str(tiny_model)).family == "wan"
+    assert load_spec("sprites").family == "wan"
+    assert load_spec("Wan-AI/Wan2.1-T2V-1.3B-Diffusers").family == "wan"
+    with pytest.raises(ModelError, match="does not exist"):
+        load_spec(str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match="cannot reach the hub for someone/else"):
+        load_spec("someone/else")
+    with pytest.raises(ModelError, match=r"no model_index\.json"):
+        load_spec(str(tmp_path))
+
+
+def test_a_converted_folder_may_lie_on_the_hub(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def deliver(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert (name, revision) == ("someone/videocrafter2", "v1")
+        asked.extend(allow_patterns)
+        return str(converted)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", deliver)
+    backbone = load_backbone("someone/videocrafter2", revision="v1", device="cpu", components=("vae",))
+    assert backbone.spec.name == "someone/videocrafter2"
+    assert "vae/*" in asked
+    assert not any(pattern.startswith(("text_encoder", "unet/*")) for pattern in asked)
+
+
+PROFILES = ["paper", "fifo", "swift", "released"]
+
+
+@pytest.fixture(scope="module")
+def backbone(converted: Path) -> VideoCrafter2Backbone:
+    return VideoCrafter2Backbone.from_pretrained(converted, device="cpu")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_whole_videos(backbone: VideoCrafter2Backbone, profile: str) -> None:
+    config = resolve_config(profile, backbone.spec)
+    pipeline = LongVideoPipeline(backbone, config)
+    prompts = ["a red ball", "a blue boat"]
+    video = pipeline(prompts, num_frames=NUM_FRAMES, seed=1)
+    assert video.frames.shape == (NUM_FRAMES, 32, 48, 3)
+    assert video.fps == 6
+    count = count_calls(config, NUM_FRAMES)
+    assert video.num_calls == count.total + count.per_search * sum(video.trace.searched)
+    assert video.frames.std(axis=(0, 1, 2)).min() > 5, "frames of one colour would tell nothing"
+
+
+def test_what_a_video_depends_on(backbone: VideoCrafter2Backbone) -> None:
+    """On seed, prompt and `use_scale`, and on nothing else."""
+    config = resolve_config("swift", backbone.spec)
+    plain = VideoCrafter2Backbone(backbone.spec, replace(SETTINGS, use_scale=False), backbone.device)
+    plain.text, plain.unet, plain.vae = backbone.text, backbone.unet, backbone.vae
+    pipeline = LongVideoPipeline(backbone, config)
+    frames = pipeline("a red ball", num_frames=1).frames
+    assert np.array_equal(np.stack(list(pipeline.stream("a red ball", num_frames=1))), frames)
+    for other in (
+        pipeline("a red ball", num_frames=1, seed=2),
+        pipeline("zzz", num_frames=1),
+        LongVideoPipeline(plain, config)("a red ball", num_frames=1),
+    ):
+        assert not np.array_equal(other.frames, frames)
+
+
+def test_a_worker_makes_a_video(backbone: VideoCrafter2Backbone, converted: Path, tmp_path: Path) -> None:
+    """What a Ray actor runs, without Ray."""
+    config = resolve_config("swift", backbone.spec)
+    settings = WorkerSettings(
+        model=str(converted), revision=None, sampler=config, video=VideoConfig(), out=str(tmp_path / "out"),
+        num_threads=1, device="cpu",
+    )  # fmt: skip
+    worker = BackboneWorker(settings)
+    assert worker.load().revision == backbone.spec.revision
+    embeddings = [embedding.numpy() for embedding in backbone.encode_prompts(["", "a red ball"])]
+    task = VideoTask(num_latents=3, num_frames=3, seed=0, path="video/one.mp4")
+    *_, result = worker.make_video(task, *embeddings)
+    assert isinstance(result, VideoResult)
+    assert (result.num_frames, result.fps, result.height, result.width) == (3, 6, 32, 48)
+    assert result.num_calls == count_calls(config, 3).total
+    assert (tmp_path / "out" / "video" / "one.mp4").stat().st_size == result.bytes
+
+
+def test_the_settings_written_are_all_there_are(converted: Path) -> None:
+    assert json.loads((converted / "miga.json").read_text()) == asdict(SETTINGS)
+
+
+def test_a_dry_run_of_the_published_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without network; the run itself says what to do, before it makes anything."""
+    (tmp_path / "prompts.txt").write_text("a red ball\n")
+    run = ["generate", str(tmp_path / "prompts.txt"), str(tmp_path / "out"), "--model", PUBLISHED_NAME]
+    assert main([*run, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == PUBLISHED_NAME
+    assert main(run) == 2
+    assert "miga convert model.ckpt" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
