@@ -141,7 +141,7 @@ def test_a_run_makes_every_good_row_quarantines_the_bad_ones_and_is_resumed(tmp_
     (out / "dead" / "00000" / sidecar.name).write_text(json.dumps(failed))
     sidecar.unlink()
     (out / "manifest" / "shard-00000.parquet").unlink()
-    status, summary = run(prompts, out, tiny_model, "--retry-failed")
+    status, summary = run(prompts, out, tiny_model, "--profile", "paper", "--retry-failed")
     assert status == 3, summary
     assert check_complete(out, 8, failed={1, 3, 4, 5, 6})[7]["sha256"] == rows[7]["sha256"]
 
