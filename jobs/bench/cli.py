@@ -75,9 +75,10 @@ def _run(bench: Bench, options: argparse.Namespace) -> int:
     from miga.errors import UsageError
 
     for name, value in vars(options).items():
+        least = 0 if name == "first_prompt" else 1
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and not isinstance(number, bool) and number < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {number} is too small", "it must be at least 1")
+            if isinstance(number, int) and not isinstance(number, bool) and number < least:
+                raise UsageError(f"--{name.replace('_', '-')} {number} is too small", f"it must be at least {least}")
     keep_heap_steady()
     torch.set_num_threads(options.threads)
     tables = bench(options)
