@@ -141,8 +141,8 @@ class RunConfig:
     run: RunSection = field(default_factory=RunSection)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, sections as dicts."""
-        return asdict(self)
+        """Plain values as JSON knows them: sections as dicts, tuples as lists."""
+        return asdict(self) | {"lora": list(self.lora)}
 
     def to_json(self) -> str:
         """Canonical: equal configs give equal text."""

@@ -20,21 +20,27 @@ SPECS = {
         "videocrafter2", "VideoCrafter2", "0", 16, 4, 40, 64, 320, 512, 10, frames_per_latent=1, frames_first_latent=1
     ),
 }
-WITHOUT_SEARCHES = [
-    ("wan", "paper", 161, 946),
-    ("wan", "swift", 161, 298),
-    ("wan", "paper", 1001, 2065),
-    ("wan", "swift", 1001, 1414),
-    ("videocrafter2", "paper", 128, 1845),
-    ("videocrafter2", "swift", 128, 1125),
+DRAINING_ALONE = {"drain": True, "self_reflection": False}
+WITHOUT_SEARCHES: list[tuple[str, str, dict[str, Any], int, int]] = [
+    ("wan", "paper", {}, 161, 946),
+    ("wan", "paper", DRAINING_ALONE, 161, 298),
+    ("wan", "swift", {}, 161, 255),
+    ("wan", "paper", {}, 1001, 2065),
+    ("wan", "paper", DRAINING_ALONE, 1001, 1414),
+    ("wan", "swift", {}, 1001, 1056),
+    ("videocrafter2", "paper", {}, 128, 1845),
+    ("videocrafter2", "paper", DRAINING_ALONE, 128, 1125),
+    ("videocrafter2", "swift", {}, 128, 1125),
 ]
 
 
-@pytest.mark.parametrize(("family", "profile", "num_frames", "expected"), WITHOUT_SEARCHES)
-def test_published_settings(family: str, profile: str, num_frames: int, expected: int) -> None:
+@pytest.mark.parametrize(("family", "profile", "overrides", "num_frames", "expected"), WITHOUT_SEARCHES)
+def test_published_settings(
+    family: str, profile: str, overrides: dict[str, Any], num_frames: int, expected: int
+) -> None:
     """A pass over the full queue of Wan takes `ceil((315 - 17) / 10) + 1 = 31` windows."""
     spec = SPECS[family]
-    config = resolve_config(profile, spec)
+    config = resolve_config(profile, spec, overrides)
     assert count_calls(config, spec.num_latents(num_frames)).total == expected
 
 
@@ -46,7 +52,7 @@ def test_published_settings_by_part() -> None:
     assert paper.stage1 == sum(math.ceil((length - 17) / 10) + 1 for length in lengths)
     swift = count_calls(resolve_config("swift", SPECS["wan"]), 41)
     lengths = [28, 35, 42, *[49] * 39, 42, 35, 28, 21, 14]
-    assert swift.stage1 == sum(math.ceil((length - 17) / 10) + 1 if length > 21 else 1 for length in lengths)
+    assert swift.stage1 == sum(math.ceil((length - 17) / 14) + 1 if length > 21 else 1 for length in lengths)
     assert (swift.base_clip, swift.stage2, swift.per_search) == (54, 27, 0)
 
 
