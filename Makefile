@@ -43,9 +43,11 @@ format: $(VENV)/.dev ## puts the code into the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install   ## the figures of docs/benchmarks.md on this machine
-	$(BIN)/python -m jobs.bench quality
-	$(BIN)/python -m jobs.bench memory
+bench: install   ## the figures of docs/benchmarks.md on this machine; the last takes hours, and goes on where it was stopped
+	$(BIN)/miga bench model
+	$(BIN)/miga bench sampler
+	$(BIN)/miga bench memory --profiles paper swift
+	$(BIN)/miga bench quality --out training/bench-quality.jsonl
 
 lock: $(VENV)/.dev ## resolves pyproject.toml again into the two lock files
 	$(BIN)/pip-compile --quiet --strip-extras --no-header --no-emit-index-url --no-emit-find-links -o requirements.lock pyproject.toml
