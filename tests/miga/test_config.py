@@ -114,14 +114,18 @@ def test_out_of_range(make: Any, settings: dict[str, Any], name: str, allowed: s
 
 
 def test_the_ends_of_the_ranges_are_admitted() -> None:
-    make_config(handoff_level=9)
-    make_config(handoff_level=1, num_guidance_latents=3)
-    make_config(stride=6, num_guidance_latents=0)
-    make_config(num_steps=4, handoff_level=1)
-    make_config(self_reflection=True, judged_group=7, num_eval_latents=14, num_reference_latents=4)
-    make_config(num_candidates=0)  # not used where self-reflection is off
-    make_fifo_config(num_steps=6)
-    make_fifo_config(window=7, stride=4)
+    for make, settings in (
+        (make_config, {"handoff_level": 9}),
+        (make_config, {"handoff_level": 12}),
+        (make_config, {"handoff_level": 1, "num_guidance_latents": 3}),
+        (make_config, {"stride": 6, "num_guidance_latents": 0}),
+        (make_config, {"num_steps": 4, "handoff_level": 1}),
+        (make_config, REFLECT | {"judged_group": 7, "num_eval_latents": 14, "num_reference_latents": 4}),
+        (make_config, {"num_candidates": 0}),  # not used where self-reflection is off
+        (make_fifo_config, {"num_steps": 6}),
+        (make_fifo_config, {"window": 7, "stride": 4}),
+    ):
+        assert make(**settings).to_dict().items() >= settings.items()
 
 
 def test_unknown_profile() -> None:
