@@ -11,10 +11,11 @@ from miga.denoise_pass import Stepper
 from miga.queue import FrameQueue
 from miga.schedule import NoiseSchedule
 from miga.solvers import DDIMSolver, History
+from miga.solvers.base import WithoutHistory
 from miga.windows import plan_pass
 
 
-class ScaledSolver:
+class ScaledSolver(WithoutHistory):
     """DDIM with a factor on the signal scale, from clean latents that were predicted without it. See `Solver`.
 
     Args:
@@ -28,10 +29,6 @@ class ScaledSolver:
         self._schedule = schedule
         self._ddim = DDIMSolver(schedule, eta, self._scale)
         self.is_stochastic = self._ddim.is_stochastic
-
-    def fresh_history(self, x_FCHW: torch.Tensor) -> History:
-        """None is kept."""
-        return self._ddim.fresh_history(x_FCHW)
 
     def step(
         self,

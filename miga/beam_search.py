@@ -128,6 +128,10 @@ class BeamSearch:
         next_state = replace(state, context=state.context.append(head)[1:].compact(), beams=tuple(rest))
         return next_state, (head if head.first >= 0 else None)
 
+    def is_open(self, state: BeamSearchState) -> bool:
+        """Always: no pass knows how long the video is."""
+        return True
+
     def _first_pass(self, state: BeamSearchState) -> list[Beam]:
         """Over the base clip's own queue, which is full: nothing to choose."""
         return [replace(beam, queue=self.fifo.pass_over(FifoState(state.context, beam.queue))) for beam in state.beams]

@@ -1,8 +1,13 @@
 """A video in the making on disk: one safetensors file, so that nothing in it is ever run.
 
+A state alone (`save_state`) is what the sampler goes on from. A `VideoCheckpoint` holds the finished latents since the
+checkpoint before beside it, so that all files of a video together give its frames again from the first.
+
 Tensors are named by where they stand in the state ("method.queue.x_FCHW"), everything else is JSON in the file's
-metadata. Both ways follow the type hints of `VideoState`: a new field is saved without a line here, and loading makes
+metadata. Both ways follow the type hints of what is saved: a new field is saved without a line here, and loading makes
 no class but those that the hints name.
+
+Legend: F latents, C channels, H, W cells.
 """
 
 from __future__ import annotations
@@ -12,10 +17,10 @@ import json
 import os
 import types
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,11 +37,111 @@ VERSION: Final = 1
 START_AGAIN: Final = "delete it: the video is then made from the start"
 
 _SCALARS: Final = (bool, int, float, str)
-_ON_CPU: Final = "level_F"
-"""Levels index tables on the CPU, whatever device the latents are on (`FrameQueue`)."""
+_ON_CPU: Final = ("level_F", "latents_FCHW")
+"""Levels index tables on the CPU, whatever device the latents are on (`FrameQueue`); finished latents wait there."""
 
+_T = TypeVar("_T")
 Json: TypeAlias = Any
 ReadTensor: TypeAlias = Callable[[str], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class VideoCheckpoint:
+    """What a video in the making is gone on with from, in another process or on another machine.
+
+    Attributes:
+        state: the sampler's, after some pass.
+        latents_FCHW: finished latents since the checkpoint before, on the CPU.
+        num_latents: length of the video; None if it has no end.
+        num_calls: network calls that the passes took so far.
+        is_open: whether nothing of the state depends on the length yet: a longer video may go on from it.
+    """
+
+    state: VideoState
+    latents_FCHW: torch.Tensor
+    num_latents: int | None
+    num_calls: int
+    is_open: bool = False
+
+    @property
+    def num_latents_done(self) -> int:
+        """Latents finished so far, those of earlier checkpoints included."""
+        return self.state.num_finished
+
+    @property
+    def first_latent(self) -> int:
+        """Index in the video of the first of `latents_FCHW`."""
+        return self.num_latents_done - len(self.latents_FCHW)
+
+
+def join_checkpoints(parts: Sequence[VideoCheckpoint]) -> VideoCheckpoint:
+    """The last of a video's checkpoints, with all finished latents from the first on.
+
+    Args:
+        parts: checkpoints one behind the other, from the video's first.
+
+    Raises:
+        CheckpointError: if one is missing between them.
+    """
+    if not parts:
+        raise CheckpointError("there is no checkpoint to go on from", START_AGAIN)
+    num_joined = 0
+    for part in parts:
+        if part.first_latent != num_joined:
+            found = f"latents {num_joined} ... {part.first_latent - 1} are in none of them"
+            if part.first_latent < num_joined:
+                found = f"latents {part.first_latent} ... {num_joined - 1} are in two of them"
+            raise CheckpointError(
+                f"the checkpoints of a video do not follow one another: {found}", "give all of them in order, or none"
+            )
+        num_joined = part.num_latents_done
+    return replace(parts[-1], latents_FCHW=torch.cat([part.latents_FCHW for part in parts]))
+
+
+def save_checkpoint(checkpoint: VideoCheckpoint, file: Path, *, config: SamplerConfig, seed: int) -> None:
+    """Writes a checkpoint to a file, whole or not at all.
+
+    Args:
+        checkpoint: as `VideoRun.checkpoint` made it.
+        file: its folder exists; an older checkpoint there is replaced.
+        config: of the video.
+        seed: of its noise.
+
+    Raises:
+        CheckpointError: if the file cannot be written.
+    """
+    _save(checkpoint, VideoCheckpoint, file, config, checkpoint.num_latents, seed)
+
+
+def load_checkpoints(
+    files: Sequence[Path],
+    *,
+    config: SamplerConfig,
+    num_latents: int | None,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> VideoCheckpoint:
+    """Reads a video's checkpoints and joins them (`join_checkpoints`).
+
+    Args:
+        files: as `save_checkpoint` wrote them, from the video's first on.
+        config: of the video to go on with.
+        num_latents: its length; more than the checkpoint's where that is open.
+        seed: of its noise.
+        device: where the state's latents are wanted; finished ones stay on the CPU.
+
+    Raises:
+        FileNotFoundError: if a file is not there.
+        CheckpointError: if a file is of another video, config or version (saying what differs) or is no whole
+            checkpoint, or one is missing between them.
+    """
+    parts: list[VideoCheckpoint] = []
+    for number, file in enumerate(files):
+        where = device if number == len(files) - 1 else "cpu"
+        parts.append(_load(VideoCheckpoint, file, config, num_latents, seed, where))
+        if number < len(files) - 1:  # of the earlier ones only the latents are wanted
+            parts[-1] = replace(parts[-1], state=VideoState(num_finished=parts[-1].num_latents_done))
+    return join_checkpoints(parts)
 
 
 def save_state(state: VideoState, file: Path, *, config: SamplerConfig, num_latents: int | None, seed: int) -> None:
@@ -52,8 +157,19 @@ def save_state(state: VideoState, file: Path, *, config: SamplerConfig, num_late
     Raises:
         CheckpointError: if the file cannot be written.
     """
+    _save(state, VideoState, file, config, num_latents, seed)
+
+
+def _save(
+    value: VideoState | VideoCheckpoint,
+    kind: type,
+    file: Path,
+    config: SamplerConfig,
+    num_latents: int | None,
+    seed: int,
+) -> None:
     tensors: dict[str, torch.Tensor] = {}
-    content = _encode(state, VideoState, "", tensors)
+    content = _encode(value, kind, "", tensors)
     metadata = {
         "format": FORMAT,
         "version": json.dumps(VERSION),
@@ -99,6 +215,12 @@ def load_state(
         CheckpointError: if the file is of another video, config or version (saying what differs), or is no whole
             checkpoint.
     """
+    return _load(VideoState, file, config, num_latents, seed, device)
+
+
+def _load(
+    kind: type[_T], file: Path, config: SamplerConfig, num_latents: int | None, seed: int, device: torch.device | str
+) -> _T:
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
             metadata = opened.metadata() or {}
@@ -107,18 +229,18 @@ def load_state(
 
             def read(name: str) -> torch.Tensor:
                 unread.remove(name)
-                where = "cpu" if name.rpartition(".")[2] == _ON_CPU else device
+                where = "cpu" if name.rpartition(".")[2] in _ON_CPU else device
                 tensor: torch.Tensor = opened.get_tensor(name).to(where, copy=True)  # not a view of the mapped file
                 return tensor
 
-            state: VideoState = _decode(json.loads(metadata["state"]), VideoState, "", read)
+            value: _T = _decode(json.loads(metadata["state"]), kind, "", read)
     except FileNotFoundError:
         raise
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{file} is no whole checkpoint: {type(error).__name__}: {error}", START_AGAIN) from error
     if unread:
         raise CheckpointError(f"{file} holds tensors of no state: {', '.join(sorted(unread))}", START_AGAIN)
-    return state
+    return value
 
 
 def _check_same(
@@ -132,6 +254,9 @@ def _check_same(
         raise CheckpointError(
             f"checkpoint {file} is of version {saved['version']!r}, this program reads version {VERSION}", START_AGAIN
         )
+    content = json.loads(metadata["state"])
+    if _is_longer(num_latents, saved["num_latents"]) and isinstance(content, dict) and content.get("is_open") is True:
+        num_latents = saved["num_latents"]
     before: dict[str, Json] = {"seed": saved["seed"], "num_latents": saved["num_latents"]}
     before |= {f"sampler.{name}": value for name, value in saved["config"].items()}
     now: dict[str, Json] = {"seed": seed, "num_latents": num_latents}
@@ -147,6 +272,10 @@ def _check_same(
         f"checkpoint {file} is of another video: {'; '.join(differing)}",
         "go on with the settings it was made with, or " + START_AGAIN,
     )
+
+
+def _is_longer(num_latents: int | None, than: int | None) -> bool:
+    return num_latents is not None and than is not None and num_latents > than
 
 
 def _shown(values: Mapping[str, Json], name: str) -> str:

@@ -319,6 +319,28 @@ PUBLISHED: Final[dict[str, dict[str, Any]]] = {
 """Settings of the paper (what it leaves open: of its released program), by family of model."""
 
 
+def _in_proportion(window: int, num_steps: int) -> dict[str, Any]:
+    """Settings for models that nothing is published for: Wan's, in proportion to their window and steps.
+
+    `euler` steps through any noise schedule.
+    """
+    width = max(width for width in range(1, max(2, window // 3 + 1)) if window % width == 0)
+    handoff = max(1, round(num_steps * 10 / 54))
+    return {
+        **PUBLISHED["wan"],
+        "num_steps": num_steps,
+        "zigzag_width": width,
+        "handoff_level": handoff,
+        "num_guidance_latents": round(window * 4 / 21),
+        "solver": "euler",
+        "flow_shift": 1.0,
+        "num_eval_latents": width,
+        "num_reference_latents": 2 * width,
+        "num_reflection_guidance_latents": 2 * width,
+        "judged_group": max(1, min(10, num_steps - handoff - 1)),
+    }
+
+
 @dataclass(frozen=True)
 class Profile:
     """A named way to sample.
@@ -342,6 +364,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "drain": False,
     "position_0_context": False,
     "windows_per_batch": 1,
+    "self_reflection": False,
     "lookahead": True,
     "num_beams": 0,
     "released_branch": "",
@@ -447,8 +470,10 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
     overrides = dict(overrides or {})
     check_overrides(overrides)
     fixed = {**PROFILES[profile].settings, **PROFILES[profile].by_family.get(spec.family, {})}
+    said = {"window": spec.window, **spec.sampler, **overrides}
+    family = PUBLISHED.get(spec.family) or _in_proportion(said["window"], said.get("num_steps", 50))
     values: dict[str, Any] = {
-        "window": spec.window, **_DEFAULTS, **PUBLISHED[spec.family], **spec.sampler, **fixed, **overrides
+        "window": spec.window, **_DEFAULTS, **family, **spec.sampler, **fixed, **overrides
     }  # fmt: skip
     unused = [name for name in overrides if name not in USED_FIELDS[values["method"]]]
     if unused:
@@ -486,7 +511,7 @@ def _check_solver_fits(config: SamplerConfig, family: str) -> None:
             "sampler.solver = 'unipc' cannot step through this model's noise schedule",
             "its last two levels are one and the same; take 'ddim' (with eta = 0: deterministic) or 'euler'",
         )
-    if config.timesteps and family != "wan":
+    if config.timesteps and family == "videocrafter2":
         raise ConfigError("sampler.timesteps are those of flow-matching models", "leave them out for this model")
 
 

@@ -1,13 +1,14 @@
-"""How many calls of the network a video takes, counted without making it.
+"""How many calls of the network a video takes, and how many forwards, counted without making it.
 
-A call is one window; with classifier-free guidance the network runs twice in it. The base clip counts; searches of
-self-reflection depend on the video and are given per search.
+A call is one window; where classifier-free guidance acts the network runs twice in it. The base clip counts; searches
+of self-reflection depend on the video and are given per search.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from miga import guided_calls
 from miga.config import SamplerConfig
 
 
@@ -19,6 +20,8 @@ class CallCount:
         base_clip, stage1, stage2: calls that every such video takes.
         per_search: calls of one search of self-reflection.
         num_evaluations: evaluations of self-reflection; each but the first may start a search.
+        num_guided: calls, all but searches, in which the network runs twice.
+        guided_per_search: the same of one search.
     """
 
     base_clip: int
@@ -26,6 +29,18 @@ class CallCount:
     stage2: int
     per_search: int = 0
     num_evaluations: int = 0
+    num_guided: int = 0
+    guided_per_search: int = 0
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of the network, all but those of searches."""
+        return self.total + self.num_guided
+
+    @property
+    def most_forwards(self) -> int:
+        """All, if every evaluation that may start a search does."""
+        return self.most + self.num_guided + self.guided_per_search * max(0, self.num_evaluations - 1)
 
     @property
     def total(self) -> int:
@@ -40,11 +55,21 @@ class CallCount:
 
 def count_calls(config: SamplerConfig, num_latents: int) -> CallCount:
     """The calls that `Sampler` makes for a video of `num_latents`, exactly, but for searches."""
+    count = _count(config, num_latents)
+    if config.guidance_scale == 1.0:
+        return count
+    if guided_calls.guides_all(config):  # every window steps a latent of some level
+        return replace(count, num_guided=count.total, guided_per_search=count.per_search)
+    per_search = config.num_candidates * guided_calls.in_search(config) if count.per_search else 0
+    return replace(count, num_guided=_num_guided(config, num_latents), guided_per_search=per_search)
+
+
+def _count(config: SamplerConfig, num_latents: int) -> CallCount:
     if config.method == "fifo":
         return _count_fifo(config, num_latents)
     if config.method == "released":
         return _count_released(config, num_latents)
-    stage2 = _windows(num_latents, config.window, config.window - config.lead, config.unified_stride)
+    stage2 = _stage2_windows(config, num_latents)
     if config.method == "unified":
         return CallCount(0, 0, config.num_steps * stage2)
     capacity = config.window - max(config.num_guidance_latents, config.lead)
@@ -58,23 +83,58 @@ def count_calls(config: SamplerConfig, num_latents: int) -> CallCount:
     )
 
 
+def _num_guided(config: SamplerConfig, num_latents: int) -> int:
+    """Calls, all but searches, that guidance acts on."""
+    base_clip = guided_calls.num_guided_levels(config, config.num_steps)
+    if config.method == "fifo":
+        return base_clip + _guided_fifo(config, num_latents)
+    if config.method == "released":
+        return base_clip + _guided_released(config, num_latents)
+    stage2 = _stage2_windows(config, num_latents)
+    if config.method == "unified":
+        return base_clip * stage2
+    lengths, pushed = _stage1_lengths(config, num_latents)
+    tails = [config.num_steps - max(0, number + 1 - len(pushed)) for number in range(len(lengths))]
+    stage1 = guided_calls.in_queue(config, zip(lengths, tails, strict=True))
+    return base_clip + stage1 + stage2 * guided_calls.num_guided_levels(config, config.handoff_level - 1)
+
+
+def _stage2_windows(config: SamplerConfig, num_latents: int) -> int:
+    """Windows of a pass of Stage 2."""
+    return _windows(num_latents, config.window, config.window - config.lead, config.unified_stride)
+
+
 def _count_fifo(config: SamplerConfig, num_latents: int) -> CallCount:
     per_pass = -(-config.num_steps // config.stride)
     if not config.lookahead:
         per_pass = _windows(config.num_steps, config.window, config.window, config.stride)
+    return CallCount(config.num_steps, _fifo_calls(config, num_latents, per_pass, _common_windows(config)), 0)
+
+
+def _guided_fifo(config: SamplerConfig, num_latents: int) -> int:
+    is_guided = guided_calls.in_diagonal(config)
+    return _fifo_calls(config, num_latents, sum(is_guided), sum(is_guided[: _common_windows(config)]))
+
+
+def _fifo_calls(config: SamplerConfig, num_latents: int, per_pass: int, common: int) -> int:
+    """Calls of all passes, so many in a pass over one queue, `common` of which do not see its tail.
+
+    In a search, windows that see the tail run once per candidate, the others once per beam.
+    """
     num_passes = num_latents + config.num_steps - config.window
-    if config.num_beams:
-        return CallCount(config.num_steps, per_pass + _beam_search_calls(config, per_pass, num_passes - 1), 0)
-    return CallCount(config.num_steps, num_passes * per_pass, 0)
-
-
-def _beam_search_calls(config: SamplerConfig, per_pass: int, num_searches: int) -> int:
-    """Calls of the passes with a search: windows that see the tail once per candidate, the others once per beam."""
-    half = config.window - config.window // 2
-    common = -(-(config.num_steps - half) // config.stride)
+    if not config.num_beams:
+        return num_passes * per_pass
+    num_searches = num_passes - 1
     num_from_one_beam = min(1, num_searches)  # the first search starts from the base clip's only beam
     num_common = num_from_one_beam + config.num_beams * (num_searches - num_from_one_beam)
-    return num_common * common + num_searches * config.num_beams * config.num_candidates * (per_pass - common)
+    grown = num_searches * config.num_beams * config.num_candidates
+    return per_pass + num_common * common + grown * (per_pass - common)
+
+
+def _common_windows(config: SamplerConfig) -> int:
+    """Windows of a pass that do not see the queue's tail."""
+    half = config.window - config.window // 2
+    return -(-(config.num_steps - half) // config.stride)
 
 
 def _count_released(config: SamplerConfig, num_latents: int) -> CallCount:
@@ -85,7 +145,7 @@ def _count_released(config: SamplerConfig, num_latents: int) -> CallCount:
     num_asked = -(-num_latents // width)
     num_popped = num_asked + (config.num_base_groups if is_wan else 0)
     initial, stage1 = _released_lengths(config, num_asked, num_popped)
-    offsets = [*range(config.handoff_level - (not is_wan)), *range(config.handoff_level)]
+    offsets = _released_offsets(config)
     searched = [held + pushes * width for pushes in range(1, config.judged_group + 1)]
     per_search = config.num_candidates * sum(_windows(length, window, window, stride) for length in searched)
     first_judged = max(window, held) + config.judged_group * width
@@ -97,6 +157,28 @@ def _count_released(config: SamplerConfig, num_latents: int) -> CallCount:
         per_search=per_search if config.self_reflection else 0,
         num_evaluations=sum(length >= first_judged for length in initial) if config.self_reflection else 0,
     )
+
+
+def _released_offsets(config: SamplerConfig) -> list[int]:
+    """Border offsets of the passes of Stage 2 and of the second denoising, before their remainder by the stride."""
+    num_once = config.handoff_level - (config.released_branch != "wan")
+    return [*range(num_once), *range(config.handoff_level)]
+
+
+def _guided_released(config: SamplerConfig, num_latents: int) -> int:
+    is_wan, width = config.released_branch == "wan", config.zigzag_width
+    num_asked = -(-num_latents // width)
+    num_popped = num_asked + (config.num_base_groups if is_wan else 0)
+    initial, stage1 = _released_lengths(config, num_asked, num_popped)
+    is_full = num_asked > len(initial)
+    found = guided_calls.in_released(config, initial, stage1, is_full=is_full)
+    once = config.handoff_level - (not is_wan)  # passes down to the clean level, then as many as levels once more
+    levels = [*range(config.handoff_level, 0, -1)][:once]
+    levels += range(config.handoff_level + (not is_wan), not is_wan, -1)
+    for level, offset in zip(levels, _released_offsets(config), strict=True):
+        if guided_calls.is_guided(config, [level]):
+            found += _windows(num_popped * width, config.window, config.window, config.stride, offset % config.stride)
+    return found
 
 
 def _released_lengths(config: SamplerConfig, num_asked: int, num_popped: int) -> tuple[list[int], list[int]]:

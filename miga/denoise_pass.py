@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 import torch
 
-from miga.backbones.base import Condition, Denoiser
+from miga.backbones.base import BranchedDenoiser, Condition, Denoiser
 from miga.noise import NoiseSource
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
@@ -26,11 +26,32 @@ from miga.windows import Window
 
 @dataclass(frozen=True)
 class WindowCall:
-    """One call of the network: at most `f0` latents, the level of each, one condition."""
+    """One call of the network: at most `f0` latents, the level of each, one condition.
+
+    Attributes:
+        branch: which forward of a guided call, where one alone is wanted (`BranchedDenoiser`); None: the whole call.
+    """
 
     x_FCHW: torch.Tensor
     level_F: torch.Tensor
     condition: Condition
+    branch: int | None = None
+
+
+def run_call(denoiser: Denoiser, call: WindowCall) -> torch.Tensor:
+    """Runs one call: predicted clean latents `[F, C, H, W]`, or what the network returned in the branch asked for.
+
+    On a GPU it is done when this returns: other threads read it on streams of their own.
+    """
+    x_1FCHW, level_1F, conditions = call.x_FCHW[None], call.level_F[None], [call.condition]
+    if call.branch is None:
+        output_FCHW = denoiser(x_1FCHW, level_1F, conditions)[0]
+    else:
+        assert isinstance(denoiser, BranchedDenoiser), "only such a denoiser is asked for a branch"
+        output_FCHW = denoiser.predict_branch(x_1FCHW, level_1F, conditions, call.branch)[0]
+    if output_FCHW.is_cuda:
+        torch.cuda.current_stream(output_FCHW.device).synchronize()
+    return output_FCHW
 
 
 RunWindows: TypeAlias = Callable[[Sequence[WindowCall]], list[torch.Tensor]]
@@ -68,11 +89,6 @@ def _batches(calls: Sequence[WindowCall], size: int) -> Iterator[list[int]]:
         yield from (numbers[start : start + size] for start in range(0, len(numbers), size))
 
 
-PassSteps: TypeAlias = Generator[list[WindowCall], list[torch.Tensor], FrameQueue]
-"""A computation of several passes that yields the calls of each, is sent their results, and returns a queue: whoever
-drives it decides where the calls run, and may drive several side by side."""
-
-
 @dataclass(frozen=True)
 class Stepper:
     """What a pass needs beside queue and plan: schedule, solver, prompts, noise, and who runs the windows.
@@ -106,6 +122,16 @@ class Stepper:
             The kept latents after their step; context is left out.
         """
         return self.apply(queue, plan, self.run_windows(self.calls(queue, plan)))
+
+    def pass_over_all(self, passes: Sequence[Pass]) -> list[FrameQueue]:
+        """What several passes keep, each of its own stepper; their windows are handed over as one list."""
+        calls = [each.stepper.calls(each.queue, [*each.unkept, *each.plan]) for each in passes]
+        outputs = iter(self.run_windows([call for of_pass in calls for call in of_pass]))
+        kept = []
+        for each, of_pass in zip(passes, calls, strict=True):
+            of_plan = list(itertools.islice(outputs, len(of_pass)))[len(each.unkept) :]
+            kept.append(each.stepper.apply(each.queue, each.plan, of_plan))
+        return kept
 
     def pass_in_place(self, queue: FrameQueue, plan: Sequence[Window]) -> FrameQueue:
         """The same, but every window sees what the ones before it have written, levels too: one after the other."""
@@ -148,8 +174,9 @@ class Stepper:
 
     def push_noise(self, queue: FrameQueue, count: int, level: int, purpose: str) -> FrameQueue:
         """The queue with `count` latents of pure noise behind it."""
-        tail = self.noise_queue(queue.first + len(queue), count, level, purpose)
-        return queue.append(replace(tail, x_FCHW=tail.x_FCHW.to(queue.x_FCHW)))
+        first = queue.first + len(queue)
+        noise = self.noise(purpose, range(first, first + count), self.candidate).to(queue.like)
+        return queue.append(self.fresh(noise, torch.full((count,), level), first))
 
     def renoised(self, clean_FCHW: torch.Tensor, level: int | torch.Tensor, first: int) -> FrameQueue:
         """Clean latents brought to a level (or to one each), no step taken on them. Source: MIGA Eq. A1."""
@@ -170,22 +197,45 @@ class Stepper:
         return torch.cat(drawn).to(queue.x_FCHW)
 
 
-def run_steps(steps: PassSteps, run_windows: RunWindows) -> FrameQueue:
+@dataclass(frozen=True)
+class Pass:
+    """One pass that somebody else is to run.
+
+    Attributes:
+        stepper, queue, plan: what `Stepper.pass_over` takes.
+        unkept: windows that are run beside those of the plan, for nothing.
+    """
+
+    stepper: Stepper
+    queue: FrameQueue
+    plan: Sequence[Window]
+    unkept: Sequence[Window] = ()
+
+
+PassSteps: TypeAlias = Generator[Pass, FrameQueue, FrameQueue]
+"""A computation of several passes that yields each, is sent what it keeps, and returns a queue: whoever drives it may
+drive several side by side."""
+
+
+def run_steps(steps: PassSteps) -> FrameQueue:
     """Drives one computation to its end."""
-    return run_steps_together([steps], run_windows)[0]
+    return run_steps_together([steps])[0]
 
 
-def run_steps_together(all_steps: Sequence[PassSteps], run_windows: RunWindows) -> list[FrameQueue]:
-    """Drives several computations side by side: their calls of each round are handed over as one list."""
+def run_steps_together(all_steps: Sequence[PassSteps]) -> list[FrameQueue]:
+    """Drives several computations side by side: the windows of all their passes of a round run together."""
     results: dict[int, FrameQueue] = {}
-    answers: dict[int, list[torch.Tensor] | None] = dict.fromkeys(range(len(all_steps)))
+    answers: dict[int, FrameQueue | None] = dict.fromkeys(range(len(all_steps)))
     while answers:
-        asked: dict[int, list[WindowCall]] = {}
+        asked: dict[int, Pass] = {}
         for number, answer in answers.items():
             try:
                 asked[number] = next(all_steps[number]) if answer is None else all_steps[number].send(answer)
             except StopIteration as stop:
                 results[number] = stop.value
-        outputs = iter(run_windows([call for calls in asked.values() for call in calls]) if asked else [])
-        answers = {number: list(itertools.islice(outputs, len(calls))) for number, calls in asked.items()}
+        if asked:
+            passes = list(asked.values())
+            answers = dict(zip(asked, passes[0].stepper.pass_over_all(passes), strict=True))
+        else:
+            answers = {}
     return [results[number] for number in range(len(all_steps))]

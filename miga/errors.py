@@ -5,6 +5,8 @@
     │   └── ConfigError     an unknown key, a wrong type, a value out of range
     ├── InputError          a prompt file cannot be read at all                    scope run
     ├── OutputError         OUT holds something else, or cannot be written         scope run
+    │   └── LeaseHeldError  another run is writing in OUT
+    ├── LeaseLostError      another run has taken OUT over from this one           scope run
     ├── ModelError          a checkpoint is missing, broken or of another kind     scope run
     ├── RowError            one row cannot be made                                 scope row
     │   ├── BadRowError     the row itself is wrong (found before any GPU time)
@@ -56,6 +58,14 @@ class InputError(MigaError):
 
 class OutputError(MigaError):
     """OUT holds something else, or cannot be written."""
+
+
+class LeaseHeldError(OutputError):
+    """Another run is writing in OUT."""
+
+
+class LeaseLostError(MigaError):
+    """Another run has taken OUT over from this one, which must write nothing more."""
 
 
 class ModelError(MigaError):

@@ -8,7 +8,7 @@ nothing stands before the head. The copies of the base clip's first latent, whic
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -55,7 +55,7 @@ class Fifo:
             return FifoState(None, queue)
         copies = clean_FCHW[:1].expand(num_context, -1, -1, -1)
         context = self.stepper.renoised(copies, 1, first - num_context)
-        return FifoState(replace(context, level_F=torch.zeros(num_context, dtype=torch.int64)), queue)
+        return FifoState(context.at_level(torch.zeros(num_context, dtype=torch.int64)), queue)
 
     def advance(self, state: FifoState) -> tuple[FifoState, FrameQueue | None]:
         """One pass; the head leaves clean, noise enters at the tail.
@@ -68,6 +68,10 @@ class Fifo:
         context = None if state.context is None else state.context.append(head)[1:].compact()
         queue = self.stepper.push_noise(queue.compact(), 1, self.config.num_steps, "push")
         return FifoState(context, queue), (head.compact() if head.first >= 0 else None)
+
+    def is_open(self, state: FifoState) -> bool:
+        """Always: no pass knows how long the video is."""
+        return True
 
     def pass_over(self, state: FifoState) -> FrameQueue:
         """The queue one level down."""

@@ -17,16 +17,17 @@ from miga.base_clip import advance_base_clip, base_clip_stepper, start_base_clip
 from miga.beam_search import BeamSearch, BeamSearchState, Features
 from miga.config import SamplerConfig
 from miga.denoise_pass import RunWindows, Stepper, WindowCall, run_in_batches
-from miga.errors import UsageError
+from miga.errors import NonFiniteError, UsageError
 from miga.fifo import Fifo, FifoState
 from miga.noise import NoiseSource
 from miga.prompts import PromptTrack
-from miga.queue import FrameQueue
+from miga.queue import FrameQueue, map_queues
 from miga.reflection import GrowAll, ReflectionTrace
 from miga.released import Released, ReleasedState
 from miga.solvers import make_solver
 from miga.two_stage import TwoStage, TwoStageState
 from miga.unified import UnifiedOnly, UnifiedOnlyState
+from miga.wavefront import LazyStepper, Wavefront, WindowExecutor
 
 MethodState: TypeAlias = TwoStageState | FifoState | BeamSearchState | UnifiedOnlyState | ReleasedState
 
@@ -42,6 +43,10 @@ class Method(Protocol):
 
     def advance(self, state: Any) -> tuple[Any, FrameQueue | None]:
         """One pass further: the state, and the latents that are finished (None if there are none)."""
+        ...
+
+    def is_open(self, state: Any) -> bool:
+        """Whether that many passes over a longer video would have come to the same state, whatever its length."""
         ...
 
 
@@ -76,6 +81,9 @@ class Sampler:
         num_latents: length of the video; None if it has no end.
         run_windows: runs the windows of a pass; by default here, `config.windows_per_batch` at a time.
         grow_all: grows the candidates of a search elsewhere; by default here, side by side.
+        executor: runs the windows of many passes at once (`wavefront.py`), each as soon as its latents are there; the
+            video is the same, bit for bit, as with `windows_per_batch` 1. It takes the place of `run_windows` and
+            `grow_all`.
         features: (scalingnoise) what the candidates of its search are judged by; by default the latents themselves.
 
     Raises:
@@ -93,15 +101,24 @@ class Sampler:
         run_windows: RunWindows | None = None,
         grow_all: GrowAll | None = None,
         features: Features | None = None,
+        executor: WindowExecutor | None = None,
     ) -> None:
         if num_latents is not None and num_latents < 1:
             raise ValueError(f"num_latents must be at least 1, not {num_latents}")
         self.config = config
         self.num_latents = num_latents
         self.num_calls = 0
+        self.wavefront = None if executor is None else Wavefront(denoiser, executor)
         self._run = run_windows or run_in_batches(denoiser, config.windows_per_batch)
+        if self.wavefront is not None:
+            assert run_windows is None, "windows run in one place"
+            assert grow_all is None, "candidates grow where windows run"
+            self._run = self.wavefront.run_windows
+        self._is_lazy = self.wavefront is not None and not config.num_beams
         solver = make_solver(config.solver, denoiser.schedule, config.eta)
         self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted)
+        if self.wavefront is not None and self._is_lazy:
+            self.stepper = LazyStepper.of(self.stepper, self.wavefront, self._count)
         self.base_stepper = base_clip_stepper(self.stepper, config.eta)
         self.method = _method(config, self.stepper, num_latents, grow_all, features)
 
@@ -121,7 +138,31 @@ class Sampler:
         Returns:
             The state, and the clean latents `[F, C, H, W]` that follow those handed out before (None if there are
             none yet).
+
+        Raises:
+            NonFiniteError: if one of them is NaN or infinite.
         """
+        state, finished = self.advance_queue(state)
+        return state, None if finished is None else finite_latents(finished)
+
+    def advance_queue(self, state: VideoState) -> tuple[VideoState, FrameQueue | None]:
+        """The same, but what is finished comes as a queue, and nobody has looked at it yet.
+
+        With an executor, neither it nor the state need be there yet (`wavefront.py`): only what the pass itself looks
+        at is waited for.
+        """
+        if self.wavefront is None:
+            return self._advance(state)
+        self.wavefront.wait_for_room()
+        with self.wavefront.on_stream():
+            return self._advance(map_queues(state, self.wavefront.lazy) if self._is_lazy else state)
+
+    def close(self) -> None:
+        """Drops the windows that are planned and not done; without an executor there are none."""
+        if self.wavefront is not None:
+            self.wavefront.close()
+
+    def _advance(self, state: VideoState) -> tuple[VideoState, FrameQueue | None]:
         if state.base is not None:
             base = advance_base_clip(state.base, self.config, self.base_stepper)
             if int(base.level_F[0]) > 0:
@@ -131,7 +172,17 @@ class Sampler:
         if finished is None:
             return VideoState(method=method, num_finished=state.num_finished), None
         assert finished.first == state.num_finished, "latents leave in the order of the video"
-        return VideoState(method=method, num_finished=state.num_finished + len(finished)), finished.x_FCHW
+        return VideoState(method=method, num_finished=state.num_finished + len(finished)), finished
+
+    def is_open(self, state: VideoState) -> bool:
+        """Whether nothing of the state depends on the video's length yet.
+
+        If so, a sampler of a larger `num_latents` (all else the same) is in this very state after as many passes, and
+        may go on from it.
+        """
+        if self.num_latents is None:
+            return False
+        return state.base is not None or self.method.is_open(state.method)
 
     def run(self, state: VideoState | None = None) -> Iterator[tuple[VideoState, torch.Tensor | None]]:
         """Advances to the end of the video (for ever if it has none)."""
@@ -142,8 +193,29 @@ class Sampler:
 
     def _counted(self, calls: Sequence[WindowCall]) -> list[torch.Tensor]:
         outputs = self._run(calls)
-        self.num_calls += len(outputs)
+        self._count(len(outputs))
         return outputs
+
+    def _count(self, num_calls: int) -> None:
+        self.num_calls += num_calls
+
+
+def finite_latents(queue: FrameQueue) -> torch.Tensor:
+    """The latents of a queue.
+
+    Raises:
+        NonFiniteError: if one is NaN or infinite, saying which.
+    """
+    x_FCHW = queue.x_FCHW
+    is_finite_F = torch.isfinite(x_FCHW).flatten(1).all(1)
+    if not is_finite_F.all():
+        position = int((~is_finite_F).int().argmax())
+        raise NonFiniteError(
+            f"latent {queue.first + position} of the video is NaN or infinite, at level {int(queue.level_F[position])}",
+            "if it happens to every row, the weights are broken or do not bear the dtype (try float32), or guidance is "
+            "too strong; if it happens on one GPU alone, that GPU is broken",
+        )
+    return x_FCHW
 
 
 def _method(

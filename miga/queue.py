@@ -5,7 +5,9 @@ Legend: F latents, C channels, H, W cells.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 
@@ -48,12 +50,44 @@ class FrameQueue:
         """The first `count` latents, and what is left."""
         return self[:count], self[count:]
 
+    def at_level(self, level_F: torch.Tensor) -> FrameQueue:
+        """The same latents, said to be at other levels."""
+        return FrameQueue(self.x_FCHW, level_F, self.history, self.first)
+
     def compact(self) -> FrameQueue:
         """The same queue in storage of its own, so that what it was cut from can be freed."""
         history = {name: tensor.clone() for name, tensor in self.history.items()}
         return replace(self, x_FCHW=self.x_FCHW.clone(), level_F=self.level_F.clone(), history=history)
 
+    def to(self, device: torch.device) -> FrameQueue:
+        """The same latents on a device; levels stay on the CPU."""
+        history = {name: tensor.to(device) for name, tensor in self.history.items()}
+        return replace(self, x_FCHW=self.x_FCHW.to(device), history=history)
+
+    @property
+    def like(self) -> torch.Tensor:
+        """An empty tensor of the latents' dtype, on their device."""
+        return self.x_FCHW[:0]
+
     @property
     def indices(self) -> range:
         """Index in the video of every latent."""
         return range(self.first, self.first + len(self))
+
+
+def map_queues(
+    state: Any,
+    change: Callable[[FrameQueue], FrameQueue],
+    change_tensor: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+) -> Any:
+    """A state (frozen dataclasses and tuples) with every queue in it changed, and every tensor beside them."""
+    if isinstance(state, FrameQueue):
+        return change(state)
+    if isinstance(state, torch.Tensor):
+        return change_tensor(state)
+    if is_dataclass(state) and not isinstance(state, type):
+        values = {field.name: getattr(state, field.name) for field in fields(state)}
+        return replace(state, **{name: map_queues(value, change, change_tensor) for name, value in values.items()})
+    if isinstance(state, tuple):
+        return tuple(map_queues(item, change, change_tensor) for item in state)
+    return state

@@ -9,11 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-import torch
-
 from miga.config import SamplerConfig
 from miga.consistency import consistency_score
-from miga.denoise_pass import PassSteps, Stepper, run_steps, run_steps_together
+from miga.denoise_pass import Pass, PassSteps, Stepper, run_steps, run_steps_together
 from miga.queue import FrameQueue
 from miga.windows import plan_pass
 
@@ -76,7 +74,11 @@ GrowAll: TypeAlias = Callable[[Sequence[CandidateTask], Callable[[CandidateTask]
 
 @dataclass(frozen=True)
 class SelfReflection:
-    """Alg. 6 over one queue."""
+    """Alg. 6 over one queue.
+
+    Attributes:
+        grow_all: grows the candidates of a search elsewhere; None: here, side by side.
+    """
 
     config: SamplerConfig
     stepper: Stepper
@@ -108,11 +110,11 @@ class SelfReflection:
 
     def grow(self, task: CandidateTask) -> FrameQueue:
         """One candidate for the tail, at the tail's levels, grown from noise beside its fixed guidance."""
-        return run_steps(self._grow(task), self.stepper.run_windows)
+        return run_steps(self._grow(task))
 
     def grow_together(self, tasks: Sequence[CandidateTask]) -> list[FrameQueue]:
         """All candidates side by side: pass by pass, the windows of all of them are one list of calls."""
-        return run_steps_together([self._grow(task) for task in tasks], self.stepper.run_windows)
+        return run_steps_together([self._grow(task) for task in tasks])
 
     def _grow(self, task: CandidateTask) -> PassSteps:
         config, guidance = self.config, task.guidance
@@ -137,8 +139,7 @@ class SelfReflection:
                 for window in plan
                 if window.keep_stop > len(guidance)
             ]
-            outputs = yield stepper.calls(queue, wanted)
-            queue = guidance.append(stepper.apply(queue, wanted, outputs))
+            queue = guidance.append((yield Pass(stepper, queue, wanted)))
         candidate = queue[len(guidance) :]
         assert tuple(candidate.level_F.tolist()) == task.tail_levels, "a candidate must end at the tail's levels"
         return candidate
@@ -148,13 +149,15 @@ class SelfReflection:
         tail_levels = tuple(queue[position:].level_F.tolist())
         tasks = [CandidateTask(guidance, number, tail_levels) for number in range(1, self.config.num_candidates + 1)]
         candidates = self.grow_all(tasks, self.grow) if self.grow_all else self.grow_together(tasks)
-        reference = guidance.x_FCHW[-self.config.num_reference_latents :]
-        scores = [
-            consistency_score(candidate.x_FCHW[: self.config.num_eval_latents], reference) for candidate in candidates
-        ]
+        reference = guidance[-self.config.num_reference_latents :]
+        scores = [self.judge(candidate[: self.config.num_eval_latents], reference) for candidate in candidates]
         best = max(range(len(scores)), key=scores.__getitem__)
         return candidates[best], scores[best]
 
     def _score(self, queue: FrameQueue, position: int) -> float:
-        judged: torch.Tensor = queue.x_FCHW[position : position + self.config.num_eval_latents]
-        return consistency_score(judged, queue.x_FCHW[position - self.config.num_reference_latents : position])
+        judged = queue[position : position + self.config.num_eval_latents]
+        return self.judge(judged, queue[position - self.config.num_reference_latents : position])
+
+    def judge(self, judged: FrameQueue, reference: FrameQueue) -> float:
+        """The score of latents against those before them; no others are looked at, and need be there."""
+        return consistency_score(judged.x_FCHW, reference.x_FCHW)

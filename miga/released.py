@@ -18,7 +18,7 @@ import torch
 
 from miga.config import SamplerConfig
 from miga.consistency import consistency_score
-from miga.denoise_pass import PassSteps, Stepper, run_steps, run_steps_together
+from miga.denoise_pass import Pass, PassSteps, Stepper, run_steps, run_steps_together
 from miga.errors import ConfigError
 from miga.queue import FrameQueue
 from miga.reflection import CandidateTask, GrowAll, ReflectionTrace
@@ -130,6 +130,16 @@ class Released:
                 return self._initialise(state), None
         return self._stage1(state)
 
+    def is_open(self, state: ReleasedState) -> bool:
+        """While initialisation is not cut short by the end, and Stage 2 has not come near it (see `Method`)."""
+        if self.num_groups is None:
+            return False
+        config = self.config
+        most = config.num_steps - config.num_base_groups - config.handoff_level - 2  # passes of initialisation
+        if state.num_passes == 0:
+            return config.num_steps - config.num_base_groups - int(state.queue.level_F[0]) <= self.num_groups
+        return self.num_groups > most and self.unified.is_open(state.unified)
+
     def _is_initialising(self, state: ReleasedState) -> bool:
         """Until Stage 1 begins, but for at most as many passes as groups are asked for."""
         if state.num_passes or self.num_groups is None:
@@ -221,7 +231,7 @@ class ReleasedReflection:
         if position is None:
             return queue, trace
         config, latent = self.config, queue.first + position
-        reference_FCHW = queue.x_FCHW[position - config.num_reference_latents : position]
+        reference_FCHW = queue[position - config.num_reference_latents : position].x_FCHW
         score = self._score(queue[position:], reference_FCHW)
         if not trace.scores or trace.scores[-1] - score <= config.reflection_threshold:
             return queue, trace.add(latent, score, searched=False, corrected=False)
@@ -239,11 +249,11 @@ class ReleasedReflection:
 
     def grow(self, task: CandidateTask) -> FrameQueue:
         """One candidate for the tail, at the tail's levels, grown from noise beside its fixed guidance."""
-        return run_steps(self._grow(task), self.stepper.run_windows)
+        return run_steps(self._grow(task))
 
     def grow_together(self, tasks: Sequence[CandidateTask]) -> list[FrameQueue]:
         """All candidates side by side: pass by pass, the windows of all of them are one list of calls."""
-        return run_steps_together([self._grow(task) for task in tasks], self.stepper.run_windows)
+        return run_steps_together([self._grow(task) for task in tasks])
 
     def _grow(self, task: CandidateTask) -> PassSteps:
         assert isinstance(task, ReleasedTask), "a candidate of this branch is pushed copies of the base clip's end"
@@ -257,14 +267,13 @@ class ReleasedReflection:
             plan = plan_pass(len(queue), config.window, config.stride, offset=offset)
             first = next(number for number, window in enumerate(plan) if window.keep_stop > num_held)
             stepping = [replace(window, keep_start=max(window.keep_start, num_held)) for window in plan[first:]]
-            outputs = yield stepper.calls(queue, [*plan[:first], *stepping])
-            queue = guidance.append(stepper.apply(queue, stepping, outputs[first:]))
+            queue = guidance.append((yield Pass(stepper, queue, stepping, unkept=plan[:first])))
         candidate = queue[num_held:]
         assert tuple(candidate.level_F.tolist()) == task.tail_levels, "a candidate must end at the tail's levels"
         return candidate
 
     def _score(self, judged: FrameQueue, reference_FCHW: torch.Tensor) -> float:
-        judged_FCHW = judged.x_FCHW[: self.config.num_eval_latents]
+        judged_FCHW = judged[: self.config.num_eval_latents].x_FCHW
         averages = BRANCHES[self.config.released_branch].averages_latents
         return consistency_score(judged_FCHW, reference_FCHW, average_latents=averages)
 
@@ -288,6 +297,6 @@ def _push_base(
     """The queue with a group of copies of the last base latent behind it, each noised to level `T` by its own noise."""
     first, count = queue.first + len(queue), config.zigzag_width
     level_F = torch.full((count,), config.num_steps)
-    noise_FCHW = stepper.noise(purpose, range(first, first + count), stepper.candidate).to(queue.x_FCHW)
-    x_FCHW = stepper.schedule.add_noise(last_base_1CHW.to(queue.x_FCHW), noise_FCHW, level_F)
+    noise_FCHW = stepper.noise(purpose, range(first, first + count), stepper.candidate).to(queue.like)
+    x_FCHW = stepper.schedule.add_noise(last_base_1CHW.to(queue.like), noise_FCHW, level_F)
     return queue.append(stepper.fresh(x_FCHW, level_F, first))

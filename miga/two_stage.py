@@ -70,3 +70,8 @@ class TwoStage:
             popped = popped[: self.num_latents - state.num_handed_over]
         unified, finished = self.unified.advance(state.unified, popped)
         return TwoStageState(queue, unified, state.num_handed_over + len(popped), trace), finished
+
+    def is_open(self, state: TwoStageState) -> bool:
+        """While every pass has pushed, all that left Stage 1 is of the video, and Stage 2 has not come near its end."""
+        is_whole = state.num_handed_over == state.queue.first
+        return is_whole and self.zigzag.is_open(state.queue) and self.unified.is_open(state.unified)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from miga.config import SamplerConfig
@@ -88,6 +88,17 @@ class Unified:
                 return state, None
             arrived = finished
         return state, arrived
+
+    def is_open(self, state: UnifiedState) -> bool:
+        """Whether the windows done so far, and where the next ones begin, are those of any longer video too."""
+        for number, num_done in enumerate(state.num_done):
+            ours = list(itertools.islice(self._windows_from(number, 0), num_done + 1))
+            endless = list(itertools.islice(replace(self, num_latents=None)._windows_from(number, 0), num_done + 1))
+            if ours[:num_done] != endless[:num_done] or len(ours) <= num_done:
+                return False
+            if num_done and ours[num_done].positions[0] != endless[num_done].positions[0]:
+                return False
+        return True
 
     def _run_pass(
         self, state: UnifiedState, number: int, arrived: FrameQueue
@@ -170,6 +181,10 @@ class UnifiedOnly:
         pushed = self.stepper.noise_queue(state.num_pushed, count, self.config.num_steps, "push")
         unified, finished = self.unified.advance(state.unified, pushed)
         return UnifiedOnlyState(unified, state.num_pushed + count), finished
+
+    def is_open(self, state: UnifiedOnlyState) -> bool:
+        """While whole strides have entered, and no pass has come near the end."""
+        return state.num_pushed % self.config.unified_stride == 0 and self.unified.is_open(state.unified)
 
 
 def _with(values: tuple[_T, ...], index: int, value: _T) -> tuple[_T, ...]:

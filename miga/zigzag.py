@@ -76,3 +76,7 @@ class Zigzag:
         """Whether a queue whose tail ends before latent `end` of the video gets another group."""
         config = self.config
         return not config.drain or self.num_latents is None or end < self.num_latents + config.zigzag_width
+
+    def is_open(self, queue: FrameQueue) -> bool:
+        """Whether no push was withheld: a tail that was pushed in the last pass has taken one step."""
+        return len(queue) == 0 or int(queue.level_F[-1]) == self.config.num_steps - 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
@@ -17,6 +17,9 @@ from miga.schedule import NoiseSchedule
 
 Condition: TypeAlias = Any
 """What a prompt becomes for the network (for Wan: text embeddings); opaque to the sampler."""
+
+Component: TypeAlias = Literal["tokenizer", "text", "denoiser", "vae"]
+"""A part that can be loaded on its own: "tokenizer" only checks prompts, "text" encodes them too."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,35 @@ class Denoiser(Protocol):
 
     def __call__(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Condition]) -> torch.Tensor:
         """Predicted clean latents `[B, F, C, H, W]`; window b is under `conditions[b]`; F is at most `window`."""
+        ...
+
+
+@runtime_checkable
+class BranchedDenoiser(Denoiser, Protocol):
+    """A denoiser that can be asked for the forwards of a guided call one by one, so that they may run side by side.
+
+    `combine` of what `predict_branch` returns for each of them is the whole call, bit for bit. A denoiser that puts
+    both through the network as one batch does not offer this.
+    """
+
+    def num_branches(self, level_BF: torch.Tensor) -> int:
+        """Forwards of a call: 2 with guidance, 1 without."""
+        ...
+
+    def predict_branch(
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Condition], branch: int
+    ) -> torch.Tensor:
+        """What the network returns under the prompt (branch 0) or the negative one (1), float32, batch first."""
+        ...
+
+    def combine(
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, predictions: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Predicted clean latents `[B, F, C, H, W]` from the prediction of every branch.
+
+        Raises:
+            NonFiniteError: if they are NaN or infinite.
+        """
         ...
 
 

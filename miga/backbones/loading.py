@@ -5,20 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from types import NoneType, UnionType
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
 
+from miga.config import SamplerConfig
 from miga.errors import MigaError, ModelError
+
+_T = TypeVar("_T")
 
 LARGE_FILE_BYTES: Final = 64 * 2**20
 SAMPLE_BYTES: Final = 64 * 2**10
 NUM_SAMPLES: Final = 64
 HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
+PICKLES: Final = (".ckpt", ".pt", ".pth", ".bin")
+"""How files are named that can run code when they are read."""
 
 
 def resolve_folder(name_or_dir: str | Path, revision: str | None, patterns: Sequence[str]) -> Path:
@@ -106,11 +114,7 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextmanager
 def loading(component: str, folder: Path) -> Iterator[None]:
     """Whatever a library raises while it reads a component's files becomes a `ModelError` that names them."""
-    if not (folder / component).is_dir():
-        raise ModelError(
-            f"model folder {str(folder)!r} has no component {component!r}",
-            hint="the folder was copied or downloaded incompletely",
-        )
+    require_component(component, folder)
     try:
         yield
     except (MigaError, MemoryError):
@@ -122,49 +126,174 @@ def loading(component: str, folder: Path) -> Iterator[None]:
         ) from error
 
 
-def require_complete(component: str, folder: Path, info: dict[str, Any], ignore: Sequence[str] = ()) -> None:
+def require_component(component: str, folder: Path) -> None:
+    """Refuses a model's folder without a component.
+
+    Raises:
+        ModelError: naming it.
+    """
+    if not (folder / component).is_dir():
+        raise ModelError(
+            f"model folder {str(folder)!r} has no component {component!r}",
+            hint="the folder was copied or downloaded incompletely",
+        )
+
+
+def load_component(kind: Any, component: str, folder: Path, dtype: torch.dtype, ignore: Sequence[str] = ()) -> Any:
+    """A module of diffusers or transformers from its folder, for inference, on the CPU.
+
+    Args:
+        kind: its class.
+        component: name of its folder.
+        folder: of the model.
+        dtype: of its weights, but for those that the class keeps in float32.
+        ignore: weights that a checkpoint may lack, since they are tied to others.
+
+    Raises:
+        ModelError: if files or weights are missing, broken, not finite, or of another module.
+    """
+    with loading(component, folder):
+        check_files(component, folder)
+        require_weights(component, folder)
+        model, info = kind.from_pretrained(
+            folder / component, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    mismatched = {str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]}
+    require_all(component, folder, {*map(str, info["missing_keys"])} - {*ignore}, mismatched)
+    require_finite(component, folder, model)
+    return model.eval().requires_grad_(False)
+
+
+def require_all(
+    component: str,
+    folder: Path,
+    missing: Iterable[str],
+    mismatched: Iterable[str] = (),
+    left_over: Iterable[str] = (),
+) -> None:
     """Refuses weights that libraries would only warn about and fill with random numbers.
 
     Args:
         component: name of its folder.
         folder: of the model.
-        info: what `from_pretrained(..., output_loading_info=True)` returned beside the model.
-        ignore: missing keys that are tied to others.
+        missing: weights that the module has and the checkpoint has not.
+        mismatched: weights that have another shape there.
+        left_over: weights that the checkpoint alone has.
 
     Raises:
-        ModelError: if a weight is missing or has another shape.
+        ModelError: if there are any, naming them.
     """
-    missing = sorted({*map(str, info["missing_keys"])} - {*ignore})
-    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"])
-    for what, keys in (("lacks", missing), ("has another shape for", mismatched)):
-        if keys:
+    kinds = {"lacks": missing, "has another shape for": mismatched, "has no place for": left_over}
+    for what, keys in kinds.items():
+        if listed := sorted(keys):
             raise ModelError(
-                f"the checkpoint in {str(folder / component)!r} {what} {named(keys)}",
-                hint="weights and config.json do not belong together: download the model again",
+                f"the checkpoint in {str(folder / component)!r} {what} {named(listed)}",
+                hint="weights and config.json do not belong together: download or convert the model again",
             )
 
 
 def require_finite(component: str, folder: Path, model: nn.Module) -> None:
     """Refuses weights that hold NaN or infinity: every video would come out broken.
 
-    One pass over the weights without a copy: a sum is finite only if every term is, short of an overflow, which is
-    looked into.
-
     Raises:
         ModelError: naming the tensors.
     """
-    broken = [
-        name
-        for name, tensor in model.state_dict().items()
-        if tensor.is_floating_point()
-        and not bool(torch.isfinite(tensor.sum()))
-        and not bool(torch.isfinite(tensor).all())
-    ]
+    _refuse_broken(folder / component, [name for name, tensor in model.state_dict().items() if not is_finite(tensor)])
+
+
+def _refuse_broken(path: Path, broken: Sequence[str]) -> None:
     if broken:
         raise ModelError(
-            f"the checkpoint in {str(folder / component)!r} holds NaN or infinity in {named(broken)}",
+            f"the checkpoint in {str(path)!r} holds NaN or infinity in {named(broken)}",
             hint="it was damaged, or saved by a training that had diverged: download or train it again",
         )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether no number of a tensor is NaN or infinite.
+
+    One pass without a copy: a sum is finite only if every term is, short of an overflow, which is looked into.
+    """
+    if not tensor.is_floating_point():
+        return True
+    if tensor.dtype.itemsize == 1:  # fp8, which is not summed
+        return all(bool(torch.isfinite(part.float()).all()) for part in tensor.flatten().split(2**24))
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def require_weights(component: str, folder: Path) -> None:
+    """Refuses a component without safetensors: any other format can run code when it is read.
+
+    Raises:
+        ModelError: naming the pickles that are there in their place.
+    """
+    require_component(component, folder)
+    if any((folder / component).glob("*.safetensors")):
+        return
+    pickles = sorted(file.name for file in (folder / component).iterdir() if file.suffix in PICKLES)
+    if pickles:
+        raise ModelError(
+            f"cannot load {str(folder / component)!r}: its weights are a pickle, {named(pickles)}, which can run code",
+            hint="only safetensors are read: take a version of the model that has them",
+        )
+    raise ModelError(
+        f"cannot load {str(folder / component)!r}: it holds no weights, no *.safetensors",
+        hint="the folder was copied or downloaded incompletely",
+    )
+
+
+def check_component(
+    component: str, folder: Path, module: nn.Module, ignore: Sequence[str] = (), *, exact: bool = False
+) -> None:
+    """Finds all that can be wrong with a component's weights before anything is started that needs them.
+
+    Names and shapes are read from the files' headers. That all numbers are finite takes one reading of the files, at
+    the speed of the disk and without holding them: loading them later is so much faster.
+
+    Args:
+        component: name of its folder.
+        folder: of the model.
+        module: the module that they are for, on the meta device.
+        ignore: weights that a checkpoint may lack, since they are tied to others.
+        exact: whether weights that the module has no place for are refused too; libraries pass over them.
+
+    Raises:
+        ModelError: if files or weights are missing, broken, not finite, or of another module.
+    """
+    require_weights(component, folder)
+    check_files(component, folder)
+    shapes: dict[str, tuple[int, ...]] = {}
+    files = sorted((folder / component).glob("*.safetensors"))
+    for file in files:
+        shapes |= {name: tuple(entry["shape"]) for name, entry in _safetensors_header(file).items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    mismatched = [name for name in wanted.keys() & shapes.keys() if wanted[name] != shapes[name]]
+    left_over = shapes.keys() - wanted.keys() if exact else ()
+    require_all(component, folder, wanted.keys() - shapes.keys() - {*ignore}, mismatched, left_over)
+    for file in files:
+        status = file.stat()
+        _refuse_broken(file, broken_tensors(file, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def broken_tensors(file: Path, size: int, mtime_ns: int) -> list[str]:
+    """Names of the tensors of a safetensors file that are not finite.
+
+    Args:
+        file: read tensor by tensor.
+        size: of the file.
+        mtime_ns: when it was last changed: a file that is as it was is read once.
+    """
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as tensors:
+        return [name for name in tensors.keys() if not is_finite(tensors.get_tensor(name))]  # noqa: SIM118
+
+
+def check_all_files(folder: Path) -> None:
+    """`check_files` of every component that is there."""
+    for component in sorted(path.name for path in folder.iterdir() if path.is_dir()):
+        check_files(component, folder)
 
 
 def check_files(component: str, folder: Path) -> None:
@@ -195,17 +324,75 @@ def check_files(component: str, folder: Path) -> None:
 
 def _safetensors_bytes(file: Path) -> int:
     """How long a safetensors file should be, by its header; 0 if that is none."""
+    try:
+        ends = [entry["data_offsets"][1] for entry in _safetensors_header(file).values()]
+        return 8 + _header_bytes(file) + int(max(ends, default=0))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return 0
+
+
+def _safetensors_header(file: Path) -> dict[str, Any]:
+    """The entry of every tensor of a safetensors file: dtype, shape, place.
+
+    Raises:
+        ValueError: if the file has no such header.
+    """
+    length = _header_bytes(file)
+    if length > file.stat().st_size:
+        raise ValueError(f"a header of {length} bytes in a file of {file.stat().st_size}")
+    with file.open("rb") as stream:
+        stream.seek(8)
+        header = json.loads(stream.read(length))
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+
+def _header_bytes(file: Path) -> int:
     with file.open("rb") as stream:
         head = stream.read(8)
-        length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > file.stat().st_size:
-            return 0
-        try:
-            header = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return 0
-    return 8 + length + max(ends, default=0)
+    if len(head) < 8:
+        raise ValueError("a file of less than 8 bytes")
+    return int.from_bytes(head, "little")
+
+
+def read_settings(folder: Path, kind: type[_T]) -> _T:
+    """The checked contents of `miga.json`, what diffusers' layout has no place for; defaults where it says nothing.
+
+    Args:
+        folder: of the model.
+        kind: a dataclass; its fields are the known keys, its literal types the known values.
+
+    Raises:
+        ModelError: for an unknown key, a wrong type or a value out of range.
+    """
+    file = folder / "miga.json"
+    given = read_json(file) if file.exists() else {}
+    types = get_type_hints(kind)
+    if problems := [problem for key, value in given.items() for problem in _problems(key, value, types)]:
+        raise ModelError(f"{str(file)!r}: {'; '.join(problems)}", hint=f"known keys: {', '.join(types)}")
+    return kind(**given)
+
+
+def _problems(key: str, value: Any, types: Mapping[str, Any]) -> list[str]:
+    """What is wrong with an entry of `miga.json`."""
+    if key not in types:
+        return [f"unknown key {key!r}"]
+    wanted = types[key]
+    if get_origin(wanted) is Literal:
+        known = get_args(wanted)
+        listed = f"one of {', '.join(known)}" if len(known) > 1 else repr(known[0])
+        return [] if value in known else [f"{key} must be {listed}, not {value!r}"]
+    if isinstance(wanted, UnionType):  # with None, for a default that follows from others
+        wanted = next(kind for kind in get_args(wanted) if kind is not NoneType)
+    wanted = get_origin(wanted) or wanted
+    if type(value) is not wanted:  # a bool is an int too
+        return [f"{key} must be of type {wanted.__name__}, not {value!r}"]
+    lowest = 2 if key == "window" else 1
+    if wanted is int and value < lowest:
+        return [f"{key} must be {lowest} or above, not {value}"]
+    if key == "sampler":
+        settings = {field.name for field in fields(SamplerConfig)}
+        return [f"unknown key {name!r} in sampler" for name in sorted(value.keys() - settings)]
+    return []
 
 
 def named(names: Sequence[str], count: int = 3) -> str:

@@ -1,7 +1,7 @@
-"""What of a Wan model goes where on a GPU of so much memory, and why: known before anything is loaded.
+"""What of a model goes where, on a GPU or in a machine of so much memory, and why: known before anything is loaded.
 
 Weights are counted, not estimated. So are the cache of the VAE's decoder and the latents in flight. What a call and a
-decode take beside them was taken off the shapes of all tensors alive at once (tests/miga/backbones/test_wan_memory.py).
+decode take beside them was taken off the shapes of all tensors alive at once (`Footprint`).
 
 Bytes throughout; GB are 1e9.
 """
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from pathlib import Path
+from typing import Final, Protocol
 
 import torch
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.wan_spec import WanArchitecture, resized
 from miga.config import SamplerConfig
 from miga.errors import ModelError
 
@@ -25,8 +25,48 @@ SOLD_BYTES: Final = 0.98 * 2**30
 """Of a "GB" that a card is sold with, what it reports: 23.6 of 24 on an RTX 4090, 79.2 of 80 on an H100."""
 RESERVE_BYTES: Final = 1_000_000_000
 """CUDA's context, libraries' workspaces and what the allocator cannot use."""
-SMALLER: Final = ((720, 1280), (480, 832), (384, 672), (320, 576), (256, 448))
+PROCESS_BYTES: Final = 900_000_000
+"""Of a worker's process before it holds a model: Python, PyTorch, diffusers, and what it shares with no other."""
+SMALLER: Final = ((720, 1280), (480, 832), (384, 640), (320, 512), (256, 448))
 """Sizes that are proposed where one does not fit."""
+
+
+class Footprint(Protocol):
+    """The sizes of a model's parts, as memory follows from them.
+
+    Attributes:
+        can_store_fp8: whether the network's weights may be held in 8 bits.
+        vae_parameters, text_parameters: weights of the VAE and of the text encoder.
+        vae_cache_per_cell, vae_peak_per_cell: numbers that decoding one latent at a time keeps per latent cell, and
+            the most that it needs beside while it works.
+    """
+
+    @property
+    def can_store_fp8(self) -> bool: ...  # noqa: D102
+    @property
+    def vae_parameters(self) -> int: ...  # noqa: D102
+    @property
+    def text_parameters(self) -> int: ...  # noqa: D102
+    @property
+    def vae_cache_per_cell(self) -> int: ...  # noqa: D102
+    @property
+    def vae_peak_per_cell(self) -> int: ...  # noqa: D102
+
+    def transformer_bytes(self, *, fp8: bool = False, itemsize: int = 2) -> int:
+        """Of the network's weights."""
+        ...
+
+    def window_bytes(self, spec: BackboneSpec, num_latents: int, dtype: torch.dtype) -> int:
+        """The most that is alive at once in a call over one window of so many latents, weights apart."""
+        ...
+
+    def resized(self, spec: BackboneSpec, height: int, width: int) -> BackboneSpec:
+        """The spec for frames of another size.
+
+        Raises:
+            ModelError: if the model cannot make that size.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +75,16 @@ class MemoryPlan:
 
     Attributes:
         card_bytes: what there is.
-        transformer_bytes: its weights.
+        transformer_bytes: weights of the network, a transformer or a UNet.
         vae_bytes: the VAE's weights, and the cache that it decodes one video with.
         queue_bytes: latents in flight, with the solver's history.
         activations_bytes: what a call of the network or a decode takes beside, whichever is more.
-        dtype: of the transformer's arithmetic.
-        fp8: whether the transformer's weights are stored in 8 bits and widened layer by layer.
+        dtype: of the network's arithmetic.
+        fp8: whether its weights are stored in 8 bits and widened layer by layer.
         vae_dtype: of the VAE and its cache.
         text_bytes: what the text encoder takes where it is.
+        text_dtype: of the text encoder.
+        text_on_card: whether it is on this card too, in a process of its own.
         reason: what was chosen, and why.
     """
 
@@ -55,23 +97,31 @@ class MemoryPlan:
     fp8: bool
     vae_dtype: torch.dtype
     text_bytes: int
+    text_dtype: torch.dtype = torch.float32
+    text_on_card: bool = False
     reason: str = ""
 
     @property
+    def own_bytes(self) -> int:
+        """What the backbone's process takes, without the reserve."""
+        return self.transformer_bytes + self.vae_bytes + self.queue_bytes + self.activations_bytes
+
+    @property
     def total_bytes(self) -> int:
-        """All of it, with the reserve."""
-        return self.transformer_bytes + self.vae_bytes + self.queue_bytes + self.activations_bytes + RESERVE_BYTES
+        """All that is on the card, with a reserve for each process."""
+        return self.own_bytes + RESERVE_BYTES + (self.text_bytes + RESERVE_BYTES if self.text_on_card else 0)
 
     def to_dict(self) -> dict[str, str]:
         """For people."""
+        where = "of the card" if self.text_on_card else "of the machine's memory"
         return {
             "card": _gb(self.card_bytes),
             "transformer": f"{_gb(self.transformer_bytes)} in {'fp8' if self.fp8 else _name(self.dtype)}",
             "vae": f"{_gb(self.vae_bytes)} in {_name(self.vae_dtype)}, its cache included",
             "queue": _gb(self.queue_bytes),
             "activations": _gb(self.activations_bytes),
+            "text encoder": f"{_gb(self.text_bytes)} in {_name(self.text_dtype)}, {where}",
             "total": _gb(self.total_bytes),
-            "text encoder": f"{_gb(self.text_bytes)} of the machine's memory",
             "reason": self.reason,
         }
 
@@ -82,12 +132,14 @@ def card_bytes(card_gb: float) -> int:
 
 
 def plan_memory(
-    architecture: WanArchitecture,
+    architecture: Footprint,
     spec: BackboneSpec,
     sampler: SamplerConfig,
     card: int,
     dtype: torch.dtype = torch.bfloat16,
     text_dtype: torch.dtype = torch.float32,
+    *,
+    text_on_card: bool = False,
 ) -> MemoryPlan:
     """The first of these that fits: everything as it is; the VAE in bfloat16; the transformer in fp8; both.
 
@@ -99,71 +151,179 @@ def plan_memory(
         spec: of the same model, at the size that is asked for.
         sampler: how many latents are in flight, and windows in a batch.
         card: bytes of the card.
-        dtype: of the transformer.
-        text_dtype: of the text encoder, which is on the CPU.
+        dtype: of the network.
+        text_dtype: of the text encoder.
+        text_on_card: whether the text encoder shares the card (`text_gpus` in [workers]).
 
     Raises:
         ModelError: if none fits, saying what would.
     """
-    plans = list(_plans(architecture, spec, sampler, card, dtype, text_dtype))
+
+    def plans_for(spec: BackboneSpec, text_dtype: torch.dtype, text_on_card: bool) -> list[MemoryPlan]:
+        return list(_plans(architecture, spec, sampler, card, dtype, text_dtype, text_on_card))
+
+    plans = plans_for(spec, text_dtype, text_on_card)
     for plan in plans:
         if plan.total_bytes <= card:
             return plan
-    smallest = plans[-1].total_bytes
-    cards = [gb for gb in CARDS_GB if card_bytes(gb) >= smallest]
-    sizes = [size for size in SMALLER if _fits_at(size, architecture, spec, sampler, card, dtype)]
+    smallest = plans[-1]
+    cards = [gb for gb in CARDS_GB if card_bytes(gb) >= smallest.total_bytes]
     fits = [f"a card of {cards[0]} GB"] if cards else []
-    fits += [f"frames of {sizes[0][0]}x{sizes[0][1]}"] if sizes else []
+    if text_on_card and text_dtype.itemsize > 2 and plans_for(spec, torch.bfloat16, True)[-1].total_bytes <= card:
+        fits.append('text_dtype = "bfloat16"')
+    if text_on_card and plans_for(spec, text_dtype, False)[-1].total_bytes <= card:
+        fits.append("text_gpus = 0 in [workers], which leaves the text encoder in the machine's memory")
+    for size in _smaller_sizes(architecture, spec):
+        if plans_for(size, text_dtype, text_on_card)[-1].total_bytes <= card:
+            fits.append(f"frames of {size.height}x{size.width}")
+            break
     fits += ["sampler.windows_per_batch = 1"] if sampler.windows_per_batch > 1 else []
+    text = f", text encoder {_gb(smallest.text_bytes)}" if text_on_card else ""
     raise ModelError(
-        f"{spec.name!r} at {spec.height}x{spec.width} needs {_gb(smallest)} with everything made as small as it can be "
-        f"(weights {_gb(plans[-1].transformer_bytes)}, VAE and its cache {_gb(plans[-1].vae_bytes)}, activations "
-        f"{_gb(plans[-1].activations_bytes)}), and the card has {_gb(card)}",
+        f"{spec.name!r} at {spec.height}x{spec.width} needs {_gb(smallest.total_bytes)} with everything made as small "
+        f"as it can be (weights {_gb(smallest.transformer_bytes)}, VAE and its cache {_gb(smallest.vae_bytes)}, "
+        f"activations {_gb(smallest.activations_bytes)}{text}), and the card has {_gb(card)}",
         f"what would fit: {', or '.join(fits) or 'a smaller model'}",
     )
 
 
+def check_machine_memory(
+    architecture: Footprint,
+    spec: BackboneSpec,
+    sampler: SamplerConfig,
+    num_actors: int,
+    available: int,
+    dtype: torch.dtype = torch.float32,
+    text_dtype: torch.dtype = torch.float32,
+) -> None:
+    """Whether a machine without a GPU holds a run: every actor the whole model, and one process the text encoder.
+
+    Args:
+        architecture: of the model.
+        spec: of the same model, at the size that is asked for.
+        sampler: how many latents are in flight, and windows in a batch.
+        num_actors: backbone actors on the machine.
+        available: bytes that it has left.
+        dtype: of the network.
+        text_dtype: of the text encoder.
+
+    Raises:
+        ModelError: if it does not, saying what would.
+    """
+
+    def needed(num_actors: int, dtype: torch.dtype, text_dtype: torch.dtype) -> int:
+        plan = next(_plans(architecture, spec, sampler, available, dtype, text_dtype, False))
+        return num_actors * (plan.own_bytes + PROCESS_BYTES) + plan.text_bytes + PROCESS_BYTES
+
+    wanted = needed(num_actors, dtype, text_dtype)
+    if wanted <= available:
+        return
+    plan = next(_plans(architecture, spec, sampler, available, dtype, text_dtype, False))
+    half = torch.bfloat16
+    dtypes = {
+        (): (dtype, text_dtype),
+        ('text_dtype = "bfloat16"',): (dtype, half),
+        ('dtype = "bfloat16"',): (half, text_dtype),
+        ('dtype = "bfloat16"', 'text_dtype = "bfloat16"'): (half, half),
+    }
+    fits, best = [], 0
+    for changes, (network, text) in dtypes.items():
+        most = next((count for count in range(num_actors, 0, -1) if needed(count, network, text) <= available), 0)
+        if most > best:
+            fits.append(" and ".join([*changes, *([f"num_actors = {most}"] if most < num_actors else [])]))
+            best = most
+    least = needed(1, half, half)
+    raise ModelError(
+        f"{num_actors} actors of {spec.name!r} at {spec.height}x{spec.width} need {_gb(wanted)} of memory (each "
+        f"{_gb(plan.own_bytes + PROCESS_BYTES)}: weights {_gb(plan.transformer_bytes)}, VAE {_gb(plan.vae_bytes)}, "
+        f"activations {_gb(plan.activations_bytes)}; the text encoder {_gb(plan.text_bytes)}), and this machine has "
+        f"{_gb(available)} left",
+        f"what would fit: {', or '.join(fits)}"
+        if fits
+        else f"even one actor in bfloat16 needs {_gb(least)}: take a machine with "
+        "a GPU, one with more memory, or a smaller model or size",
+    )
+
+
+def available_memory() -> int | None:
+    """Bytes that this machine, or the container that this process is in, has left; None where that is not known."""
+    found = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    except OSError:
+        return None
+    for most, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            found.append(int(Path(most).read_text()) - int(Path(used).read_text()) + _cached(Path(most).parent))
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+    return min(found, default=None)
+
+
+def _cached(group: Path) -> int:
+    """Bytes of files that a group has read, and gives back when memory is asked for."""
+    for line in (group / "memory.stat").read_text().splitlines():
+        name, _, count = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file"):
+            return int(count)
+    return 0
+
+
 def _plans(
-    architecture: WanArchitecture,
+    architecture: Footprint,
     spec: BackboneSpec,
     sampler: SamplerConfig,
     card: int,
     dtype: torch.dtype,
     text_dtype: torch.dtype,
+    text_on_card: bool,
 ) -> Iterator[MemoryPlan]:
     """All choices, the best first."""
     cells = spec.latent_height * spec.latent_width
-    tokens = sampler.windows_per_batch * sampler.window * architecture.tokens_per_latent(spec.height, spec.width)
     choices = ((False, torch.float32), (False, torch.bfloat16), (True, torch.float32), (True, torch.bfloat16))
-    for fp8, vae_dtype in choices if dtype.itemsize == 2 else choices[:2]:
+    for fp8, vae_dtype in choices if dtype.itemsize == 2 and architecture.can_store_fp8 else choices[:2]:
         plan = MemoryPlan(
             card_bytes=card,
             transformer_bytes=architecture.transformer_bytes(fp8=fp8, itemsize=dtype.itemsize),
             vae_bytes=vae_dtype.itemsize * (architecture.vae_parameters + cells * architecture.vae_cache_per_cell),
             queue_bytes=queue_bytes(spec, sampler),
             activations_bytes=max(
-                tokens * activation_bytes_per_token(architecture, dtype),
+                sampler.windows_per_batch * architecture.window_bytes(spec, sampler.window, dtype),
                 vae_dtype.itemsize * cells * architecture.vae_peak_per_cell,
             ),
             dtype=dtype,
             fp8=fp8,
             vae_dtype=vae_dtype,
             text_bytes=text_dtype.itemsize * architecture.text_parameters,
+            text_dtype=text_dtype,
+            text_on_card=text_on_card,
         )
-        yield _with_reason(plan)
+        yield replace(plan, reason=_reason(plan, architecture))
 
 
-def _with_reason(plan: MemoryPlan) -> MemoryPlan:
+def _reason(plan: MemoryPlan, architecture: Footprint) -> str:
     spare = plan.card_bytes - plan.total_bytes
     changes = [
-        *(["the VAE is in bfloat16, which halves its cache"] if plan.vae_dtype != torch.float32 else []),
+        *(["the VAE is in bfloat16, which halves what it takes"] if plan.vae_dtype != torch.float32 else []),
         *(["the transformer's weights are stored in fp8, which halves them"] if plan.fp8 else []),
     ]
     what = "; ".join(changes) + ", because it does not fit otherwise" if changes else "everything fits as it is"
+    return f"{what}; {_gb(max(0, spare))} to spare; {_where_text_is(plan, architecture, spare)}"
+
+
+def _where_text_is(plan: MemoryPlan, architecture: Footprint, spare: int) -> str:
+    if plan.text_on_card:
+        return "the text encoder is on this card, in a process of its own"
     text = "the text encoder is on the CPU, in a process of its own"
-    if spare > plan.text_bytes + RESERVE_BYTES:
-        text += "; there is room for it too, with text_gpus in [workers]"
-    return replace(plan, reason=f"{what}; {_gb(max(0, spare))} to spare; {text}")
+    for dtype in (plan.text_dtype, torch.bfloat16):
+        if spare >= dtype.itemsize * architecture.text_parameters + RESERVE_BYTES:
+            return f"{text}; there is room for it too in {_name(dtype)}, with text_gpus in [workers]"
+    return f"{text}: there is no room for it here"
 
 
 def queue_bytes(spec: BackboneSpec, sampler: SamplerConfig) -> int:
@@ -178,26 +338,14 @@ def queue_bytes(spec: BackboneSpec, sampler: SamplerConfig) -> int:
     return in_flight * spec.latent_channels * spec.latent_height * spec.latent_width * 4 * (kept + 1)
 
 
-def activation_bytes_per_token(architecture: WanArchitecture, dtype: torch.dtype) -> int:
-    """The most that is alive at once for one token of a call, weights apart: in attention, or in the feed-forward."""
-    width, ffn = architecture.width, architecture.ffn_width
-    if dtype.itemsize == 2:
-        return max(30 * width, 12 * width + 4 * ffn)
-    return max(51 * width, 22 * width + 8 * ffn)
-
-
-def _fits_at(
-    size: tuple[int, int],
-    architecture: WanArchitecture,
-    spec: BackboneSpec,
-    sampler: SamplerConfig,
-    card: int,
-    dtype: torch.dtype,
-) -> bool:
-    if size[0] * size[1] >= spec.height * spec.width:
-        return False
-    smaller = resized(spec, architecture, *size)
-    return any(plan.total_bytes <= card for plan in _plans(architecture, smaller, sampler, card, dtype, torch.float32))
+def _smaller_sizes(architecture: Footprint, spec: BackboneSpec) -> Iterator[BackboneSpec]:
+    """The spec at the usual sizes below its own that the model can make, the largest first."""
+    for height, width in SMALLER:
+        if height * width < spec.height * spec.width:
+            try:
+                yield architecture.resized(spec, height, width)
+            except ModelError:
+                continue
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from miga.backbones.base import Backbone, BackboneSpec
+from miga.backbones.own import is_import_path
 from miga.backbones.registry import EMBEDDED
-from miga.backbones.wan import WanBackbone
-from miga.backbones.wan_lora import Lora, find_loras
-from miga.backbones.wan_spec import WanArchitecture, load_architecture, resized
+from miga.backbones.simulated import is_simulated
+from miga.backbones.videocrafter2 import footprint as videocrafter2
+from miga.backbones.videocrafter2.spec import FAMILY as VIDEOCRAFTER2
+from miga.backbones.wan_spec import WanArchitecture, load_architecture
 from miga.errors import ModelError
 
 if TYPE_CHECKING:
-    from miga.backbones.memory_plan import MemoryPlan
+    from miga.backbones.memory_plan import Footprint, MemoryPlan
+    from miga.backbones.wan import WanBackbone
+    from miga.backbones.wan_lora import Lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +43,31 @@ class ModelOptions:
     compile: bool = False
 
 
-def architecture_of(spec: BackboneSpec, revision: str | None = None) -> WanArchitecture:
-    """The sizes of a Wan model's parts, without its weights.
+def has_known_parts(spec: BackboneSpec) -> bool:
+    """Whether a model is Wan's or VideoCrafter2's own, not simulated and not one of the user's."""
+    return spec.family in ("wan", VIDEOCRAFTER2) and not is_simulated(spec.name) and not is_import_path(spec.name)
+
+
+def architecture_of(spec: BackboneSpec, revision: str | None = None) -> Footprint:
+    """The sizes of a model's parts, without its weights.
 
     Raises:
-        ModelError: if the model is of another family, or cannot be had.
+        ModelError: if nothing is known of them, or the model cannot be had.
     """
-    if spec.family != "wan":
+    if is_simulated(spec.name):
         raise ModelError(
-            f"{spec.name!r} is of the family {spec.family!r}, not of Wan's",
-            "LoRAs, other sizes, attention backends, compiling and memory plans are for Wan's models",
+            f"{spec.name!r} has no parts that could be changed, or laid out on a card",
+            "leave LoRAs, sizes, attention backends, compiling and memory plans out for simulated GPUs",
         )
-    return load_architecture(str(EMBEDDED.get(spec.name, spec.name)), revision=revision)
+    if not has_known_parts(spec):
+        raise ModelError(
+            f"nothing is known of the parts of {spec.name!r}",
+            "LoRAs, other sizes, attention backends, compiling and memory plans are for Wan's models and VideoCrafter2",
+        )
+    name = str(EMBEDDED.get(spec.name, spec.name))
+    if spec.family == VIDEOCRAFTER2:
+        return videocrafter2.load_architecture(name, revision=revision)
+    return load_architecture(name, revision=revision)
 
 
 def configured_spec(
@@ -62,19 +79,29 @@ def configured_spec(
         spec: of the model as published.
         options: what was asked for.
         revision: of a hub name, as it was asked for.
-        loras: those of the options where they are known already; else they are looked for.
+        loras: those of the options where they are known already; else they are looked for, and checked.
 
     Raises:
-        ModelError: if a LoRA is not to be had, or the model cannot make that size.
+        ModelError: if a LoRA is not to be had or is for another model, or the model cannot make that size.
     """
     if options == ModelOptions():
         return spec
-    architecture = architecture_of(spec, revision)  # refuses other families
+    architecture = architecture_of(spec, revision)
+    if not isinstance(architecture, WanArchitecture) and replace(options, height=None, width=None) != ModelOptions():
+        raise ModelError(
+            f"{spec.name!r} is of the family {spec.family!r}, not of Wan's",
+            "LoRAs, attention backends and compiling are for Wan's models",
+        )
     if options.height or options.width:
-        spec = resized(spec, architecture, options.height, options.width)
-    if options.lora:
-        labels = [lora.label for lora in (find_loras(options.lora) if loras is None else loras)]
-        spec = replace(spec, revision="+".join([spec.revision, *labels]))
+        spec = architecture.resized(spec, options.height or spec.height, options.width or spec.width)
+    if options.lora and isinstance(architecture, WanArchitecture):
+        from miga.backbones.wan_lora import check_lora, find_loras
+
+        if loras is None:
+            loras = find_loras(options.lora)
+            for lora in loras:
+                check_lora(lora, architecture.linear_layers())
+        spec = replace(spec, revision="+".join([spec.revision, *(lora.label for lora in loras)]))
     return spec
 
 
@@ -92,22 +119,33 @@ def configure(
         backbone: changed in place. With `memory` it is to be loaded on the CPU and changed before it takes the GPU's.
         options: what was asked for.
         revision: of a hub name, as it was asked for.
-        device: where a model of Wan's is moved; by default it stays.
+        device: where a model whose parts are known is moved; by default it stays.
         memory: how it is fitted into a card.
 
     Raises:
         ModelError: if the model, this machine or a LoRA's file does not allow one of them.
     """
-    loras = find_loras(options.lora)
-    backbone.spec = configured_spec(backbone.spec, options, revision, loras)  # refuses options for other families
-    if not isinstance(backbone, WanBackbone):
+    if not has_known_parts(backbone.spec):
+        backbone.spec = configured_spec(backbone.spec, options, revision)  # refuses all of them
         return
-    if loras:
+    from miga.backbones.text import TextBackbone
+    from miga.backbones.wan import WanBackbone
+    from miga.backbones.wan_lora import find_loras
+
+    assert isinstance(backbone, TextBackbone)
+    loras = find_loras(options.lora)
+    backbone.spec = configured_spec(backbone.spec, options, revision, loras)
+    if isinstance(backbone, WanBackbone):
         backbone.fuse_loras(loras)
     if memory is not None:
         backbone.save_memory(fp8=memory.fp8, vae_dtype=memory.vae_dtype)
     if device is not None:
         backbone.to(torch.device(device))
+    if isinstance(backbone, WanBackbone):
+        _speed_up(backbone, options)
+
+
+def _speed_up(backbone: WanBackbone, options: ModelOptions) -> None:
     if options.attention != "auto":
         backbone.set_attention_backend(options.attention)
     if options.compile:

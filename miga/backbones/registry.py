@@ -1,28 +1,35 @@
-"""From a model's name to its backbone: the one place that knows which families there are."""
+"""From a model's name to its backbone: the one place that knows which families there are.
+
+What loads weights is imported when weights are loaded: diffusers takes three seconds and 170 MB, and a process that
+asks for a spec, or simulates a GPU, needs none of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
-from miga.backbones.base import Backbone, BackboneSpec
-from miga.backbones.loading import read_json, resolve_folder
+from miga.backbones import own, simulated, wan_spec
+from miga.backbones.base import Backbone, BackboneSpec, Component
+from miga.backbones.loading import PICKLES, check_component, read_json, require_component, resolve_folder
+from miga.backbones.videocrafter2 import footprint
 from miga.backbones.videocrafter2 import spec as videocrafter2_spec
-from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
-from miga.backbones.wan import Component, WanBackbone
-from miga.backbones.wan import load_spec as load_wan_spec
+from miga.backbones.videocrafter2.schedule import schedule_of
 from miga.backbones.wan_spec import PUBLISHED as PUBLISHED_WAN
+from miga.backbones.wan_spec import load_spec as load_wan_spec
+from miga.config import SamplerConfig
 from miga.errors import ModelError
+
+if TYPE_CHECKING:
+    from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
+    from miga.backbones.wan import WanBackbone
 
 EMBEDDED: Final = {"sprites": Path(__file__).parent / "sprites" / "checkpoint"}
 """Models that come with the package, by name."""
-
-PICKLES: Final = (".ckpt", ".pt", ".pth", ".bin")
-"""How files are named that only `miga convert` reads."""
 
 
 def family_of(name_or_dir: str, revision: str | None = None) -> str:
@@ -61,6 +68,10 @@ def load_spec(name_or_dir: str, revision: str | None = None) -> BackboneSpec:
     Raises:
         ModelError: if there is no such model, or none of a family that is known.
     """
+    if simulated.is_simulated(name_or_dir):
+        return simulated.load_spec(name_or_dir, revision)
+    if own.is_import_path(name_or_dir):
+        return own.load_own(name_or_dir, (), "cpu", torch.float32, revision).spec
     is_wan = family_of(name_or_dir, revision) == "wan"
     load = load_wan_spec if is_wan else videocrafter2_spec.load_spec
     return replace(load(str(EMBEDDED.get(name_or_dir, name_or_dir)), revision=revision), name=name_or_dir)
@@ -77,7 +88,8 @@ def load_backbone(
     """Loads a model, or the parts of it that are asked for.
 
     Args:
-        name_or_dir: a name of `EMBEDDED`, a folder in diffusers layout, or a hub name.
+        name_or_dir: a name of `EMBEDDED`, a folder in diffusers layout, a hub name, "package.module:factory"
+            (`own.py`), or "simulated:…" (`simulated.py`).
         revision: of a hub name.
         device: by default a GPU if there is one.
         dtype: of network and text encoder; by default bfloat16 on a GPU, float32 on the CPU.
@@ -86,6 +98,13 @@ def load_backbone(
     Raises:
         ModelError: if the model cannot be loaded.
     """
+    if simulated.is_simulated(name_or_dir):
+        return simulated.SimulatedBackbone(name_or_dir, components)
+    if own.is_import_path(name_or_dir):
+        return own.load_own(name_or_dir, components, device, dtype, revision)
+    from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
+    from miga.backbones.wan import WanBackbone
+
     is_wan = family_of(name_or_dir, revision) == "wan"
     kind: type[WanBackbone] | type[VideoCrafter2Backbone] = WanBackbone if is_wan else VideoCrafter2Backbone
     backbone = kind.from_pretrained(
@@ -97,3 +116,52 @@ def load_backbone(
     )
     backbone.spec = replace(backbone.spec, name=name_or_dir)
     return backbone
+
+
+def is_on_hub(name_or_dir: str) -> bool:
+    """Whether a name is neither of a model that comes with the package or is imported, nor of a folder here."""
+    is_here = name_or_dir in EMBEDDED or Path(name_or_dir).expanduser().exists()
+    return not is_here and not simulated.is_simulated(name_or_dir) and not own.is_import_path(name_or_dir)
+
+
+def check_schedule(name_or_dir: str, config: SamplerConfig, revision: str | None = None) -> None:
+    """Finds settings of the sampler that the model's noise schedule does not allow.
+
+    Raises:
+        ConfigError: naming them, and the nearest that it does.
+    """
+    if simulated.is_simulated(name_or_dir) or own.is_import_path(name_or_dir):
+        return
+    if family_of(name_or_dir, revision) == videocrafter2_spec.FAMILY:
+        schedule_of(config, videocrafter2_spec.load_settings(name_or_dir, revision=revision))
+
+
+def check_weights(name_or_dir: str, revision: str | None = None, *, download: bool = False) -> None:
+    """Finds all that can be wrong with a model's weights, from their files, without loading them.
+
+    The files are read once, from end to end, since one NaN in them spoils every video: 1.3B's 29 GB take some 15 s
+    from a fast disk, and the workers find them in the page cache.
+
+    Args:
+        name_or_dir: as for `load_backbone`. Of one's own models (`own.py`) nothing is known to look at.
+        revision: of a hub name.
+        download: whether a hub name's weights are fetched for it; else those are left to the workers.
+
+    Raises:
+        ModelError: if files are missing, cut off, pickles or of another module, or weights are not finite.
+    """
+    if simulated.is_simulated(name_or_dir) or own.is_import_path(name_or_dir):
+        return
+    if is_on_hub(name_or_dir) and not download:
+        return
+    is_wan = family_of(name_or_dir, revision) == "wan"
+    if name_or_dir in videocrafter2_spec.PUBLISHED and not Path(name_or_dir).is_dir():
+        raise videocrafter2_spec.unconverted(name_or_dir)
+    modules_of_folder = wan_spec.modules_of_folder if is_wan else footprint.modules_of_folder
+    parts = ("tokenizer", "text_encoder", "transformer" if is_wan else "unet", "vae")
+    patterns = (*wan_spec.JSON_FILES, *(f"{part}/*" for part in parts))
+    folder = resolve_folder(EMBEDDED.get(name_or_dir, name_or_dir), revision, patterns)
+    for part in parts:
+        require_component(part, folder)
+    for component, module in modules_of_folder(folder).items():
+        check_component(component, folder, module, wan_spec.TIED_TEXT_WEIGHTS, exact=component == "unet")

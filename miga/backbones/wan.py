@@ -1,44 +1,36 @@
 """Wan2.1: the backbone, loaded whole or in parts from a folder or hub name in diffusers' layout.
 
-`wan_spec.py` what is known before loading · `wan_text.py` prompts to embeddings · `wan_denoiser.py` the transformer ·
-`wan_per_latent.py` a time step for every latent · `wan_padding.py` cheaper cross-attention · `wan_attention.py` its
-backends · `wan_lora.py` LoRAs · `wan_vae.py` latents to frames.
+`wan_spec.py` what is known before loading · `wan_schedule.py` its noise · `wan_text.py` prompts to embeddings ·
+`wan_denoiser.py` the transformer · `wan_per_latent.py` a time step for every latent · `wan_padding.py` cheaper
+cross-attention · `wan_attention.py` its backends · `wan_lora.py` LoRAs · `wan_vae.py` latents to frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Self
 
 import torch
 import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import check_files, loading, read_json, require_complete, require_finite, resolve_folder
+from miga.backbones.base import BackboneSpec, Component
+from miga.backbones.loading import load_component, loading, read_json, resolve_folder
+from miga.backbones.text import TextBackbone
 from miga.backbones.wan_attention import set_attention_backend
-from miga.backbones.wan_denoiser import WanCondition, WanDenoiser
+from miga.backbones.wan_denoiser import WanDenoiser
 from miga.backbones.wan_lora import Lora, fuse_loras
 from miga.backbones.wan_padding import use_compact_padding
 from miga.backbones.wan_per_latent import use_per_latent_timesteps
-from miga.backbones.wan_spec import JSON_FILES, load_spec, spec_of_folder
+from miga.backbones.wan_schedule import schedule_of
+from miga.backbones.wan_spec import JSON_FILES, TIED_TEXT_WEIGHTS, load_spec, spec_of_folder
 from miga.backbones.wan_text import WanTextEncoder
 from miga.backbones.wan_vae import WanFrameDecoder
 from miga.config import SamplerConfig
 from miga.errors import ModelError
-from miga.schedule import (
-    NoiseSchedule,
-    few_step_schedule,
-    flow_euler_schedule,
-    flow_unipc_schedule,
-    released_flow_schedule,
-)
 
-__all__ = ["Component", "WanBackbone", "load_spec"]
-
-Component: TypeAlias = Literal["tokenizer", "text", "denoiser", "vae"]
-"""A part that can be loaded on its own: "tokenizer" only checks prompts, "text" encodes them too."""
+__all__ = ["WanBackbone", "load_spec"]
 
 FOLDERS: Final[dict[str, tuple[str, ...]]] = {
     "tokenizer": ("tokenizer",),
@@ -48,7 +40,7 @@ FOLDERS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-class WanBackbone:
+class WanBackbone(TextBackbone):
     """See `miga.backbones.base.Backbone`. Made by `from_pretrained`; parts that were not loaded are None."""
 
     def __init__(
@@ -99,12 +91,17 @@ class WanBackbone:
             encoder = _load_text_encoder(folder, dtype).to(device) if "text_encoder" in subfolders else None
             backbone.text = WanTextEncoder(_load_tokenizer(folder), encoder)
         if "transformer" in subfolders:
-            backbone.transformer = _load(WanTransformer3DModel, "transformer", folder, dtype).to(device)
+            backbone.transformer = load_component(WanTransformer3DModel, "transformer", folder, dtype).to(device)
             if compact_padding:
                 use_compact_padding(backbone.transformer)
         if "vae" in subfolders:
-            backbone.vae = _load(AutoencoderKLWan, "vae", folder, torch.float32).to(device)
+            backbone.vae = load_component(AutoencoderKLWan, "vae", folder, torch.float32).to(device)
         return backbone
+
+    @property
+    def network(self) -> WanTransformer3DModel | None:
+        """The transformer."""
+        return self.transformer
 
     def fuse_loras(self, loras: Sequence[Lora]) -> None:
         """Adds LoRAs to the transformer's weights, where it is loaded.
@@ -114,27 +111,6 @@ class WanBackbone:
         """
         if self.transformer is not None:
             fuse_loras(self.transformer, loras)
-
-    def save_memory(self, *, fp8: bool, vae_dtype: torch.dtype) -> None:
-        """Stores weights smaller than they compute.
-
-        Args:
-            fp8: whether the transformer's large weights are kept in 8 bits and widened layer by layer.
-            vae_dtype: of the VAE and its cache.
-        """
-        if self.transformer is not None and fp8:
-            self.transformer.enable_layerwise_casting(
-                storage_dtype=torch.float8_e4m3fn, compute_dtype=self.transformer.dtype
-            )
-        if self.vae is not None and vae_dtype != self.vae.dtype:
-            self.vae.to(vae_dtype)
-
-    def to(self, device: torch.device) -> None:
-        """Moves what is loaded."""
-        self.device = device
-        for module in (self.transformer, self.vae, self.text.encoder if self.text else None):
-            if module is not None:
-                module.to(device)
 
     def set_attention_backend(self, name: str) -> None:
         """Has diffusers compute self-attention by another of its backends, for all models of this process.
@@ -151,33 +127,11 @@ class WanBackbone:
             use_per_latent_timesteps(self.transformer)
             self.transformer.compile_repeated_blocks(fullgraph=True)
 
-    def check_prompt(self, prompt: str) -> None:
-        """Finds a bad prompt by the tokenizer alone.
-
-        Raises:
-            BadRowError: if it is blank, or longer than the model reads.
-        """
-        assert self.text is not None, "loaded without the tokenizer"
-        self.text.check(prompt)
-
-    def encode_prompts(self, prompts: Sequence[str]) -> list[torch.Tensor]:
-        """One text embedding `[tokens, channels]` per prompt, float32 on the CPU, without its padding.
-
-        Raises:
-            BadRowError: if a prompt is longer than the model reads.
-        """
-        assert self.text is not None, "loaded without the text encoder"
-        return self.text.encode(prompts)
-
-    def condition(self, prompt_embedding: torch.Tensor, negative_embedding: torch.Tensor) -> WanCondition:
-        """The two embeddings on the backbone's device; the denoiser pads, stacks and casts them."""
-        return prompt_embedding.to(self.device), negative_embedding.to(self.device)
-
     def denoiser(self, config: SamplerConfig) -> WanDenoiser:
         """The transformer under the schedule and guidance scale of `config`."""
         assert self.transformer is not None, "loaded without the denoiser"
         guided_levels = (config.guidance_low_level, config.guidance_high_level)
-        return WanDenoiser(self.transformer, _schedule(config), config.window, config.guidance_scale, guided_levels)
+        return WanDenoiser(self.transformer, schedule_of(config), config.window, config.guidance_scale, guided_levels)
 
     def frame_decoder(self) -> WanFrameDecoder:
         """A decoder at the start of a video; several may be open at once."""
@@ -185,36 +139,8 @@ class WanBackbone:
         return WanFrameDecoder(self.vae)
 
 
-def _schedule(config: SamplerConfig) -> NoiseSchedule:
-    if config.timesteps:
-        return few_step_schedule(config.timesteps, config.flow_shift)
-    if config.method == "released":
-        return released_flow_schedule(config.num_steps, config.flow_shift)
-    if config.solver == "euler":
-        return flow_euler_schedule(config.num_steps, config.flow_shift)
-    return flow_unipc_schedule(config.num_steps, config.flow_shift)
-
-
-def _load(kind: Any, component: str, folder: Path, dtype: torch.dtype) -> Any:
-    with loading(component, folder):
-        check_files(component, folder)
-        model, info = kind.from_pretrained(
-            folder, subfolder=component, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-    require_complete(component, folder, info)
-    require_finite(component, folder, model)
-    return model.eval().requires_grad_(False)
-
-
 def _load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
-    with loading("text_encoder", folder):
-        check_files("text_encoder", folder)
-        model, info = transformers.UMT5EncoderModel.from_pretrained(
-            folder / "text_encoder", dtype=dtype, local_files_only=True, output_loading_info=True
-        )
-    require_complete("text_encoder", folder, info, ignore=["encoder.embed_tokens.weight"])
-    require_finite("text_encoder", folder, model)
-    return model.eval().requires_grad_(False)
+    return load_component(transformers.UMT5EncoderModel, "text_encoder", folder, dtype, ignore=TIED_TEXT_WEIGHTS)
 
 
 def _load_tokenizer(folder: Path) -> Any:

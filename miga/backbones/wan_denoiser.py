@@ -22,7 +22,7 @@ WanCondition = tuple[torch.Tensor, torch.Tensor]
 
 
 class WanDenoiser:
-    """See `miga.backbones.base.Denoiser`.
+    """See `miga.backbones.base.BranchedDenoiser`.
 
     Args:
         transformer: predicts `noise - clean`; is made to take time steps per latent (see `wan_per_latent.py`).
@@ -48,7 +48,6 @@ class WanDenoiser:
         self.guidance_scale = guidance_scale
         self.guided_levels = guided_levels or (0, schedule.num_steps)
 
-    @torch.no_grad()
     def __call__(
         self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[WanCondition]
     ) -> torch.Tensor:
@@ -57,13 +56,36 @@ class WanDenoiser:
         Raises:
             NonFiniteError: if the network returns NaN or infinity.
         """
+        branches = range(self.num_branches(level_BF))
+        predictions = [self.predict_branch(x_BFCHW, level_BF, conditions, branch) for branch in branches]
+        return self.combine(x_BFCHW, level_BF, predictions)
+
+    def num_branches(self, level_BF: torch.Tensor) -> int:
+        """See `BranchedDenoiser`."""
+        return 2 if self.guidance_scale != 1.0 and bool(self._is_guided(level_BF).any()) else 1
+
+    @torch.no_grad()
+    def predict_branch(
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[WanCondition], branch: int
+    ) -> torch.Tensor:
+        """Velocity `[B, C, F, H, W]`, float32, under the prompt (branch 0) or the negative prompt (1)."""
         x_BCFHW = x_BFCHW.transpose(1, 2).to(self.transformer.dtype)
         timestep_BF = self.schedule.timestep[level_BF.cpu()]  # float32 or whole numbers: bfloat16 rounds 993 to 992
-        velocity = self._forward(x_BCFHW, timestep_BF, [positive for positive, _ in conditions])
-        is_guided_BF = (self.guided_levels[0] <= level_BF) & (level_BF <= self.guided_levels[1])
-        if self.guidance_scale != 1.0 and is_guided_BF.any():
-            away = self._forward(x_BCFHW, timestep_BF, [negative for _, negative in conditions])
-            scale_BF = 1.0 + (self.guidance_scale - 1.0) * is_guided_BF.to(velocity)
+        return self._forward(x_BCFHW, timestep_BF, [condition[branch] for condition in conditions])
+
+    @torch.no_grad()
+    def combine(
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, predictions: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """See `BranchedDenoiser`.
+
+        Raises:
+            NonFiniteError: if the network returned NaN or infinity.
+        """
+        velocity = predictions[0]
+        if len(predictions) > 1:
+            away = predictions[1]
+            scale_BF = 1.0 + (self.guidance_scale - 1.0) * self._is_guided(level_BF).to(velocity)
             velocity = away + scale_BF[:, None, :, None, None] * (velocity - away)
         sigma = self.schedule.at(self.schedule.sigma, level_BF, velocity)
         clean_BFCHW = x_BFCHW.float() - sigma * velocity.transpose(1, 2)
@@ -73,6 +95,9 @@ class WanDenoiser:
                 hint="if it happens to every row, the weights are broken or do not bear the dtype: try float32",
             )
         return clean_BFCHW
+
+    def _is_guided(self, level_BF: torch.Tensor) -> torch.Tensor:
+        return (self.guided_levels[0] <= level_BF) & (level_BF <= self.guided_levels[1])
 
     def _forward(
         self, x_BCFHW: torch.Tensor, timestep_BF: torch.Tensor, texts_LD: Sequence[torch.Tensor]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from torch import nn
 
-from miga.backbones.loading import HUB_NAME, file_digest, first_line, named
+from miga.backbones.loading import HUB_NAME, broken_tensors, file_digest, first_line, is_finite, named
 from miga.errors import ModelError
 
 HUB_FILE: Final = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.safetensors)")
@@ -127,6 +127,22 @@ def _choose(files: list[str], name: str) -> str:
     raise ModelError(f"LoRA {name!r} holds several files: {named(files)}", f"name one: {name}/{sorted(files)[0]}")
 
 
+def check_lora(lora: Lora, layers: Mapping[str, tuple[int, int]]) -> None:
+    """Finds a LoRA that cannot be fused without the model's weights, and without holding its own.
+
+    Args:
+        lora: as `find_loras` gave it.
+        layers: numbers in and out of the model's linear layers, by name.
+
+    Raises:
+        ModelError: if the file is broken, is for another model or for the text encoder, or holds NaN.
+    """
+    weights, _ = _read(lora, shapes_only=True)
+    _check_fits(lora, weights, layers)
+    status = lora.file.stat()
+    _refuse_broken(lora, broken_tensors(lora.file, status.st_size, status.st_mtime_ns))
+
+
 def fuse_loras(transformer: WanTransformer3DModel, loras: Sequence[Lora]) -> None:
     """Adds the LoRAs to the weights, one after the other.
 
@@ -139,7 +155,8 @@ def fuse_loras(transformer: WanTransformer3DModel, loras: Sequence[Lora]) -> Non
     """
     for lora in loras:
         weights, metadata = _read(lora)
-        _check_fits(lora, weights, transformer)
+        _check_fits(lora, weights, _linear_layers(transformer))
+        _refuse_broken(lora, sorted(key for key, value in weights.items() if not is_finite(value)))
         try:
             transformer.load_lora_adapter(
                 {f"transformer.{key}": value for key, value in weights.items()}, metadata=metadata, adapter_name="lora"
@@ -154,15 +171,22 @@ def fuse_loras(transformer: WanTransformer3DModel, loras: Sequence[Lora]) -> Non
             transformer.unload_lora()
 
 
-def _read(lora: Lora) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """The factors by the names of diffusers' modules, and the settings that the file states of itself."""
+def _read(lora: Lora, *, shapes_only: bool = False) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    """The factors by the names of diffusers' modules, and the settings that the file states of itself.
+
+    Args:
+        lora: whose file is read.
+        shapes_only: whether only single numbers (`alpha`) are read; the rest is on the meta device, without settings.
+    """
     from safetensors import safe_open
 
     try:
         with safe_open(lora.file, "pt") as file:
-            of_text = sorted(key for key in file.keys() if key.startswith(TEXT_PREFIXES))  # noqa: SIM118
-            dropped = [key for key in file.keys() if "norm" in key and key.endswith((".diff", ".diff_b"))]  # noqa: SIM118
+            keys = list(file.keys())
+            of_text = sorted(key for key in keys if key.startswith(TEXT_PREFIXES))
+            dropped = [key for key in keys if "norm" in key and key.endswith((".diff", ".diff_b"))]
             changed = [key for key in dropped if bool(file.get_tensor(key).any())]
+            shapes = {key: _shape_of(file, key) for key in keys} if shapes_only else {}
         if of_text:
             raise ModelError(
                 f"LoRA {lora.name!r} changes the text encoder too: {named(of_text)}",
@@ -173,7 +197,8 @@ def _read(lora: Lora) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
                 f"LoRA {lora.name!r} changes normalisations, which diffusers does not load: {named(changed)}",
                 "use the diffusers version of it, or remove those tensors from the file",
             )
-        weights, metadata = WanPipeline.lora_state_dict(str(lora.file), return_lora_metadata=True)
+        source = shapes or str(lora.file)
+        weights, metadata = WanPipeline.lora_state_dict(source, return_lora_metadata=True)
     except ModelError:
         raise
     except Exception as error:  # safetensors' errors, and what diffusers' conversion raises for other layouts
@@ -186,9 +211,19 @@ def _read(lora: Lora) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
     return {prefix.sub("", key): value for key, value in weights.items()}, settings
 
 
-def _check_fits(lora: Lora, weights: dict[str, torch.Tensor], transformer: WanTransformer3DModel) -> None:
-    modules = dict(transformer.named_modules())
-    strange = sorted(key for key, value in weights.items() if not _fits(key, value, modules))
+def _shape_of(file: Any, key: str) -> torch.Tensor:
+    """A tensor of a file without its numbers, unless it is a single one."""
+    shape = file.get_slice(key).get_shape()
+    return torch.empty(shape, device="meta") if math.prod(shape) > 1 else file.get_tensor(key)
+
+
+def _linear_layers(transformer: WanTransformer3DModel) -> dict[str, tuple[int, int]]:
+    modules = transformer.named_modules()
+    return {name: (layer.in_features, layer.out_features) for name, layer in modules if isinstance(layer, nn.Linear)}
+
+
+def _check_fits(lora: Lora, weights: Mapping[str, torch.Tensor], layers: Mapping[str, tuple[int, int]]) -> None:
+    strange = sorted(key for key, value in weights.items() if not _fits(key, value, layers))
     pairs = {match["module"]: set[str]() for key in weights if (match := FACTOR.fullmatch(key))}
     for key in weights:
         if match := FACTOR.fullmatch(key):
@@ -199,17 +234,20 @@ def _check_fits(lora: Lora, weights: dict[str, torch.Tensor], transformer: WanTr
             f"LoRA {lora.name!r} does not fit the model: {named(strange) or 'it holds no factors at all'}",
             "it is a LoRA of another model, or of another size of this one",
         )
-    if broken := sorted(key for key, value in weights.items() if not bool(torch.isfinite(value).all())):
+
+
+def _refuse_broken(lora: Lora, broken: Sequence[str]) -> None:
+    if broken:
         raise ModelError(f"LoRA {lora.name!r} holds NaN or infinity: {named(broken)}", "download it again")
 
 
-def _fits(key: str, value: torch.Tensor, modules: dict[str, nn.Module]) -> bool:
-    """Whether a tensor is a factor for one of the modules, of its size."""
+def _fits(key: str, value: torch.Tensor, layers: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether a tensor is a factor for one of the layers, of its size."""
     match = FACTOR.fullmatch(key)
-    module = modules.get(match["module"]) if match else None
-    if match is None or not isinstance(module, nn.Linear):
+    layer = layers.get(match["module"]) if match else None
+    if match is None or layer is None:
         return False
     if match["kind"] == "bias":
-        return match["factor"] == "B" and tuple(value.shape) == (module.out_features,)
+        return match["factor"] == "B" and tuple(value.shape) == (layer[1],)
     sizes = value.shape[1:] if match["factor"] == "A" else value.shape[:1]
-    return value.ndim == 2 and tuple(sizes) == (module.in_features if match["factor"] == "A" else module.out_features,)
+    return value.ndim == 2 and tuple(sizes) == (layer[0] if match["factor"] == "A" else layer[1],)

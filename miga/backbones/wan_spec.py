@@ -1,20 +1,19 @@
 """What is known of a Wan model from its JSON files alone, before any weights are loaded.
 
-Beside diffusers' own files a folder may hold `miga.json`, for what that layout has no place for (`SETTINGS`). Without
+Beside diffusers' own files a folder may hold `miga.json`, for what that layout has no place for (`Settings`). Without
 it Wan's published values hold.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Literal
 
 import torch
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import check_files, loading, read_json, resolve_folder, revision_of
-from miga.config import SamplerConfig
+from miga.backbones.loading import check_all_files, loading, read_json, read_settings, resolve_folder, revision_of
 from miga.errors import ModelError
 
 NEGATIVE_PROMPT: Final = (
@@ -24,26 +23,45 @@ NEGATIVE_PROMPT: Final = (
 )
 """The one that Wan was published with."""
 
-SETTINGS: Final[dict[str, tuple[type, Any]]] = {
-    "family": (str, "wan"),
-    "window": (int, None),  # latents; by default those of `num_frames`
-    "num_frames": (int, 81),  # of the clips that the model was trained on
-    "height": (int, 480),
-    "width": (int, 832),
-    "fps": (int, 16),
-    "negative_prompt": (str, NEGATIVE_PROMPT),
-    "default_num_frames": (int, 161),
-    "sampler": (dict, {}),
-}
-"""The keys of `miga.json`: type and default."""
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys of `miga.json`, with Wan's published values.
+
+    Attributes:
+        family: which kind of model; always "wan".
+        window: latents of a clip that the model was trained on; None means those of `num_frames`.
+        num_frames: of the clips that the model was trained on.
+        height, width: pixels of a frame.
+        fps: frames per second that videos are written at.
+        negative_prompt: what guidance steers away from.
+        default_num_frames: length of a video where none is asked for.
+        sampler: settings of `SamplerConfig` over those published for the family.
+    """
+
+    family: Literal["wan"] = "wan"
+    window: int | None = None
+    num_frames: int = 81
+    height: int = 480
+    width: int = 832
+    fps: int = 16
+    negative_prompt: str = NEGATIVE_PROMPT
+    default_num_frames: int = 161
+    sampler: dict[str, Any] = field(default_factory=dict)
+
 
 NUM_TEXT_TOKENS: Final = 512
 """Length that Wan's text embeddings are padded to."""
+
+TIED_TEXT_WEIGHTS: Final = ("encoder.embed_tokens.weight",)
+"""Of the text encoder, those that a checkpoint holds under another name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WanArchitecture:
     """The sizes of a model's parts that cost and memory follow from; the defaults are those of Wan2.1 1.3B.
+
+    See `miga.backbones.memory_plan.Footprint`.
 
     Attributes:
         width, ffn_width, num_layers: of the transformer.
@@ -58,6 +76,7 @@ class WanArchitecture:
             the most that it needs beside while it works.
     """
 
+    can_store_fp8: ClassVar[bool] = True
     width: int = 1536
     ffn_width: int = 8960
     num_layers: int = 30
@@ -93,6 +112,45 @@ class WanArchitecture:
     def tokens_per_latent(self, height: int, width: int) -> int:
         """Tokens of one latent of frames of so many pixels."""
         return (height // self.cell // self.patch[0]) * (width // self.cell // self.patch[1])
+
+    def activation_bytes_per_token(self, dtype: torch.dtype) -> int:
+        """The most that is alive at once for one token of a call, weights apart: in attention, or in the feed-forward.
+
+        Taken off the shapes of all tensors alive at once (tests/miga/backbones/test_wan_memory.py).
+        """
+        if dtype.itemsize == 2:
+            return max(30 * self.width, 12 * self.width + 4 * self.ffn_width)
+        return max(51 * self.width, 22 * self.width + 8 * self.ffn_width)
+
+    def window_bytes(self, spec: BackboneSpec, num_latents: int, dtype: torch.dtype) -> int:
+        """The same of a call over so many latents."""
+        tokens = num_latents * self.tokens_per_latent(spec.height, spec.width)
+        return tokens * self.activation_bytes_per_token(dtype)
+
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
+        """Numbers in and out of every linear layer of the transformer, by its name: what a LoRA may change."""
+        width, patch = self.width, self.patch[0] * self.patch[1] * self.channels
+        embedder = "condition_embedder"
+        layers = {
+            f"{embedder}.time_embedder.linear_1": (self.frequency_width, width),
+            f"{embedder}.time_embedder.linear_2": (width, width),
+            f"{embedder}.time_proj": (width, 6 * width),
+            f"{embedder}.text_embedder.linear_1": (self.text_width, width),
+            f"{embedder}.text_embedder.linear_2": (width, width),
+            "proj_out": (width, patch),
+        }
+        for block in (f"blocks.{number}" for number in range(self.num_layers)):
+            for attention in ("attn1", "attn2"):
+                layers |= {f"{block}.{attention}.to_{part}": (width, width) for part in ("q", "k", "v", "out.0")}
+            layers |= {
+                f"{block}.ffn.net.0.proj": (width, self.ffn_width),
+                f"{block}.ffn.net.2": (self.ffn_width, width),
+            }
+        return layers
+
+    def resized(self, spec: BackboneSpec, height: int, width: int) -> BackboneSpec:
+        """The spec for frames of another size."""
+        return resized(spec, self, height, width)
 
     def forward_flops(self, num_tokens: int) -> float:
         """Floating-point operations of one forward of the transformer, matrix products only."""
@@ -155,22 +213,34 @@ ARCHITECTURES: Final = {
 }
 """Of the published models."""
 
-PUBLISHED: Final = {
-    name: BackboneSpec(
-        family="wan",
+
+def spec_of(
+    name: str, revision: str, settings: Settings, architecture: WanArchitecture, frames_per_latent: int = 4
+) -> BackboneSpec:
+    """The spec of a model of that architecture under those settings."""
+    window = settings.window or (settings.num_frames - 1) // frames_per_latent + 1
+    tokens_per_latent = architecture.tokens_per_latent(settings.height, settings.width)
+    return BackboneSpec(
+        family=settings.family,
         name=name,
-        revision="main",
-        window=21,
-        latent_channels=16,
-        latent_height=60,
-        latent_width=104,
-        height=480,
-        width=832,
-        fps=16,
-        negative_prompt=NEGATIVE_PROMPT,
-        forward_flops=architecture.forward_flops(21 * 30 * 52),
+        revision=revision,
+        window=window,
+        latent_channels=architecture.channels,
+        latent_height=settings.height // architecture.cell,
+        latent_width=settings.width // architecture.cell,
+        height=settings.height,
+        width=settings.width,
+        fps=settings.fps,
+        frames_per_latent=frames_per_latent,
+        negative_prompt=settings.negative_prompt,
+        default_num_frames=settings.default_num_frames,
+        forward_flops=architecture.forward_flops(window * tokens_per_latent),
+        sampler=settings.sampler,
     )
-    for name, architecture in ARCHITECTURES.items()
+
+
+PUBLISHED: Final = {
+    name: spec_of(name, "main", Settings(), architecture) for name, architecture in ARCHITECTURES.items()
 }
 """Models that a dry run knows without network."""
 
@@ -188,8 +258,7 @@ def load_spec(name_or_dir: str | Path, *, revision: str | None = None) -> Backbo
         return PUBLISHED[name]
     folder = resolve_folder(name_or_dir, revision, JSON_FILES)
     if folder == Path(name_or_dir).expanduser():  # of the hub only these files are here yet
-        for component in sorted(path.name for path in folder.iterdir() if path.is_dir()):
-            check_files(component, folder)
+        check_all_files(folder)
     return spec_of_folder(folder, name)
 
 
@@ -207,11 +276,8 @@ def load_architecture(name_or_dir: str | Path, *, revision: str | None = None) -
 
 def architecture_of_folder(folder: Path) -> WanArchitecture:
     """The sizes of the parts of a model in a local folder."""
-    from diffusers import AutoencoderKLWan  # built without memory, to count its weights
-
     vae, transformer = (read_json(folder / part / "config.json") for part in ("vae", "transformer"))
-    with loading("vae", folder), torch.device("meta"):
-        vae_parameters = sum(weight.numel() for weight in AutoencoderKLWan.from_config(vae).parameters())
+    vae_parameters = sum(weight.numel() for weight in _vae_of_folder(folder).parameters())
     vae_width = (vae.get("decoder_base_dim") or vae.get("base_dim", 96)) / 96  # that of Wan's is 96
     _, *patch = transformer.get("patch_size", (1, 2, 2))
     return WanArchitecture(
@@ -244,6 +310,40 @@ def _text_parameters(folder: Path) -> int:
     return int(config["vocab_size"] * width + config["num_layers"] * layer + width)
 
 
+def modules_of_folder(folder: Path) -> dict[str, torch.nn.Module]:
+    """The modules of a model in a local folder, on the meta device: names and shapes, no memory.
+
+    Raises:
+        ModelError: if a configuration is missing, or none of such a module.
+    """
+    from diffusers import WanTransformer3DModel
+
+    with loading("transformer", folder), torch.device("meta"):
+        transformer = WanTransformer3DModel.from_config(read_json(folder / "transformer" / "config.json"))
+    return {
+        "transformer": transformer,
+        "vae": _vae_of_folder(folder),
+        "text_encoder": _text_encoder_of_folder(folder),
+    }
+
+
+def _vae_of_folder(folder: Path) -> torch.nn.Module:
+    from diffusers import AutoencoderKLWan
+
+    with loading("vae", folder), torch.device("meta"):
+        vae: torch.nn.Module = AutoencoderKLWan.from_config(read_json(folder / "vae" / "config.json"))
+    return vae
+
+
+def _text_encoder_of_folder(folder: Path) -> torch.nn.Module:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    with loading("text_encoder", folder), torch.device("meta"):
+        config = UMT5Config.from_dict(read_json(folder / "text_encoder" / "config.json"))
+        encoder: torch.nn.Module = UMT5EncoderModel(config)
+    return encoder
+
+
 def spec_of_folder(folder: Path, name: str) -> BackboneSpec:
     """The spec of a model in a local folder.
 
@@ -262,25 +362,11 @@ def spec_of_folder(folder: Path, name: str) -> BackboneSpec:
     channels = int(vae.get("z_dim", 16))
     if transformer.get("in_channels", 16) != channels or transformer.get("added_kv_proj_dim") is not None:
         raise ModelError(f"{name!r} is conditioned on images, not on text alone", hint=_SUPPORTED)
-    settings = _settings(folder)
-    architecture = architecture_of_folder(folder)
-    if reason := why_not_size(architecture, settings["height"], settings["width"]):
+    settings, architecture = read_settings(folder, Settings), architecture_of_folder(folder)
+    if reason := why_not_size(architecture, settings.height, settings.width):
         raise ModelError(f"{name!r}: {reason}", hint="correct miga.json")
     frames_per_latent = int(vae.get("scale_factor_temporal", 4))
-    num_frames, window = settings.pop("num_frames"), settings.pop("window")
-    window = window or (num_frames - 1) // frames_per_latent + 1
-    tokens_per_latent = architecture.tokens_per_latent(settings["height"], settings["width"])
-    return BackboneSpec(
-        name=name,
-        revision=revision_of(folder),
-        window=window,
-        forward_flops=architecture.forward_flops(window * tokens_per_latent),
-        latent_channels=channels,
-        latent_height=settings["height"] // architecture.cell,
-        latent_width=settings["width"] // architecture.cell,
-        frames_per_latent=frames_per_latent,
-        **settings,
-    )
+    return spec_of(name, revision_of(folder), settings, architecture, frames_per_latent)
 
 
 _SUPPORTED = "text-to-video models of Wan2.1's layout are supported, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -314,28 +400,3 @@ def _check_pipeline(folder: Path) -> None:
         raise ModelError(f"{str(folder)!r} is a {index.get('_class_name')}, not a WanPipeline", hint=_SUPPORTED)
     if (index.get("transformer_2") or [None])[0] is not None:
         raise ModelError(f"{str(folder)!r} has two transformers, as Wan2.2's 14B models do", hint=_SUPPORTED)
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """The checked contents of `miga.json`, defaults filled in."""
-    file = folder / "miga.json"
-    given = read_json(file) if file.exists() else {}
-    problems = [problem for key, value in given.items() for problem in _problems(key, value)]
-    if problems:
-        raise ModelError(f"{str(file)!r}: {'; '.join(problems)}", hint=f"known keys: {', '.join(SETTINGS)}")
-    return {key: given.get(key, default) for key, (_, default) in SETTINGS.items()}
-
-
-def _problems(key: str, value: Any) -> list[str]:
-    """What is wrong with an entry of `miga.json`."""
-    if key not in SETTINGS:
-        return [f"unknown key {key!r}"]
-    wanted = SETTINGS[key][0]
-    if not isinstance(value, wanted) or isinstance(value, bool):
-        return [f"{key} must be of type {wanted.__name__}, not {value!r}"]
-    if isinstance(value, int) and value < 1:
-        return [f"{key} must be 1 or above, not {value}"]
-    if isinstance(value, dict):
-        known = {field.name for field in fields(SamplerConfig)}
-        return [f"unknown key {name!r} in {key}" for name in sorted(value.keys() - known)]
-    return []

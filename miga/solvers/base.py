@@ -45,3 +45,11 @@ class Solver(Protocol):
             noise_FCHW: standard normal noise; only stochastic solvers read it.
         """
         ...
+
+
+class WithoutHistory:
+    """The part of a `Solver` whose step depends on nothing but the latent and its prediction."""
+
+    def fresh_history(self, x_FCHW: torch.Tensor) -> History:
+        """None is kept."""
+        return {}

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 
 from miga.schedule import NoiseSchedule
-from miga.solvers.base import History
+from miga.solvers.base import History, WithoutHistory
 from miga.solvers.linear import require_noise, table_of_steps, weighted_sum
 
 
-class DDIMSolver:
+class DDIMSolver(WithoutHistory):
     """A `Solver` for any schedule.
 
     With `a = alpha^2` of a variance-preserving schedule a step from level r to r - 1 ("prev") adds noise of
@@ -50,10 +50,6 @@ class DDIMSolver:
         self.eta = eta
         self.is_stochastic = eta > 0.0
         self._weights = _weights(schedule, eta, scale)
-
-    def fresh_history(self, x_FCHW: torch.Tensor) -> History:
-        """None is kept."""
-        return {}
 
     def step(
         self,

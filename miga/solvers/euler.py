@@ -16,11 +16,11 @@ from __future__ import annotations
 import torch
 
 from miga.schedule import NoiseSchedule
-from miga.solvers.base import History
+from miga.solvers.base import History, WithoutHistory
 from miga.solvers.linear import table_of_steps, weighted_sum
 
 
-class EulerSolver:
+class EulerSolver(WithoutHistory):
     """A `Solver` for any schedule, one whose pure noise has signal scale 0 included.
 
     Args:
@@ -33,10 +33,6 @@ class EulerSolver:
         self.schedule = schedule
         ratio = schedule.sigma[:-1] / schedule.sigma[1:]
         self._weights = table_of_steps(ratio, schedule.alpha[:-1] - schedule.alpha[1:] * ratio)  # of x and clean
-
-    def fresh_history(self, x_FCHW: torch.Tensor) -> History:
-        """None is kept."""
-        return {}
 
     def step(
         self,

@@ -19,11 +19,11 @@ from __future__ import annotations
 import torch
 
 from miga.schedule import NoiseSchedule
-from miga.solvers.base import History
+from miga.solvers.base import History, WithoutHistory
 from miga.solvers.linear import require_noise, table_of_steps, weighted_sum
 
 
-class RenoiseSolver:
+class RenoiseSolver(WithoutHistory):
     """A `Solver` for any schedule, one whose pure noise has signal scale 0 included.
 
     Args:
@@ -35,10 +35,6 @@ class RenoiseSolver:
     def __init__(self, schedule: NoiseSchedule) -> None:
         self.schedule = schedule
         self._weights = table_of_steps(schedule.alpha[:-1], schedule.sigma[:-1])  # of clean and noise
-
-    def fresh_history(self, x_FCHW: torch.Tensor) -> History:
-        """None is kept."""
-        return {}
 
     def step(
         self,

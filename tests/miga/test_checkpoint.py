@@ -16,7 +16,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from miga.checkpoint import VERSION, load_state, save_state
+from miga.checkpoint import (
+    VERSION,
+    VideoCheckpoint,
+    load_checkpoints,
+    load_state,
+    save_checkpoint,
+    save_state,
+)
 from miga.config import SamplerConfig
 from miga.errors import CheckpointError, MigaError
 from miga.fifo import FifoState
@@ -406,3 +413,119 @@ def test_the_size_of_a_file_is_that_of_the_latents_alive(num_passes: int, tmp_pa
     most = config.queue_length + (config.handoff_level - 1) * (config.window - 1)
     bytes_per_latent = 3 * 24 * 4 + 2 * 8
     assert (tmp_path / "state").stat().st_size <= most * bytes_per_latent + 12_000
+
+
+# ---- with the latents that are finished ----
+
+
+def make_checkpoint(num_before: int = 4, num_new: int = 2, **other: Any) -> VideoCheckpoint:
+    """Of a video of 9 latents, `num_before + num_new` of them finished."""
+    state = replace(STATES["two stages"], num_finished=num_before + num_new)
+    latents_FCHW = torch.arange(float(num_before), num_before + num_new)[:, None, None, None].expand(-1, 2, 3, 4)
+    return VideoCheckpoint(
+        **({"state": state, "latents_FCHW": latents_FCHW, "num_latents": 9, "num_calls": 33} | other)
+    )
+
+
+def save_parts(folder: Path, *parts: VideoCheckpoint) -> list[Path]:
+    files = [folder / f"part {number}" for number in range(len(parts))]
+    for part, file in zip(parts, files, strict=True):
+        save_checkpoint(part, file, config=CONFIG, seed=1)
+    return files
+
+
+def load_parts(files: list[Path], **other: Any) -> VideoCheckpoint:
+    return load_checkpoints(files, **({"config": CONFIG, "num_latents": 9, "seed": 1} | other))
+
+
+def test_parts_are_joined_and_the_last_state_counts(tmp_path: Path) -> None:
+    first = make_checkpoint(0, 4, state=replace(STATES["fifo"], num_finished=4), num_calls=20)
+    files = save_parts(tmp_path, first, make_checkpoint(4, 0), make_checkpoint(4, 2))
+    found = load_parts(files)
+    assert_same(found.state, make_checkpoint().state)
+    assert found.latents_FCHW[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert (found.num_latents_done, found.first_latent, found.num_calls, found.is_open) == (6, 0, 33, False)
+    assert sorted(os.listdir(tmp_path)) == ["part 0", "part 1", "part 2"]
+
+
+def test_finished_latents_stay_on_the_cpu(tmp_path: Path) -> None:
+    found = load_parts(save_parts(tmp_path, make_checkpoint(0, 3)), device="meta")
+    assert found.latents_FCHW.device.type == "cpu"
+    assert isinstance(found.state.method, TwoStageState)
+    assert found.state.method.queue.x_FCHW.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ([1, 2], r"latents 0 \.\.\. 1 are in none of them"),
+        ([0, 2], r"latents 2 \.\.\. 3 are in none of them"),
+        ([0, 1, 1], r"latents 2 \.\.\. 3 are in two of them"),
+        ([1, 0], "do not follow one another"),
+        ([], "no checkpoint to go on from"),
+    ],
+)
+def test_a_part_that_is_missing(kept: list[int], message: str, tmp_path: Path) -> None:
+    files = save_parts(tmp_path, make_checkpoint(0, 2), make_checkpoint(2, 2), make_checkpoint(4, 2))
+    with pytest.raises(CheckpointError, match=message) as raised:
+        load_parts([files[number] for number in kept])
+    assert raised.value.hint
+
+
+def test_a_file_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load_parts([*save_parts(tmp_path, make_checkpoint(0, 2)), tmp_path / "gone"])
+
+
+@pytest.mark.parametrize(
+    ("other", "differs"), [({"seed": 2}, "seed 1 there, 2 here"), ({"num_latents": 10}, "num_latents 9 there, 10 here")]
+)
+def test_parts_of_another_video(other: dict[str, Any], differs: str, tmp_path: Path) -> None:
+    files = save_parts(tmp_path, make_checkpoint(0, 2), make_checkpoint(2, 2))
+    with pytest.raises(CheckpointError, match=differs):
+        load_parts(files, **other)
+
+
+def test_an_open_one_is_of_every_longer_video(tmp_path: Path) -> None:
+    files = save_parts(tmp_path, make_checkpoint(0, 2, is_open=True))
+    for num_latents in (9, 10, 1000):
+        assert load_parts(files, num_latents=num_latents).is_open
+    for num_latents in (8, None):
+        with pytest.raises(CheckpointError, match=f"num_latents 9 there, {num_latents} here"):
+            load_parts(files, num_latents=num_latents)
+    with pytest.raises(CheckpointError, match="seed 1 there, 3 here"):
+        load_parts(files, num_latents=10, seed=3)
+
+
+def test_a_state_alone_is_no_checkpoint_of_a_video(tmp_path: Path) -> None:
+    save(STATES["two stages"], tmp_path / "state")
+    with pytest.raises(CheckpointError, match="is a VideoState, not a VideoCheckpoint"):
+        load_parts([tmp_path / "state"])
+    (file,) = save_parts(tmp_path, make_checkpoint(0, 2))
+    with pytest.raises(CheckpointError, match="is a VideoCheckpoint, not a VideoState"):
+        load(file)
+
+
+def test_parts_cut_off_anywhere(tmp_path: Path) -> None:
+    (file,) = save_parts(tmp_path, make_checkpoint(0, 2))
+    content = file.read_bytes()
+    for length in (0, 8, 100, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match="is no whole checkpoint"):
+            load_parts([file])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop("num_calls"),
+        lambda content: content.update(num_calls="33"),
+        lambda content: content.update(latents_FCHW=None),
+        lambda content: content["state"].update({"class": "Path"}),
+    ],
+)
+def test_parts_that_are_not_as_declared(change: Callable[[dict[str, Any]], object], tmp_path: Path) -> None:
+    (file,) = save_parts(tmp_path, make_checkpoint(0, 2))
+    edit_state(file, change)
+    with pytest.raises(CheckpointError, match="is no whole checkpoint"):
+        load_parts([file])

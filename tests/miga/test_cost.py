@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from miga.backbones.base import BackboneSpec
 from miga.config import PROFILES, SamplerConfig, resolve_config
 from miga.cost import count_calls
 from miga.reflection import ReflectionTrace
-from tests.miga.closed_form import MixingDenoiser, make_config, make_fifo_config, make_sampler, profile_config
+from tests.miga.closed_form import (
+    VIDEOCRAFTER2,
+    MixingDenoiser,
+    make_config,
+    make_fifo_config,
+    make_sampler,
+    profile_config,
+)
 
 SPECS = {
     "wan": BackboneSpec("wan", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "0", 21, 16, 60, 104, 480, 832, 16),
@@ -151,3 +160,77 @@ def test_equals_the_calls_made_searches_included(settings: dict[str, Any]) -> No
     assert num_searches == len(trace.scores) - 1 > 0
     assert (counted.per_search == 0) == (config.judged_group == 1), "without a pass there is no call"
     assert num_calls == counted.total + num_searches * counted.per_search
+
+
+class CountingDenoiser(MixingDenoiser):
+    """Counts forwards as the backbones make them: two in a call that shows a latent of a guided level."""
+
+    def __init__(self, config: SamplerConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        self.num_forwards = 0
+
+    def __call__(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[float]) -> torch.Tensor:
+        low, high = self.config.guidance_low_level, self.config.guidance_high_level
+        is_guided = self.config.guidance_scale != 1.0 and bool(((low <= level_BF) & (level_BF <= high)).any())
+        self.num_forwards += 1 + is_guided
+        return super().__call__(x_BFCHW, level_BF, conditions)
+
+
+RANGES = [(1, 12), (4, 12), (1, 5), (6, 8), (12, 12), (1, 1), (3, 3)]
+"""Of guided levels: all, Stage 1's alone, the low ones, in the middle, pure noise, the last step, Stage 2's first."""
+GUIDED = [
+    {},
+    {"drain": True},
+    {"drain": True, "position_0_context": True, "stride": 2},
+    {"zigzag_width": 6, "handoff_level": 8},
+    {"zigzag_width": 1, "num_guidance_latents": 0},
+    {"method": "unified"},
+    {"method": "unified", "position_0_context": True, "stride": 5},
+]
+
+
+@pytest.mark.parametrize("levels", RANGES)
+@pytest.mark.parametrize("settings", GUIDED)
+def test_forwards_are_those_made(settings: dict[str, Any], levels: tuple[int, int]) -> None:
+    guidance = {"guidance_scale": 3.0, "guidance_low_level": levels[0], "guidance_high_level": levels[1]}
+    check_forwards(make_config(**settings, **guidance))
+
+
+@pytest.mark.parametrize("levels", [(1, 12), (3, 12), (1, 4), (6, 7)])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_forwards_of_every_profile(profile: str, levels: tuple[int, int]) -> None:
+    guidance = {"guidance_scale": 3.0, "guidance_low_level": levels[0], "guidance_high_level": levels[1]}
+    check_forwards(profile_config(profile, **guidance))
+    if profile == "released":
+        check_forwards(profile_config(profile, **VIDEOCRAFTER2, **guidance))
+
+
+def check_forwards(config: SamplerConfig) -> None:
+    for num_latents in (1, 6, 11, 20, 37):
+        denoiser = CountingDenoiser(config)
+        sampler = make_sampler(denoiser, config, num_latents)
+        *_, (state, _) = sampler.run()
+        counted, num_searches = count_calls(config, num_latents), sum(state.trace.searched)
+        assert denoiser.num_forwards == counted.forwards + num_searches * counted.guided_per_search + (
+            num_searches * counted.per_search
+        )
+        assert sampler.num_calls == counted.total + num_searches * counted.per_search
+        if num_searches and num_searches == counted.num_evaluations - 1:
+            assert denoiser.num_forwards == counted.most_forwards
+
+
+def test_without_guidance_a_call_is_a_forward() -> None:
+    config = make_config(guidance_scale=1.0, guidance_low_level=4)
+    counted = count_calls(config, 20)
+    assert (counted.forwards, counted.most_forwards) == (counted.total, counted.most)
+    check_forwards(config)
+
+
+def test_forwards_of_the_published_settings() -> None:
+    """`swift` guides Stage 1 and the base clip's 45 steps above level 9; its other 36 calls take one forward."""
+    counted = count_calls(resolve_config("swift", SPECS["wan"]), 41)
+    assert (counted.total, counted.stage2) == (255, 27)
+    assert counted.forwards == 2 * 255 - 27 - 9
+    paper = count_calls(resolve_config("paper", SPECS["wan"]), 41)
+    assert (paper.forwards, paper.most_forwards) == (2 * paper.total, 2 * paper.most)

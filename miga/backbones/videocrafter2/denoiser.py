@@ -18,7 +18,7 @@ VideoCrafter2Condition = tuple[torch.Tensor, torch.Tensor]
 
 
 class VideoCrafter2Denoiser:
-    """See `miga.backbones.base.Denoiser`.
+    """See `miga.backbones.base.BranchedDenoiser`.
 
     Args:
         unet: predicts the noise.
@@ -46,7 +46,6 @@ class VideoCrafter2Denoiser:
         self.fps_condition = fps_condition
         self.guided_levels = guided_levels or (0, schedule.num_steps)
 
-    @torch.no_grad()
     def __call__(
         self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[VideoCrafter2Condition]
     ) -> torch.Tensor:
@@ -55,13 +54,36 @@ class VideoCrafter2Denoiser:
         Raises:
             NonFiniteError: if the network returns NaN or infinity.
         """
+        branches = range(self.num_branches(level_BF))
+        predictions = [self.predict_branch(x_BFCHW, level_BF, conditions, branch) for branch in branches]
+        return self.combine(x_BFCHW, level_BF, predictions)
+
+    def num_branches(self, level_BF: torch.Tensor) -> int:
+        """See `BranchedDenoiser`."""
+        return 2 if self.guidance_scale != 1.0 and bool(self._is_guided(level_BF).any()) else 1
+
+    @torch.no_grad()
+    def predict_branch(
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[VideoCrafter2Condition], branch: int
+    ) -> torch.Tensor:
+        """Noise `[B, C, F, H, W]`, float32, under the prompt (branch 0) or the negative prompt (1)."""
         x_BCFHW = x_BFCHW.transpose(1, 2).to(self.unet.dtype)
         timestep = self._timesteps(level_BF).to(x_BFCHW.device)
-        eps = self._forward(x_BCFHW, timestep, [positive for positive, _ in conditions])
-        is_guided_BF = (self.guided_levels[0] <= level_BF) & (level_BF <= self.guided_levels[1])
-        if self.guidance_scale != 1.0 and is_guided_BF.any():
-            away = self._forward(x_BCFHW, timestep, [negative for _, negative in conditions])
-            scale_BF = 1.0 + (self.guidance_scale - 1.0) * is_guided_BF.to(eps)
+        return self._forward(x_BCFHW, timestep, [condition[branch] for condition in conditions])
+
+    @torch.no_grad()
+    def combine(
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, predictions: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """See `BranchedDenoiser`.
+
+        Raises:
+            NonFiniteError: if the network returned NaN or infinity.
+        """
+        eps = predictions[0]
+        if len(predictions) > 1:
+            away = predictions[1]
+            scale_BF = 1.0 + (self.guidance_scale - 1.0) * self._is_guided(level_BF).to(eps)
             eps = away + scale_BF[:, None, :, None, None] * (eps - away)
         alpha, sigma = (self.schedule.at(table, level_BF, eps) for table in (self.schedule.alpha, self.schedule.sigma))
         clean_BFCHW = (x_BFCHW.float() - sigma * eps.transpose(1, 2)) / alpha
@@ -71,6 +93,9 @@ class VideoCrafter2Denoiser:
                 hint="if it happens to every row, the weights are broken or do not bear the dtype: try float32",
             )
         return clean_BFCHW
+
+    def _is_guided(self, level_BF: torch.Tensor) -> torch.Tensor:
+        return (self.guided_levels[0] <= level_BF) & (level_BF <= self.guided_levels[1])
 
     def _timesteps(self, level_BF: torch.Tensor) -> torch.Tensor:
         """One per window `[B]` where its latents share a level (cheaper, the same result), else one each `[B, F]`."""

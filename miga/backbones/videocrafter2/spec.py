@@ -5,14 +5,20 @@ The folder is what `miga convert` writes. Its `miga.json` holds `Settings`; with
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, get_args, get_type_hints
+from typing import Any, Final, Literal
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import check_files, first_line, read_json, resolve_folder, revision_of
+from miga.backbones.loading import (
+    check_all_files,
+    first_line,
+    read_json,
+    read_settings,
+    resolve_folder,
+    revision_of,
+)
 from miga.backbones.videocrafter2.unet import NUM_INITIAL_HEADS, UNetConfig
-from miga.config import SamplerConfig
 from miga.errors import ModelError
 from miga.schedule import DdimSpacing
 
@@ -56,7 +62,7 @@ class Settings:
         sampler: settings of `SamplerConfig` over those published for the family.
     """
 
-    family: str = FAMILY
+    family: Literal["videocrafter2"] = FAMILY
     window: int = 16
     height: int = 320
     width: int = 512
@@ -156,26 +162,50 @@ class _FlopCount:
         return 4 * tokens * channels * inner + depth * (2 * attention + 24 * tokens * inner**2)
 
 
-PUBLISHED: Final = {
-    PUBLISHED_NAME: BackboneSpec(
-        family=FAMILY,
-        name=PUBLISHED_NAME,
-        revision="main",
-        window=16,
-        latent_channels=4,
-        latent_height=40,
-        latent_width=64,
-        height=320,
-        width=512,
-        fps=10,
+def spec_of(name: str, revision: str, settings: Settings, unet: UNetConfig, cell: int = 8) -> BackboneSpec:
+    """The spec of a model of that UNet under those settings.
+
+    Args:
+        name: what the user called it.
+        revision: of its files.
+        settings: see there.
+        unet: its configuration.
+        cell: pixels of a latent cell's side.
+    """
+    height, width = settings.height // cell, settings.width // cell
+    steps = {"num_steps": NUM_STRIDED_STEPS} if settings.spacing == "strided" else {}
+    return BackboneSpec(
+        family=settings.family,
+        name=name,
+        revision=revision,
+        window=settings.window,
+        latent_channels=unet.in_channels,
+        latent_height=height,
+        latent_width=width,
+        height=settings.height,
+        width=settings.width,
+        fps=settings.fps,
         frames_per_latent=1,
-        default_num_frames=128,
-        forward_flops=forward_flops(UNetConfig(), 16, 40, 64),
+        frames_first_latent=1,
+        negative_prompt=settings.negative_prompt,
+        default_num_frames=settings.default_num_frames,
+        forward_flops=forward_flops(unet, settings.window, height, width),
+        sampler=steps | settings.sampler,
     )
-}
+
+
+PUBLISHED: Final = {PUBLISHED_NAME: spec_of(PUBLISHED_NAME, "main", Settings(), UNetConfig())}
 """The model that a dry run knows without network. It is published as a pickle, so it cannot be loaded by this name."""
 
 CONVERT_HINT: Final = "run `miga convert model.ckpt FOLDER` once, and name FOLDER as the model"
+
+
+def unconverted(name: str) -> ModelError:
+    """What is said of the published name, by which nothing can be loaded."""
+    return ModelError(
+        f"{name!r} is published as a pickle, model.ckpt, which is never loaded here as it is",
+        hint=f"download model.ckpt from the hub, then {CONVERT_HINT}",
+    )
 
 
 def load_spec(name_or_dir: str | Path, *, revision: str | None = None) -> BackboneSpec:
@@ -189,8 +219,7 @@ def load_spec(name_or_dir: str | Path, *, revision: str | None = None) -> Backbo
         return PUBLISHED[name]
     folder = resolve_folder(name_or_dir, revision, JSON_FILES)
     if folder == Path(name_or_dir).expanduser():  # of the hub only these files are here yet
-        for component in sorted(path.name for path in folder.iterdir() if path.is_dir()):
-            check_files(component, folder)
+        check_all_files(folder)
     return spec_of_folder(folder, name)
 
 
@@ -214,28 +243,59 @@ def spec_of_folder(folder: Path, name: str) -> BackboneSpec:
             hint="they are of two models: convert the checkpoint again",
         )
     settings = settings_of_folder(folder)
-    for side in ("height", "width"):
-        if (pixels := getattr(settings, side)) % cell:
-            raise ModelError(f"{side} {pixels} of {name!r} is no multiple of {cell}", hint="correct miga.json")
-    height, width = settings.height // cell, settings.width // cell
-    steps = {"num_steps": NUM_STRIDED_STEPS} if settings.spacing == "strided" else {}
-    return BackboneSpec(
-        family=FAMILY,
-        name=name,
-        revision=revision_of(folder),
-        window=settings.window,
-        latent_channels=channels,
-        latent_height=height,
-        latent_width=width,
-        height=settings.height,
-        width=settings.width,
-        fps=settings.fps,
-        frames_per_latent=1,
-        frames_first_latent=1,
-        negative_prompt=settings.negative_prompt,
-        default_num_frames=settings.default_num_frames,
-        forward_flops=forward_flops(unet, settings.window, height, width),
-        sampler=steps | settings.sampler,
+    if reason := why_not_size(unet, cell, settings.height, settings.width):
+        raise ModelError(f"{name!r}: {reason}", hint="correct miga.json")
+    return spec_of(name, revision_of(folder), settings, unet, cell)
+
+
+def why_not_size(unet: UNetConfig, cell: int, height: int, width: int) -> str | None:
+    """Why a model cannot make frames of that size, with the nearest sizes that it can; None if it can.
+
+    The network takes any latent, but halves its sides level by level: where one is odd on the way, a row or column is
+    made up and cut off again, which the model never saw in training.
+
+    Args:
+        unet: its configuration.
+        cell: pixels of a latent cell's side.
+        height: pixels of a frame.
+        width: pixels of a frame.
+    """
+    halvings = len(unet.channel_mult) - 1
+    step = cell * 2**halvings
+    for side, pixels in (("height", height), ("width", width)):
+        if pixels % step or not pixels:
+            below = pixels // step * step
+            near = f"{below} or {below + step}" if below else f"{step}"
+            return (
+                f"{side} {pixels} is no multiple of {step} (cells of {cell}, halved {halvings} times by the network); "
+                f"nearest is {near}"
+            )
+    return None
+
+
+def resized(spec: BackboneSpec, unet: UNetConfig, height: int | None, width: int | None) -> BackboneSpec:
+    """The spec for frames of another size.
+
+    Args:
+        spec: of the model.
+        unet: its configuration.
+        height: in pixels; None leaves it as it is.
+        width: the same.
+
+    Raises:
+        ModelError: if the model cannot make that size, naming the nearest that it can.
+    """
+    height, width, cell = height or spec.height, width or spec.width, spec.height // spec.latent_height
+    if reason := why_not_size(unet, cell, height, width):
+        raise ModelError(f"{spec.name!r} cannot make that size: {reason}", hint="choose such a height and width")
+    rows, columns = height // cell, width // cell
+    return replace(
+        spec,
+        height=height,
+        width=width,
+        latent_height=rows,
+        latent_width=columns,
+        forward_flops=forward_flops(unet, spec.window, rows, columns),
     )
 
 
@@ -257,39 +317,21 @@ def unet_config_of(folder: Path) -> UNetConfig:
         ) from error
 
 
+def load_settings(name_or_dir: str | Path, *, revision: str | None = None) -> Settings:
+    """The settings of a folder or hub name; of the published model without any files.
+
+    Raises:
+        ModelError: as `load_spec`.
+    """
+    if str(name_or_dir) in PUBLISHED and not Path(name_or_dir).is_dir():
+        return Settings()
+    return settings_of_folder(resolve_folder(name_or_dir, revision, JSON_FILES))
+
+
 def settings_of_folder(folder: Path) -> Settings:
     """The checked contents of `miga.json`, defaults filled in.
 
     Raises:
         ModelError: for an unknown key, a wrong type or a value out of range.
     """
-    file = folder / "miga.json"
-    given = read_json(file) if file.exists() else {}
-    if problems := [problem for key, value in given.items() for problem in _problems(key, value)]:
-        known = ", ".join(setting.name for setting in fields(Settings))
-        raise ModelError(f"{str(file)!r}: {'; '.join(problems)}", hint=f"known keys: {known}")
-    return Settings(**given)
-
-
-_TYPES: Final = get_type_hints(Settings)
-
-
-def _problems(key: str, value: Any) -> list[str]:
-    """What is wrong with an entry of `miga.json`."""
-    if key not in _TYPES:
-        return [f"unknown key {key!r}"]
-    if key == "spacing":
-        known = get_args(DdimSpacing)
-        return [] if value in known else [f"spacing must be one of {', '.join(known)}, not {value!r}"]
-    wanted = dict if key == "sampler" else _TYPES[key]
-    if type(value) is not wanted:
-        return [f"{key} must be of type {wanted.__name__}, not {value!r}"]
-    lowest = 2 if key == "window" else 1
-    if wanted is int and isinstance(value, int) and value < lowest:
-        return [f"{key} must be {lowest} or above, not {value}"]
-    if key == "sampler":
-        return [f"unknown key {name!r} in sampler" for name in sorted(value.keys() - _SAMPLER_FIELDS)]
-    return [f"family must be {FAMILY!r}, not {value!r}"] if key == "family" and value != FAMILY else []
-
-
-_SAMPLER_FIELDS: Final = frozenset(setting.name for setting in fields(SamplerConfig))
+    return read_settings(folder, Settings)

@@ -5,63 +5,34 @@ Legend: B prompts, L = 77 tokens with the padding (the network attends to it too
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
-import ftfy  # noqa: F401  diffusers cleans prompts differently, without a word, where it is not installed
 import torch
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from transformers import CLIPTextModel
 
+from miga.backbones.text import TextEncoder
 from miga.backbones.videocrafter2.spec import NUM_TEXT_TOKENS, PAD_TOKEN
-from miga.errors import BadRowError
 
 
-class VideoCrafter2TextEncoder:
-    """A tokenizer and, where it was loaded, the text encoder.
+class VideoCrafter2TextEncoder(TextEncoder):
+    """CLIP's tokenizer, whose own padding is not used (`PAD_TOKEN` is), and OpenCLIP's text tower.
 
-    Args:
-        tokenizer: CLIP's, of transformers. Its own padding is not used: `PAD_TOKEN` is.
-        encoder: None where prompts are only to be checked.
+    A prompt that is too long is refused, where OpenCLIP would cut it off.
     """
 
-    def __init__(self, tokenizer: Any, encoder: CLIPTextModel | None) -> None:
-        self.tokenizer = tokenizer
-        self.encoder = encoder
+    max_tokens: ClassVar[int] = NUM_TEXT_TOKENS
 
-    def check(self, prompt: str) -> None:
-        """Finds a bad prompt without the encoder.
+    def clean(self, prompt: str) -> str:
+        """OpenCLIP's tokenizer knows small letters alone."""
+        return super().clean(prompt).lower()
 
-        Raises:
-            BadRowError: if it is blank, or longer than the model reads.
-        """
-        if not prompt_clean(prompt):
-            raise BadRowError("the prompt is blank", hint="describe the video, or remove the row")
-        self.tokens(prompt)
+    def encode_one(self, prompt: str) -> torch.Tensor:
+        """The embedding `[L, D]` of one prompt, its padding included."""
+        return penultimate(self.encoder, torch.tensor([self.padded_tokens(prompt)]))[0]
 
-    def encode(self, prompts: Sequence[str]) -> list[torch.Tensor]:
-        """Embeddings `[L, D]`, float32 on the CPU. A blank prompt (a negative one may be) is embedded.
-
-        Prompts are encoded one at a time: an embedding never depends on its neighbours.
-
-        Raises:
-            BadRowError: if a prompt is longer than the model reads.
-        """
-        assert self.encoder is not None, "loaded without the text encoder"
-        return [penultimate(self.encoder, torch.tensor([self.tokens(prompt)]))[0].float().cpu() for prompt in prompts]
-
-    def tokens(self, prompt: str) -> list[int]:
-        """Start mark, the prompt, end mark, and padding up to L.
-
-        Raises:
-            BadRowError: if the prompt is longer than the model reads (OpenCLIP would cut it off).
-        """
-        tokens: list[int] = self.tokenizer(prompt_clean(prompt).lower(), truncation=False, verbose=False).input_ids
-        if len(tokens) > NUM_TEXT_TOKENS:
-            raise BadRowError(
-                f"the prompt has {len(tokens)} tokens, the model reads {NUM_TEXT_TOKENS}",
-                hint=f"shorten it by about {1 - NUM_TEXT_TOKENS / len(tokens):.0%}, or give it as several prompts",
-            )
+    def padded_tokens(self, prompt: str) -> list[int]:
+        """Start mark, the prompt, end mark, and padding up to L."""
+        tokens = self.tokens(prompt)
         return tokens + [PAD_TOKEN] * (NUM_TEXT_TOKENS - len(tokens))
 
 

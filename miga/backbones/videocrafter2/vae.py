@@ -13,7 +13,8 @@ class VideoCrafter2FrameDecoder:
     """See `miga.backbones.base.FrameDecoder`. Every latent is one frame, whatever came before it.
 
     Args:
-        vae: in float32; its `scaling_factor` is what the UNet's latents were multiplied by.
+        vae: in float32, or in less where memory asks for it; its `scaling_factor` is what the UNet's latents were
+            multiplied by.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -29,5 +30,5 @@ class VideoCrafter2FrameDecoder:
     @torch.no_grad()
     def _decode(self, x_CHW: torch.Tensor) -> torch.Tensor:
         z = x_CHW[None].to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
-        pixels = self.vae.decode(z, return_dict=False)[0][0].permute(1, 2, 0)
+        pixels = self.vae.decode(z, return_dict=False)[0][0].permute(1, 2, 0).float()
         return ((pixels * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).cpu()

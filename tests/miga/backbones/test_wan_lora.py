@@ -18,7 +18,7 @@ from miga.backbones.registry import load_spec
 from miga.backbones.wan import WanBackbone
 from miga.backbones.wan_lora import find_loras, fuse_loras, parse_lora
 from miga.errors import ModelError
-from tests.tiny_wan import build_tiny_wan, build_transformer
+from tests.tiny_wan import build_transformer
 
 RANK, WIDTH, FFN = 3, 24, 48
 
@@ -162,8 +162,8 @@ def test_parse(tmp_path: Path) -> None:
             parse_lora(text)
 
 
-def test_what_stands_in_the_revision(tmp_path: Path) -> None:
-    model = str(build_tiny_wan(tmp_path / "model"))
+def test_what_stands_in_the_revision(tmp_path: Path, wan_folder: Path) -> None:
+    model = str(wan_folder)
     first, second = (diffusers_lora(tmp_path / name) for name in ("a.safetensors", "b.safetensors"))
     spec = load_spec(model)
 

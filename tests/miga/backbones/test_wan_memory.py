@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from transformers import UMT5Config, UMT5EncoderModel
 from miga.backbones.base import BackboneSpec
 from miga.backbones.memory_plan import (
     MemoryPlan,
-    activation_bytes_per_token,
+    available_memory,
     card_bytes,
+    check_machine_memory,
     plan_memory,
     queue_bytes,
 )
@@ -25,7 +28,7 @@ from miga.backbones.wan_vae import WanFrameDecoder
 from miga.config import resolve_config
 from miga.errors import ModelError
 from tests.alive_bytes import AliveBytes, shapes_only
-from tests.tiny_wan import SETTINGS, build_tiny_wan, load_pipeline
+from tests.tiny_wan import SETTINGS, load_pipeline
 
 SMALL, LARGE = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"
 HEADS = {SMALL: 12, LARGE: 40}
@@ -53,9 +56,9 @@ def test_weights_of_the_published_models(name: str) -> None:
         assert ARCHITECTURES[name].text_parameters == count(UMT5EncoderModel(umt5_xxl))
 
 
-def test_weights_of_a_folder(tmp_path: Path) -> None:
-    architecture = load_architecture(build_tiny_wan(tmp_path))
-    pipeline = load_pipeline(tmp_path)
+def test_weights_of_a_folder(wan_folder: Path) -> None:
+    architecture = load_architecture(wan_folder)
+    pipeline = load_pipeline(wan_folder)
     assert architecture.transformer_parameters == count(pipeline.transformer)
     assert architecture.vae_parameters == count(pipeline.vae)
 
@@ -77,7 +80,7 @@ def test_activations_of_a_call(monkeypatch: pytest.MonkeyPatch, name: str, dtype
         use_per_latent_timesteps(model)
         with AliveBytes() as alive:
             model(torch.randn(1, 16, 21, 60, 104), torch.full((1, 21), 500), torch.randn(1, 512, 4096))
-    planned = 32760 * activation_bytes_per_token(ARCHITECTURES[name], dtype)
+    planned = 32760 * ARCHITECTURES[name].activation_bytes_per_token(dtype)
     assert alive.peak <= planned <= 1.1 * alive.peak
 
 
@@ -107,10 +110,10 @@ def test_the_queue_of_the_paper() -> None:
 
 def plan(name: str, card_gb: float, **changes: Any) -> MemoryPlan:
     spec: BackboneSpec = PUBLISHED[name]
-    dtype = changes.pop("dtype", torch.bfloat16)
-    if changes:
-        spec = resized(spec, ARCHITECTURES[name], changes["height"], changes["width"])
-    return plan_memory(ARCHITECTURES[name], spec, resolve_config("paper", spec), card_bytes(card_gb), dtype)
+    size = {side: changes.pop(side) for side in ("height", "width") if side in changes}
+    if size:
+        spec = resized(spec, ARCHITECTURES[name], **size)
+    return plan_memory(ARCHITECTURES[name], spec, resolve_config("paper", spec), card_bytes(card_gb), **changes)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +151,101 @@ def test_what_does_not_fit_says_what_would() -> None:
     assert plan(SMALL, 12, height=480, width=832)
 
 
+@pytest.mark.parametrize(
+    ("name", "card_gb", "text_dtype", "vae_dtype", "fp8"),
+    [
+        (SMALL, 24, torch.bfloat16, torch.bfloat16, False),
+        (SMALL, 48, torch.float32, torch.float32, False),
+        (SMALL, 80, torch.float32, torch.float32, False),
+        (LARGE, 48, torch.bfloat16, torch.bfloat16, False),
+        (LARGE, 80, torch.float32, torch.float32, False),
+    ],
+)
+def test_the_text_encoder_on_the_same_card(
+    name: str, card_gb: float, text_dtype: torch.dtype, vae_dtype: torch.dtype, fp8: bool
+) -> None:
+    """UMT5-XXL, 22.7 GB or half of it, and another process's reserve beside what the backbone takes."""
+    chosen = plan(name, card_gb, text_dtype=text_dtype, text_on_card=True)
+    assert (chosen.vae_dtype, chosen.fp8) == (vae_dtype, fp8)
+    assert chosen.text_bytes == text_dtype.itemsize * 5_680_910_336
+    alone = chosen.transformer_bytes + chosen.vae_bytes + chosen.queue_bytes + chosen.activations_bytes
+    assert chosen.total_bytes == alone + chosen.text_bytes + 2 * 10**9 <= chosen.card_bytes
+    assert chosen.to_dict()["text encoder"].endswith("of the card")
+    assert "the text encoder is on this card" in chosen.reason
+
+
+def test_a_text_encoder_that_does_not_fit_beside() -> None:
+    with pytest.raises(ModelError, match=r"text encoder 22\.7 GB.*the card has 25\.3 GB") as error:
+        plan(SMALL, 24, text_on_card=True)
+    assert 'text_dtype = "bfloat16"' in error.value.hint
+    assert "text_gpus = 0 in [workers]" in error.value.hint
+    assert "a card of 32 GB" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "card_gb", "said"),
+    [
+        (SMALL, 24, "no room for it here"),
+        (SMALL, 32, "room for it too in bfloat16"),
+        (SMALL, 40, "room for it too in float32"),
+        (LARGE, 24, "no room for it here"),
+        (LARGE, 48, "no room for it here"),
+        (LARGE, 80, "room for it too in float32"),
+    ],
+)
+def test_where_the_text_encoder_would_fit(name: str, card_gb: float, said: str) -> None:
+    """As everything else is chosen there."""
+    chosen = plan(name, card_gb)
+    assert said in chosen.reason
+    if "room for it too" in said:
+        dtype = torch.bfloat16 if "bfloat16" in said else torch.float32
+        assert plan(name, card_gb, text_dtype=dtype, text_on_card=True).vae_dtype == chosen.vae_dtype
+    assert chosen.to_dict()["text encoder"] == "22.7 GB in float32, of the machine's memory"
+
+
+def test_actors_that_a_machine_without_a_gpu_holds() -> None:
+    """1.3B in float32: 5.7 GB of weights, 4.3 GB of VAE and cache, 4.4 GB of activations, in every actor."""
+    sampler = resolve_config("paper", PUBLISHED[SMALL])
+
+    def check(num_actors: int, gigabytes: float, **dtypes: torch.dtype) -> None:
+        check_machine_memory(
+            ARCHITECTURES[SMALL], PUBLISHED[SMALL], sampler, num_actors, int(gigabytes * 1e9), **dtypes
+        )
+
+    check(2, 70)
+    with pytest.raises(ModelError, match=r"2 actors .* need 56\.1 GB .* text encoder 22\.7 GB.*has 50\.0 GB") as error:
+        check(2, 50)
+    assert error.value.hint == 'what would fit: num_actors = 1, or text_dtype = "bfloat16"'
+    check(1, 50)
+    check(2, 50, text_dtype=torch.bfloat16)
+    with pytest.raises(ModelError) as error:
+        check(1, 35)
+    assert 'text_dtype = "bfloat16"' in error.value.hint
+    check(1, 35, text_dtype=torch.bfloat16)
+    with pytest.raises(ModelError, match="1 actors") as error:
+        check(1, 8)
+    assert "even one actor in bfloat16 needs" in error.value.hint
+
+
+def test_memory_that_is_left() -> None:
+    left = available_memory()
+    assert left is not None
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < left <= total
+
+
+def test_linear_layers_are_those_of_the_transformer() -> None:
+    for name in (SMALL, LARGE):
+        with torch.device("meta"):
+            modules = transformer(name, num_layers=2).named_modules()
+        linear = {
+            path: (layer.in_features, layer.out_features)
+            for path, layer in modules
+            if isinstance(layer, torch.nn.Linear)
+        }
+        assert replace(ARCHITECTURES[name], num_layers=2).linear_layers() == linear
+
+
 def test_float32_is_not_stored_in_fp8() -> None:
     with pytest.raises(ModelError):
         plan(LARGE, 48, dtype=torch.float32)
@@ -160,10 +258,53 @@ def test_windows_in_a_batch_count() -> None:
         plan_memory(architecture, spec, resolve_config("paper", spec, {"windows_per_batch": n}), card_bytes(80))
         for n in (1, 4)
     ]
-    per_window = 32760 * activation_bytes_per_token(architecture, torch.bfloat16)
+    per_window = 32760 * architecture.activation_bytes_per_token(torch.bfloat16)
     assert plans[1].activations_bytes == 4 * per_window
 
 
-def test_sizes_of_the_tiny_model(tmp_path: Path) -> None:
-    architecture = load_architecture(build_tiny_wan(tmp_path))
+def test_sizes_of_the_tiny_model(wan_folder: Path) -> None:
+    architecture = load_architecture(wan_folder)
     assert architecture.tokens_per_latent(SETTINGS["height"], SETTINGS["width"]) == 6
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "models.md"
+NAMES = {"1.3B": SMALL, "14B": LARGE}
+
+
+def rows_of_the_page(num_columns: int) -> list[list[str]]:
+    """Of the tables of cards, by their number of columns."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.read_text().splitlines()]
+    return [row for row in rows if len(row) == num_columns and row[0] in NAMES and "GB" in row[1]]
+
+
+def cards_of(cell: str) -> list[int]:
+    cards = [int(number) for number in re.findall(r"(\d+) GB", cell)]
+    return [*cards, 80] if "and more" in cell else cards
+
+
+def choice_of(chosen: MemoryPlan) -> str:
+    parts = ["transformer in fp8"] * chosen.fp8 + ["VAE in bfloat16"] * (chosen.vae_dtype == torch.bfloat16)
+    return ", ".join(parts) or "everything as it is"
+
+
+def test_the_tables_of_the_page() -> None:
+    rows = rows_of_the_page(8)
+    assert len(rows) == 5
+    for model, cards, *figures, what in rows:
+        for card in cards_of(cards):
+            chosen = plan(NAMES[model], card)
+            parts = (chosen.transformer_bytes, chosen.vae_bytes, chosen.queue_bytes, chosen.activations_bytes)
+            assert figures == [f"{count / 1e9:.1f}" for count in (*parts, chosen.total_bytes)]
+            assert what == choice_of(chosen)
+    rows = rows_of_the_page(5)
+    assert len(rows) == 5
+    for model, cards, text, total, what in rows:
+        (card,) = cards_of(cards)
+        if text == "none fits":
+            with pytest.raises(ModelError):
+                plan(NAMES[model], card, text_dtype=torch.bfloat16, text_on_card=True)
+            continue
+        gigabytes, dtype = text.split(" in ")
+        chosen = plan(NAMES[model], card, text_dtype=getattr(torch, dtype), text_on_card=True)
+        assert [gigabytes, total] == [f"{count / 1e9:.1f}" for count in (chosen.text_bytes, chosen.total_bytes)]
+        assert what == choice_of(chosen)

@@ -20,16 +20,15 @@ from miga.config import resolve_config
 from miga.cost import count_calls
 from miga.errors import ModelError
 from pipeline.config import load_config, parse_config
-from tests.tiny_wan import build_tiny_wan
 
 TINY = {"num_guidance_latents": 2, "self_reflection": False}
 """What fits a window of the tiny model."""
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(build_tiny_wan(tmp_path_factory.mktemp("wan")))
+@pytest.fixture
+def model(wan_folder: Path) -> str:
+    return str(wan_folder)
 
 
 @pytest.fixture

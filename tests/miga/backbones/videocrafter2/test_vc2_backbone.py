@@ -5,21 +5,23 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from actors.backbone import BackboneWorker, VideoResult, VideoTask, WorkerSettings
 from jobs.cli import main
 from miga.backbones.base import Backbone, Denoiser, FrameDecoder
-from miga.backbones.registry import load_backbone, load_spec
+from miga.backbones.registry import check_schedule, check_weights, load_backbone, load_spec
 from miga.backbones.videocrafter2.backbone import UNET_FILE, VideoCrafter2Backbone
 from miga.backbones.videocrafter2.denoiser import VideoCrafter2Denoiser
 from miga.backbones.videocrafter2.spec import PUBLISHED_NAME, Settings, forward_flops, settings_of_folder
@@ -27,9 +29,8 @@ from miga.backbones.videocrafter2.unet import UNetConfig, VideoCrafter2UNet
 from miga.backbones.videocrafter2.vae import VideoCrafter2FrameDecoder
 from miga.config import resolve_config
 from miga.cost import count_calls
-from miga.errors import ModelError
+from miga.errors import ConfigError, ModelError
 from miga.long_video import LongVideoPipeline
-from pipeline.config import VideoConfig
 from tests.tiny_videocrafter2 import SAMPLER, SETTINGS, architecture
 
 NUM_FRAMES = 9
@@ -100,7 +101,7 @@ def test_settings_of_the_folder(copied: Path) -> None:
         use_scale=False,
         fps_condition=24,
         sampler={"num_guidance_latents": 2},
-        height=40,
+        height=48,
     )
     backbone = VideoCrafter2Backbone.from_pretrained(copied, device="cpu", components=("denoiser",))
     assert backbone.spec.sampler == {"num_steps": 67, "num_guidance_latents": 2}
@@ -108,7 +109,7 @@ def test_settings_of_the_folder(copied: Path) -> None:
     assert (denoiser.schedule.num_steps, int(denoiser.schedule.timestep[-1])) == (67, 991)
     assert denoiser.schedule.base_clip_scale is None
     assert denoiser.fps_condition == 24
-    assert backbone.spec.latent_shape == (4, 5, 6)
+    assert backbone.spec.latent_shape == (4, 6, 6)
 
 
 def test_parts_are_loaded_alone(converted: Path) -> None:
@@ -213,7 +214,7 @@ FAULTS = {
     "unknown spacing": (change_json("miga.json", spacing="even"), "spacing must be one of linspace, strided"),
     "another family": (change_json("miga.json", family="wan"), "family must be 'videocrafter2', not 'wan'"),
     "unknown sampler setting": (change_json("miga.json", sampler={"steps": 4}), "unknown key 'steps' in sampler"),
-    "odd size": (change_json("miga.json", height=33), "height 33 .* no multiple of 8"),
+    "odd size": (change_json("miga.json", height=33), "height 33 .* no multiple of 16 .* nearest is 32 or 48"),
 }
 
 
@@ -224,6 +225,34 @@ def test_faulty_folder(copied: Path, fault: str) -> None:
     with pytest.raises(ModelError, match=message) as error:
         load_backbone(str(copied), device="cpu")
     assert error.value.hint
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faulty_folder_is_found_without_loading_it(copied: Path, fault: str) -> None:
+    change, message = FAULTS[fault]
+    change(copied)
+    with pytest.raises(ModelError, match=message) as error:
+        look_at(copied)
+    assert error.value.hint
+
+
+def look_at(folder: Path) -> None:
+    """What `miga generate` does before it starts anything."""
+    spec = load_spec(str(folder))
+    check_schedule(str(folder), resolve_config("swift", spec))
+    check_weights(str(folder))
+    load_backbone(str(folder), device="cpu", components=("tokenizer",))
+
+
+def test_a_sound_folder_passes(converted: Path) -> None:
+    look_at(converted)
+
+
+def test_a_schedule_that_cannot_be_is_found_before_a_run(copied: Path) -> None:
+    edit(copied / "miga.json", spacing="strided", sampler=SAMPLER | {"num_steps": 64})
+    with pytest.raises(ConfigError, match=r"num_steps = 64 cannot be with spacing 'strided'") as error:
+        look_at(copied)
+    assert "67" in error.value.hint
 
 
 @pytest.mark.parametrize("load", [load_spec, load_backbone])
@@ -302,22 +331,24 @@ def test_what_a_video_depends_on(backbone: VideoCrafter2Backbone) -> None:
         assert not np.array_equal(other.frames, frames)
 
 
-def test_a_worker_makes_a_video(backbone: VideoCrafter2Backbone, converted: Path, tmp_path: Path) -> None:
-    """What a Ray actor runs, without Ray."""
-    config = resolve_config("swift", backbone.spec)
-    settings = WorkerSettings(
-        model=str(converted), revision=None, sampler=config, video=VideoConfig(), out=str(tmp_path / "out"),
-        num_threads=1, device="cpu",
-    )  # fmt: skip
-    worker = BackboneWorker(settings)
-    assert worker.load().revision == backbone.spec.revision
-    embeddings = [embedding.numpy() for embedding in backbone.encode_prompts(["", "a red ball"])]
-    task = VideoTask(num_latents=3, num_frames=3, seed=0, path="video/one.mp4")
-    *_, result = worker.make_video(task, *embeddings)
-    assert isinstance(result, VideoResult)
-    assert (result.num_frames, result.fps, result.height, result.width) == (3, 6, 32, 48)
-    assert result.num_calls == count_calls(config, 3).total
-    assert (tmp_path / "out" / "video" / "one.mp4").stat().st_size == result.bytes
+@pytest.mark.ray
+def test_a_run_from_end_to_end(converted: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red ball\nzzz\n")
+    command = [sys.executable, "-m", "jobs.cli", "generate", str(tmp_path / "prompts.txt"), str(tmp_path / "out")]
+    size = ["--height", "48", "--width", "32", "--num-frames", "3"]
+    done = subprocess.run(
+        [*command, "--model", str(converted), *size, "--num-actors", "1", "--quiet", "--json"],
+        cwd=Path(__file__).parents[4],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["ok"] == 2
+    for file in (tmp_path / "out" / "video").rglob("*.mp4"):
+        frames = imageio_ffmpeg.read_frames(str(file))
+        assert next(frames)["size"] == (32, 48)
+        assert len(list(frames)) == 3
 
 
 def test_the_settings_written_are_all_there_are(converted: Path) -> None:

@@ -181,8 +181,15 @@ def test_broken_file(tmp_path: Path, case: str) -> None:
 
 
 def test_sound_weights(tiny: STATE) -> None:
+    """The schedule's tensors are looked at, in either precision, and may be missing; another schedule's are refused."""
     require_sound(tiny)
-    require_sound({"betas": torch.ones(3)})  # the schedule's tensors may be missing
+    halved = {key: value.half() for key, value in tiny.items()}
+    require_sound(halved)
+    without = {key: value for key, value in tiny.items() if key not in ("alphas_cumprod", "scale_arr")}
+    require_sound(without)
+    for state in (tiny, halved, without):
+        with pytest.raises(ModelError, match="another noise schedule"):
+            require_sound(change(state, alphas_cumprod=tiny["alphas_cumprod"].flip(0)))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

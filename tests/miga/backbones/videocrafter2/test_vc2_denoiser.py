@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from miga.backbones.videocrafter2.backbone import schedule_of
 from miga.backbones.videocrafter2.denoiser import VideoCrafter2Denoiser
+from miga.backbones.videocrafter2.schedule import schedule_of
 from miga.backbones.videocrafter2.spec import PUBLISHED, PUBLISHED_NAME, Settings
 from miga.backbones.videocrafter2.unet import VideoCrafter2UNet
 from miga.base_clip import base_clip_stepper
