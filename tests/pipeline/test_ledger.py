@@ -1,14 +1,27 @@
-"""The ledger: whatever comes in whatever order, every row is settled once, and nobody works on another's row."""
+"""The ledger, transition by transition. What must always hold is in test_ledger_random.py."""
 
 from __future__ import annotations
 
-from collections import Counter
+import sys
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from pipeline.ledger import Abort, Assign, Commit, Decision, Ignore, Ledger, Quarantine, ReadRows, Requeued, Seal
+from pipeline.ledger import (
+    Abort,
+    Assign,
+    Commit,
+    Decision,
+    Helpers,
+    Ignore,
+    Ledger,
+    Quarantine,
+    ReadRows,
+    Release,
+    Requeued,
+    Retire,
+    Seal,
+    Suspend,
+)
 from pipeline.rows import BadRow, PromptRow
 
 
@@ -172,6 +185,11 @@ def test_stalled_attempts_are_named() -> None:
     assert ledger.progress(0, 1, "w", 15.0) == []
     assert ledger.stalled(30.0, 20.0) == []
     assert ledger.stalled(35.0, 20.0) == ["w"]
+    ledger.worker_ready("v", 20.0)
+    ledger.row_read(prompt_row(1), 20.0)
+    ledger.progress(0, 1, "w", 40.0)
+    assert ledger.stalled(45.0, 20.0) == ["v"]
+    assert ledger.stalled(60.0, 20.0) == ["v", "w"], "the longest silent first"
 
 
 def test_memory_does_not_grow_with_the_run() -> None:
@@ -180,119 +198,361 @@ def test_memory_does_not_grow_with_the_run() -> None:
         ledger.worker_ready("w", 0.0)
         ledger.row_read(prompt_row(index), 0.0)
         ledger.finished(index, 1, "w", 0.0)
-    assert len(ledger._entries) + len(ledger._shards) + len(ledger._waiting) + len(ledger._busy) == 0
+    assert [len(kept) for kept in (ledger._entries, ledger._shards, ledger._busy, ledger._fresh)] == [0] * 4
+    assert len(ledger._lending._heap) + len(ledger._idle._heap) < 300, "outdated entries are cleared away"
 
 
-class World:
-    """Plays the coordinator, the prompt file and the workers, and keeps its own books."""
-
-    def __init__(self, num_rows: int, bad: set[int], skipped: set[int], max_attempts: int) -> None:
-        self.ledger = Ledger(
-            prompts_per_shard=3, max_attempts=max_attempts, max_failed_share=1.0, min_finished_rows=1, lookahead=1
-        )
-        self.num_rows, self.bad, self.skipped = num_rows, bad, skipped
-        self.next_row = 0
-        self.wanted = 0
-        self.running: dict[str, tuple[int, int]] = {}
-        self.ghosts: list[tuple[int, int, str]] = []
-        self.settled: Counter[int] = Counter()
-        self.sealed: Counter[int] = Counter()
-        self.starts: Counter[int] = Counter()
-
-    def do(self, decisions: list[Decision]) -> None:
-        for decision in decisions:
-            match decision:
-                case ReadRows(count):
-                    self.wanted += count
-                case Assign(row, attempt, worker):
-                    assert worker not in self.running
-                    assert row.index not in {index for index, _ in self.running.values()}, "two workers on a row"
-                    assert self.settled[row.index] == 0, "a settled row was started again"
-                    self.starts[row.index] += 1
-                    assert attempt == self.starts[row.index]
-                    self.running[worker] = (row.index, attempt)
-                case Commit(row) | Quarantine(row):
-                    self.settled[row.index] += 1
-                case Seal(shard):
-                    members = range(shard * 3, min(self.num_rows, shard * 3 + 3))
-                    assert all(self.settled[index] == 1 for index in members), "sealed too early"
-                    self.sealed[shard] += 1
-                case Abort():
-                    raise AssertionError("no reason to abort")
-        assert self.ledger.assigned() == self.running
-
-    def read(self) -> None:
-        self.wanted = max(0, self.wanted - 1)
-        index, self.next_row = self.next_row, self.next_row + 1
-        if index >= self.num_rows:
-            self.do(self.ledger.rows_exhausted(0.0))
-        elif index in self.skipped:
-            self.settled[index] += 1
-            self.do(self.ledger.row_skipped(index, "ok", 0.0, is_sealed=False))
-        else:
-            self.do(self.ledger.row_read(bad_row(index) if index in self.bad else prompt_row(index), 0.0))
-
-    def end(self, worker: str, how: str) -> None:
-        index, attempt = self.running.pop(worker)
-        if how == "finished":
-            self.do(self.ledger.finished(index, attempt, worker, 0.0))
-        elif how == "lost":
-            self.ghosts.append((index, attempt, worker))
-            self.do(self.ledger.worker_lost(worker, "lost", 0.0))
-        elif how == "drained":
-            self.do(self.ledger.worker_lost(worker, "drained", 0.0, is_free=True))
-        elif how == "restarted":
-            self.do(self.ledger.worker_ready(worker, 0.0))
-        else:
-            self.do(fail(self.ledger, index, attempt, worker, scope="worker" if how == "oom" else "row",
-                         retryable=how == "oom"))  # fmt: skip
+# ---- checkpoints and suspension ----
 
 
-ENDS = ["finished", "lost", "drained", "restarted", "oom", "error"]
+def started(num_rows: int = 1, *workers: str, **values: object) -> Ledger:
+    """A ledger whose rows are being made by these workers, in order, and whose file has no more."""
+    ledger = make(**values)
+    for worker in workers or ("w",):
+        ledger.worker_ready(worker, 0.0, node="node")
+    for index in range(num_rows):
+        ledger.row_read(prompt_row(index), 0.0)
+    ledger.rows_exhausted(0.0)
+    return ledger
 
 
-def play(world: World, event: str, data: st.DataObject) -> None:
-    """Lets `event` happen, where it can."""
-    ledger = world.ledger
-    idle = [worker for worker in ("a", "b", "c") if worker not in world.running]
-    if event == "ready" and idle:
-        world.do(ledger.worker_ready(data.draw(st.sampled_from(idle)), 0.0))
-    elif event == "lose idle" and idle:
-        world.do(ledger.worker_lost(data.draw(st.sampled_from(idle)), "gone", 0.0))
-    elif event == "read" and world.wanted and world.next_row <= world.num_rows:
-        world.read()
-    elif event == "end" and world.running:
-        world.end(data.draw(st.sampled_from(sorted(world.running))), data.draw(st.sampled_from(ENDS)))
-    elif event == "ghost" and world.ghosts:
-        index, attempt, worker = data.draw(st.sampled_from(world.ghosts))
-        assert ledger.finished(index, attempt, worker, 0.0) == [Ignore(index, attempt, worker)]
+def checkpoint(ledger: Ledger, attempt: int, worker: str, name: str, share: float) -> None:
+    assert ledger.checkpointed(0, attempt, worker, 1.0, checkpoint=name, share=share) == []
 
 
-def play_to_the_end(world: World) -> None:
-    """From here on all goes well."""
-    for _ in range(200):
-        if world.ledger.is_complete:
-            return
-        if world.wanted and world.next_row <= world.num_rows:
-            world.read()
-        elif world.running:
-            world.end(next(iter(world.running)), "finished")
-        else:
-            world.do(world.ledger.worker_ready("a", 0.0))
+def test_the_next_attempt_starts_from_the_last_checkpoint() -> None:
+    ledger = started()
+    checkpoint(ledger, 1, "w", "c1", 0.3)
+    checkpoint(ledger, 1, "w", "c2", 0.6)
+    ledger.worker_lost("w", "killed", 5.0)
+    assert ledger.worker_ready("w", 9.0) == [Assign(prompt_row(0), 2, "w", 4.0, "c2")]
+    assert ledger.checkpointed(0, 1, "w", 9.0, checkpoint="late", share=0.7) == [Ignore(0, 1, "w")]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(data=st.data(), num_rows=st.integers(0, 9), max_attempts=st.integers(1, 3))
-def test_every_row_is_settled_exactly_once_whatever_happens(data: st.DataObject, num_rows: int, max_attempts: int):
-    rows = st.sets(st.integers(0, 8))
-    world = World(num_rows, data.draw(rows), data.draw(rows), max_attempts)
-    for event in data.draw(st.lists(st.sampled_from(["ready", "read", "end", "ghost", "lose idle"]), max_size=40)):
-        play(world, event, data)
-    play_to_the_end(world)
-    assert world.ledger.is_complete
-    assert world.settled == Counter(range(num_rows))
-    assert world.sealed == Counter(range(-(-num_rows // 3)))
-    assert world.ledger.num_done + world.ledger.num_dead == num_rows
+def test_a_checkpoint_of_an_earlier_run_is_started_from() -> None:
+    ledger = make()
+    ledger.worker_ready("w", 0.0)
+    assert of(Assign, ledger.row_read(prompt_row(0), 0.0, checkpoint="old", share=0.5))[0].checkpoint == "old"
+    ledger.checkpointed(0, 1, "w", 0.0, checkpoint="no further", share=0.5)
+    assert ledger._entries[0].checkpoint_share == 0.5
+
+
+def test_deaths_count_only_since_the_last_checkpoint_of_progress() -> None:
+    ledger = started(max_attempts=2)
+    for attempt in range(1, 6):
+        checkpoint(ledger, attempt, "w", f"c{attempt}", attempt / 10)
+        assert of(Requeued, ledger.worker_lost("w", "killed", 1.0))
+        ledger.worker_ready("w", 1.0)
+    checkpoint(ledger, 6, "w", "c6", 0.5)  # no further than the one before
+    assert of(Quarantine, ledger.worker_lost("w", "killed", 1.0))[0].error_type == "WorkerLostError"
+
+
+def test_an_error_worth_retrying_is_retried_once_however_many_attempts_there_are() -> None:
+    ledger = started(max_attempts=5)
+    assert of(Requeued, fail(ledger, 0, 1, "w", scope="worker", retryable=True)) == [
+        Requeued(prompt_row(0), 1, "E: why")
+    ]
+    ledger.worker_lost("w", "replaced", 1.0, is_free=True)
+    checkpoint_of_first = ledger.worker_ready("w", 1.0)[0]
+    assert isinstance(checkpoint_of_first, Assign)
+    dead = of(Quarantine, fail(ledger, 0, 2, "w", scope="worker", retryable=True))[0]
+    assert "2 attempts" in dead.error
+
+
+def test_a_draining_host_is_suspended_and_then_released() -> None:
+    ledger = started()
+    assert ledger.worker_draining("w", 1.0) == [Suspend("w")]
+    assert ledger.worker_draining("w", 1.0) == [], "it was told"
+    checkpoint(ledger, 1, "w", "c", 0.2)
+    assert ledger.suspended(0, 1, "w", 2.0) == [Release("w"), Requeued(prompt_row(0), 1, "w is drained")]
+    assert ledger.worker_ready("w", 2.0) == [], "it is gone"
+    assert ledger.worker_ready("v", 5.0) == [Assign(prompt_row(0), 2, "v", 3.0, "c")]
+    assert ledger.worker_lost("w", "ended", 6.0) == []
+
+
+def test_a_suspended_row_goes_before_new_ones() -> None:
+    ledger = started(3)
+    ledger.worker_draining("w", 1.0)
+    ledger.suspended(0, 1, "w", 1.0)
+    assert of(Assign, ledger.worker_ready("v", 1.0))[0].row.index == 0
+
+
+def test_the_loss_of_a_draining_worker_is_free() -> None:
+    ledger = started(max_attempts=1, max_worker_deaths=1)
+    ledger.worker_draining("w", 1.0)
+    assert ledger.worker_lost("w", "killed", 1.0) == [Requeued(prompt_row(0), 1, "killed")]
+    assert of(Assign, ledger.worker_ready("w", 1.0)), "the place is filled again, elsewhere"
+
+
+def test_a_draining_host_that_ends_in_another_way_is_released_too() -> None:
+    ledger = started(2)
+    ledger.worker_draining("w", 1.0)
+    assert ledger.finished(0, 1, "w", 1.0)[:2] == [Commit(prompt_row(0), 1, "w"), Release("w")]
+    assert ledger.worker_ready("w", 1.0) == []
+    ledger.worker_expected("w")
+    assert of(Assign, ledger.worker_ready("w", 1.0))
+    ledger.worker_draining("w", 1.0)
+    assert Release("w") in fail(ledger, 1, 1, "w")
+
+
+def test_idle_and_starting_workers_are_released_at_once() -> None:
+    ledger = make()
+    ledger.worker_ready("idle", 0.0)
+    assert ledger.worker_draining("idle", 1.0) == [Release("idle")]
+    assert ledger.worker_draining("starting", 1.0) == [Release("starting")]
+    assert ledger.row_read(prompt_row(0), 1.0) == []
+    assert of(Assign, ledger.worker_ready("idle", 2.0, node="its node is back"))
+
+
+# ---- uploads ----
+
+
+def test_a_worker_takes_the_next_row_while_it_uploads() -> None:
+    ledger = started(3, max_uploads=1)
+    assert ledger.made(0, 1, "w", 1.0) == [Assign(prompt_row(1), 1, "w", 1.0)]
+    assert ledger.made(1, 1, "w", 2.0) == [], "two are uploading: the third row waits"
+    assert ledger.uploading("w") == [(0, 1), (1, 1)]
+    assert ledger.finished(0, 1, "w", 3.0) == [Commit(prompt_row(0), 1, "w"), Assign(prompt_row(2), 1, "w", 3.0)]
+    assert not ledger.is_complete
+    ledger.finished(1, 1, "w", 4.0)
+    ledger.made(2, 1, "w", 4.0)
+    assert not ledger.is_idle
+    assert of(Seal, ledger.finished(2, 1, "w", 5.0)) == [Seal(0)]
+    assert ledger.is_complete
+    assert ledger.is_idle
+
+
+def test_a_lost_worker_loses_its_uploads_too() -> None:
+    ledger = started(2)
+    checkpoint(ledger, 1, "w", "c", 0.9)
+    ledger.made(0, 1, "w", 1.0)
+    assert ledger.worker_lost("w", "killed", 2.0) == [
+        Requeued(prompt_row(0), 1, "killed"),
+        Requeued(prompt_row(1), 1, "killed"),
+    ]
+    assert ledger.finished(0, 1, "w", 2.0) == [Ignore(0, 1, "w")], "an upload that was done all the same"
+    assert ledger.worker_ready("w", 3.0) == [Assign(prompt_row(0), 2, "w", 1.0, "c")]
+
+
+def test_a_failed_upload_gives_the_row_back_once() -> None:
+    ledger = started(1)
+    ledger.made(0, 1, "w", 1.0)
+    decisions = fail(ledger, 0, 1, "w", scope="worker", retryable=True)
+    assert [type(decision) for decision in decisions] == [Requeued, Assign], "the worker was idle"
+
+
+def test_a_draining_worker_is_released_after_its_uploads() -> None:
+    ledger = started(1)
+    ledger.made(0, 1, "w", 1.0)
+    assert ledger.worker_draining("w", 1.0) == []
+    assert ledger.finished(0, 1, "w", 1.0)[:2] == [Commit(prompt_row(0), 1, "w"), Release("w")]
+
+
+def test_made_is_said_once() -> None:
+    ledger = started(1)
+    ledger.made(0, 1, "w", 1.0)
+    assert ledger.made(0, 1, "w", 1.0) == [Ignore(0, 1, "w")]
+    assert ledger.suspended(0, 1, "w", 1.0) == [Ignore(0, 1, "w")]
+
+
+# ---- lending ----
+
+
+def shared(num_rows: int, *workers: str, **values: object) -> tuple[Ledger, dict[str, tuple[str, ...]]]:
+    """As `started`, with videos for up to four workers; and the helpers that were lent by then."""
+    ledger = started(num_rows, *workers, **({"parallelism_of": lambda row: 4} | values))
+    return ledger, {worker: ledger.helpers(worker) for worker in workers if ledger.helpers(worker)}
+
+
+def test_workers_without_a_row_are_spread_over_those_with_one() -> None:
+    ledger, lent = shared(2, *"abcdef")
+    assert {host: len(helpers) for host, helpers in lent.items()} == {"a": 2, "b": 2}
+    assert set(lent["a"] + lent["b"]) == set("cdef")
+    assert ledger.is_in_tail
+
+
+def test_nobody_is_lent_while_rows_may_come() -> None:
+    ledger = make(parallelism_of=lambda row: 4)
+    ledger.worker_ready("a", 0.0)
+    ledger.row_read(prompt_row(0), 0.0)
+    assert ledger.worker_ready("b", 0.0) == [ReadRows(1)]
+    assert of(Helpers, ledger.rows_exhausted(0.0)) == [Helpers("a", ("b",))]
+
+
+def test_no_more_helpers_than_a_video_has_windows_for() -> None:
+    ledger, lent = shared(1, *"abcdef", parallelism_of=lambda row: 3)
+    assert len(lent["a"]) == 2
+    assert len(ledger.idle_workers()) == 3
+
+
+def test_helpers_go_where_most_work_is_left_per_speed() -> None:
+    ledger = make(parallelism_of=lambda row: 4, work_of=lambda row: [100.0, 90.0][row.index])
+    ledger.worker_ready("fast", 0.0, speed=2.0)
+    ledger.worker_ready("slow", 0.0)
+    ledger.row_read(prompt_row(0), 0.0)
+    ledger.row_read(prompt_row(1), 0.0)
+    assert ledger.assigned()["fast"] == (0, 1), "the fastest takes the first row"
+    ledger.rows_exhausted(0.0)
+    assert ledger.worker_ready("c", 0.0) == [Helpers("slow", ("c",))]  # 100/2 against 90/1
+    assert ledger.worker_ready("d", 0.0) == [Helpers("fast", ("d",))]  # 100/2 against 90/2
+    ledger.progress(0, 1, "fast", 1.0, share=0.9)
+    assert ledger.worker_ready("e", 1.0) == [Helpers("slow", ("c", "e"))]  # 10/3 against 90/2
+
+
+def test_work_that_a_checkpoint_holds_needs_no_help() -> None:
+    ledger = make(parallelism_of=lambda row: 2)
+    for worker in "ab":
+        ledger.worker_ready(worker, 0.0)
+    ledger.row_read(prompt_row(0), 0.0, checkpoint="c", share=0.9)
+    ledger.row_read(prompt_row(1), 0.0)
+    ledger.rows_exhausted(0.0)
+    assert ledger.worker_ready("c", 0.0) == [Helpers("b", ("c",))]
+
+
+def test_a_helper_is_taken_back_for_a_row_that_waits() -> None:
+    ledger, lent = shared(2, *"abc")
+    (host,) = lent
+    other = "b" if host == "a" else "a"
+    row, attempt = ledger.assigned()[other]
+    decisions = ledger.worker_lost(other, "killed", 1.0)
+    assert [type(decision) for decision in decisions] == [Requeued, Helpers, Assign]
+    assert decisions[1:] == [Helpers(host, ()), Assign(prompt_row(row), attempt + 1, "c", 0.0)]
+
+
+def test_the_end_of_a_video_frees_its_helpers() -> None:
+    ledger, _ = shared(2, *"abcd")
+    helper = ledger.helpers("a")[0]
+    row, attempt = ledger.assigned()["a"]
+    decisions = ledger.finished(row, attempt, "a", 1.0)
+    assert decisions[1] == Helpers("a", ())
+    assert of(Helpers, decisions)[1].worker == "b"
+    assert helper in ledger.helpers("b")
+    assert ledger.worker_ready("a", 1.0) == [Helpers("b", ledger.helpers("b"))]
+    assert set(ledger.helpers("b")) == set("acd")
+
+
+def test_a_lost_or_draining_helper_leaves_the_list() -> None:
+    ledger, _ = shared(1, *"abc")
+    assert ledger.helpers("a") == ("b", "c")
+    assert ledger.worker_lost("b", "killed", 1.0) == [Helpers("a", ("c",))]
+    assert ledger.worker_draining("c", 1.0) == [Helpers("a", ()), Release("c")]
+    ledger.worker_draining("a", 1.0)
+    assert ledger.worker_ready("b", 2.0) == [], "a host that is about to stop gets no more helpers"
+
+
+def test_the_cap_on_videos_leaves_the_others_as_helpers() -> None:
+    ledger = make(max_videos=1, parallelism_of=lambda row: 9, lookahead=1)
+    for worker in "abc":
+        ledger.worker_ready(worker, 0.0)
+    ledger.row_read(prompt_row(0), 0.0)
+    ledger.row_read(prompt_row(1), 0.0)
+    assert list(ledger.assigned()) == ["a"]
+    assert ledger.helpers("a") == ("b", "c")
+    assert of(Assign, ledger.made(0, 1, "a", 1.0))[0].row.index == 1
+
+
+def test_num_wanted_is_what_the_backlog_can_use() -> None:
+    ledger = make()
+    assert ledger.num_wanted(10) == 1, "rows may come"
+    for worker in "ab":
+        ledger.worker_ready(worker, 0.0)
+    for index in range(5):
+        ledger.row_read(prompt_row(index), 0.0)
+    assert ledger.num_wanted(100) > 5
+    ledger.rows_exhausted(0.0)
+    assert ledger.num_wanted(100) == 5
+    assert ledger.num_wanted(3) == 3
+    ledger, _ = shared(3, "a", "b", max_videos=2)
+    assert ledger.num_wanted(100) == 8, "two at a time, four workers each"
+
+
+# ---- places ----
+
+
+def test_a_place_where_workers_keep_dying_is_retired() -> None:
+    ledger = make(max_worker_deaths=4)
+    ledger.worker_expected("v")
+    for _ in range(3):
+        assert ledger.worker_lost("w", "died while loading", 0.0) == []
+    assert of(Retire, ledger.worker_lost("w", "died while loading", 0.0))[0].worker == "w"
+    assert ledger.abort_reason is None, "another is starting"
+    assert ledger.worker_ready("w", 0.0) == [Release("w")]
+    for _ in range(4):
+        decisions = ledger.worker_lost("v", "died while loading", 0.0)
+    assert [type(decision) for decision in decisions] == [Retire, Abort]
+    assert "no worker is left" in decisions[1].reason  # type: ignore[union-attr]
+
+
+def test_progress_and_free_losses_keep_a_place() -> None:
+    ledger = started(1, max_worker_deaths=2, max_attempts=100)
+    for attempt in range(1, 6):
+        ledger.progress(0, attempt, "w", 0.0)
+        assert not of(Retire, ledger.worker_lost("w", "killed", 0.0))
+        ledger.worker_ready("w", 0.0)
+    for _ in range(3):
+        assert not of(Retire, ledger.worker_lost("w", "its node is gone", 0.0, is_free=True))
+        ledger.worker_ready("w", 0.0)
+
+
+def test_deaths_that_were_the_fault_of_a_row_are_not_held_against_the_place() -> None:
+    ledger = started(4, max_worker_deaths=4, max_attempts=3)
+    for _ in range(4 * 3):
+        assert not of(Retire, ledger.worker_lost("w", "killed by the prompt", 0.0))
+        ledger.worker_ready("w", 0.0)
+    assert ledger.num_dead == 4
+
+
+def test_a_helper_that_worked_has_not_died_without_progress() -> None:
+    ledger, _ = shared(1, "a", "b", max_worker_deaths=2)
+    for _ in range(4):
+        ledger.progress(0, 1, "a", 0.0)
+        ledger.progress(0, 1, "a", 0.0)
+        assert not of(Retire, ledger.worker_lost("b", "killed", 0.0))
+        ledger.worker_ready("b", 0.0)
+    assert of(Retire, ledger.worker_lost("b", "killed", 0.0)), "twice, and between them no sign of life of its host"
+
+
+def test_what_the_coordinator_asks() -> None:
+    ledger = started(1, "a", "b")
+    ledger.worker_ready("c", 0.0, node="other")
+    assert ledger.workers_on("node") == ["a", "b"]
+    assert ledger.idle_workers() == ["b", "c"]
+    ledger.worker_draining("c", 0.0)
+    assert ledger.workers_on("other") == []
+
+
+def test_no_event_looks_at_all_workers() -> None:
+    """Steps of 4,000 workers cost what steps of 40 do, counted in lines of Python run in the ledger and its lending."""
+    assert lines_per_video(4000) < 1.5 * lines_per_video(40)
+
+
+def lines_per_video(num_workers: int) -> float:
+    ledger = make(parallelism_of=lambda row: 4, lookahead=1)
+    for number in range(num_workers):
+        ledger.worker_ready(f"w{number}", 0.0)
+    index = 0
+    while len(ledger.assigned()) < num_workers:
+        ledger.row_read(prompt_row(index), 0.0)
+        index += 1
+    count = 0
+
+    def trace(frame: object, event: str, argument: object) -> object:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        for number in range(200):
+            ledger.row_read(prompt_row(index + number), 0.0)
+            row, attempt = number, 1
+            ledger.progress(row, attempt, f"w{number % num_workers}", 0.0)
+            ledger.made(row, attempt, f"w{number % num_workers}", 0.0)
+            ledger.finished(row, attempt, f"w{number % num_workers}", 0.0)
+    finally:
+        sys.settrace(None)
+    assert ledger.num_done == 200
+    return count / 200
 
 
 def test_decisions_are_values() -> None:
