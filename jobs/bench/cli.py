@@ -13,6 +13,14 @@ Bench: TypeAlias = Callable[[argparse.Namespace], Tables]
 
 LONG_LATENTS = 96
 """Eight times the 12 latents of a clip."""
+RANDOM_MODELS = ("wan-1.3b", "videocrafter2", "wan-14b")
+"""Published models that `backbone` and `gpu` make with random weights."""
+PARTS = ("calls", "decode", "frames", "dce", "overlap", "attention", "whole-video", "compile")
+"""Tables of `backbone`."""
+DTYPES = ("float32", "bfloat16", "float16")
+USUAL_PARTS = PARTS[:-2]
+FRAME_PROFILES = ("fifo", "no-guidance-no-reflection", "paper", "swift")
+CLUSTER_PARTS = ("busy", "one-video", "reflection", "rows", "memory")
 PROFILE_HELP = "a profile, or one with overrides: paper:num_guidance_latents=0,stride=8"
 
 
@@ -57,6 +65,49 @@ def add_benches(parser: argparse.ArgumentParser) -> None:
     demo = _add(benches, "demo", _demo, "the run of `make demo`: wall time, memory of all its processes, each video")
     demo.add_argument("--prompts-file", default="examples/prompts.jsonl")
     demo.add_argument("--config", default="jobs/configs/demo.toml")
+
+    cluster = _add(benches, "cluster", _cluster, "simulated GPUs: how busy they are kept, what the coordinator takes")
+    cluster.add_argument(
+        "--parts", nargs="+", choices=CLUSTER_PARTS, default=CLUSTER_PARTS, help="tables to make (default: all)"
+    )
+    cluster.add_argument("--gpus", type=int, default=8, help="simulated, each an actor (default: 8)")
+    cluster.add_argument(
+        "--call-s", type=float, default=0.05, help="of a window, where a GPU takes 1.4 (default: 0.05)"
+    )
+    cluster.add_argument("--videos", type=int, default=200, help="of mixed length, for busy (default: 200)")
+    cluster.add_argument("--frames", type=int, default=1001, help="of the long video, for one-video (default: 1001)")
+    cluster.add_argument(
+        "--profiles", nargs="+", default=["paper", "swift"], metavar="PROFILE", help=f"for one-video: {PROFILE_HELP}"
+    )
+    cluster.add_argument("--rows", type=int, default=20_000, help="for rows (default: 20000)")
+    cluster.add_argument("--memory-rows", type=int, default=1_000_000, help="for memory (default: 1000000)")
+
+    backbone = _add(
+        benches, "backbone", _backbone, "a published model with random weights, part by part, on this machine"
+    )
+    backbone.add_argument("--model", choices=RANDOM_MODELS, default=RANDOM_MODELS[0], help="(default: wan-1.3b)")
+    backbone.add_argument("--scale", type=float, default=1.0, help="of a frame's sides (default: 1)")
+    backbone.add_argument("--layers", type=int, help="blocks of Wan, or blocks a level of VideoCrafter2 (default: all)")
+    backbone.add_argument("--channels", type=float, default=1.0, help="share of the network's channels (default: 1)")
+    backbone.add_argument("--device", help="cpu or cuda[:N] (default: the GPU, where there is one)")
+    backbone.add_argument("--dtype", choices=DTYPES, help="(default: bfloat16 on a GPU)")
+    backbone.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=USUAL_PARTS, help="(default: all but the last two)"
+    )
+    backbone.add_argument("--whole-video", action="store_true", help="make a video too: of the last profile")
+    backbone.add_argument("--profiles", nargs="+", default=FRAME_PROFILES, metavar="PROFILE", help=PROFILE_HELP)
+    backbone.add_argument("--frames", type=int, help="length of videos (default: the model's)")
+    backbone.add_argument("--repeats", type=int, default=5, help="timings of each (default: 5); 1: not even a warm-up")
+    backbone.add_argument("--most-s", type=int, default=120, help="time no table for longer (default: 120)")
+
+    gpu = _add(benches, "gpu", _gpu, "all models on a CUDA GPU, with random weights: one Markdown section")
+    gpu.add_argument("--out", metavar="FILE.md", help="where the section goes, table by table, besides being printed")
+    gpu.add_argument("--budget-min", type=float, default=20.0, help="drop what exceeds it (default: 20)")
+    gpu.add_argument("--models", nargs="+", choices=RANDOM_MODELS, default=RANDOM_MODELS, help="(default: all)")
+    gpu.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="(default: bfloat16)"
+    )
+    gpu.add_argument("--repeats", type=int, default=5, help="timings of each call (default: 5)")
 
 
 def _add(benches: Any, name: str, bench: Bench, help_text: str) -> argparse.ArgumentParser:
@@ -118,3 +169,21 @@ def _demo(options: argparse.Namespace) -> Tables:
     from jobs.bench.demo import bench_demo
 
     return bench_demo(options.prompts_file, options.config)
+
+
+def _cluster(options: argparse.Namespace) -> Tables:
+    from jobs.bench.cluster import bench_cluster
+
+    return bench_cluster(options)
+
+
+def _backbone(options: argparse.Namespace) -> Tables:
+    from jobs.bench.backbone import bench_backbone
+
+    return bench_backbone(options)
+
+
+def _gpu(options: argparse.Namespace) -> Tables:
+    from jobs.bench.gpu import bench_gpu
+
+    return bench_gpu(options)

@@ -9,14 +9,16 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from actors.backbone import BackboneWorker, VideoTask, WorkerSettings
+from actors.backbone import BackboneWorker
+from actors.messages import VideoFailed, VideoFinished, VideoTask, WorkerSettings
+from jobs.bench.device_clock import process_memory_bytes
 from jobs.bench.profile_choice import parse_profile
 from miga.allocator import keep_heap_steady
 from miga.backbones.base import BackboneSpec
@@ -84,7 +86,7 @@ def memory_marks(profile: str, frames: Sequence[int], num_threads: int) -> list[
     num_latents = _latents_of(spec, frames[-1])
     marks: list[MemoryMark] = []
     with tempfile.TemporaryDirectory(prefix="miga-bench-") as folder:
-        worker = BackboneWorker(
+        worker: Any = BackboneWorker(
             WorkerSettings(
                 model="sprites",
                 revision=None,
@@ -96,20 +98,20 @@ def memory_marks(profile: str, frames: Sequence[int], num_threads: int) -> list[
             )
         )
         worker.load()
-        task = VideoTask(num_latents=num_latents, num_frames=spec.num_frames(num_latents), seed=0, path="video.mp4")
-        for step in worker.make_video(task, negative, prompt):
-            done = getattr(step, "num_latents_done", 0)
-            while len(marks) < len(frames) and done >= _latents_of(spec, frames[len(marks)]):
-                marks.append(MemoryMark(frames[len(marks)], *process_memory_bytes()))
+        num_frames = spec.num_frames(num_latents)
+        task = VideoTask(row=0, attempt=1, num_latents=num_latents, num_frames=num_frames, seed=0, path="video.mp4")
+        making = threading.Thread(target=worker.make_video, args=(task, (negative, 0.0), (prompt, 0.0)))
+        making.start()
+        while True:
+            for event in worker.news(0.01).events:
+                done = num_latents if isinstance(event, VideoFinished) else getattr(event, "num_latents_done", 0)
+                while len(marks) < len(frames) and done >= _latents_of(spec, frames[len(marks)]):
+                    marks.append(MemoryMark(frames[len(marks)], *process_memory_bytes()))
+                if isinstance(event, VideoFailed):
+                    raise MigaError(event.error)
+            if len(marks) == len(frames) and not making.is_alive():
+                break
     return marks
-
-
-def process_memory_bytes() -> tuple[int, int]:
-    """Resident now and at most, of this process (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    resident, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-    return resident, peak
 
 
 def _latents_of(spec: BackboneSpec, num_frames: int) -> int:

@@ -18,6 +18,16 @@ def parse_profile(text: str, spec: BackboneSpec) -> SamplerConfig:
         UsageError: if the text is not of that form.
         ConfigError: if the profile, a field or a value is not known.
     """
+    name, overrides = split_profile(text)
+    return resolve_config(name, spec, overrides)
+
+
+def split_profile(text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the overrides of such a text.
+
+    Raises:
+        UsageError: if it is not of that form.
+    """
     name, colon, rest = text.partition(":")
     overrides: dict[str, Any] = {}
     for part in re.split(r",(?=\w+=)", rest) if colon else []:
@@ -28,4 +38,4 @@ def parse_profile(text: str, spec: BackboneSpec) -> SamplerConfig:
             overrides[field] = json.loads(value)
         except json.JSONDecodeError:
             overrides[field] = value
-    return resolve_config(name, spec, overrides)
+    return name, overrides

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.bench.device_clock import process_memory_bytes
 from jobs.bench.line_file import LineFile
-from jobs.bench.memory import MemoryMark, bench_memory, process_memory_bytes
+from jobs.bench.memory import MemoryMark, bench_memory
 from jobs.bench.profile_choice import parse_profile
 from jobs.bench.quality import KEY_NAMES, compare
 from jobs.bench.run_share import ModuleClock
