@@ -102,6 +102,8 @@ class Decoding:
         consume: takes the frames; None: they are handed out.
         in_background: whether there is a thread, from the first latents on; else `take` decodes.
         keeps_scores: whether the scores of the whole video are kept, not the last alone.
+        beside: whether a GPU decodes while it computes the network's calls; else on their stream, which shares its
+            memory with them: of two streams each keeps what it has freed to itself.
     """
 
     def __init__(
@@ -111,11 +113,13 @@ class Decoding:
         consume: Consume | None,
         in_background: bool,
         keeps_scores: bool,
+        beside: bool = True,
     ) -> None:
         self._decoder = decoder
         self._device = device
         self._consume = consume
         self._keeps_scores = keeps_scores
+        self._beside = beside
         self._meter = ConsistencyMeter()
         self._num_latents = 0
         self._decode_s = 0.0
@@ -185,7 +189,7 @@ class Decoding:
 
     def _run(self) -> None:
         """The thread."""
-        with self._on_own_stream():
+        with self._on_stream():
             while True:
                 with self._changed:
                     self._changed.wait_for(lambda: self._is_closed or self._num_waiting)
@@ -235,8 +239,8 @@ class Decoding:
             self._num_waiting -= 1
             self._changed.notify_all()
 
-    def _on_own_stream(self) -> AbstractContextManager[object]:
-        """A GPU decodes beside the network, not between its calls."""
-        if self._device.type != "cuda":
+    def _on_stream(self) -> AbstractContextManager[object]:
+        """Beside the network on a stream of its own, in turn with its calls on theirs, which is the default one."""
+        if self._device.type != "cuda" or not self._beside:
             return contextlib.nullcontext()
         return torch.cuda.stream(torch.cuda.Stream(self._device))  # type: ignore[no-untyped-call]

@@ -97,7 +97,8 @@ class _Trail:
 class VideoRun:
     """One video in the making.
 
-    Frames are decoded in a thread of their own where that saves time: on a GPU, or where `consume` takes them.
+    Frames are decoded in a thread of their own where that saves time: on a GPU, or where `consume` takes them. Of a
+    backbone that has no room for both (`memory_plan.py`), latents are decoded between the network's calls.
 
     Args:
         backbone: the loaded model.
@@ -169,7 +170,12 @@ class VideoRun:
         self._decoded = Decoded(None, 0, 0.0, ())
         in_background = consume is not None or executor is not None or backbone.device.type == "cuda"
         self._decoding = Decoding(
-            backbone.frame_decoder(), backbone.device, consume, in_background, num_latents is not None
+            backbone.frame_decoder(),
+            backbone.device,
+            consume,
+            in_background,
+            num_latents is not None,
+            getattr(backbone, "decodes_beside", True),  # of a plan: models of the user's own have none
         )
         self._finished_before = None if resume is None else _finished_before(resume)
         if keeps_open and self._finished_before is not None:

@@ -8,6 +8,7 @@ Bytes throughout; GB are 1e9.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,10 +79,11 @@ class MemoryPlan:
         transformer_bytes: weights of the network, a transformer or a UNet.
         vae_bytes: the VAE's weights, and the cache that it decodes one video with.
         queue_bytes: latents in flight, with the solver's history.
-        activations_bytes: what a call of the network or a decode takes beside, whichever is more.
+        activations_bytes: what a call of the network and a decode take beside: both, or in turn the larger.
         dtype: of the network's arithmetic.
         fp8: whether its weights are stored in 8 bits and widened layer by layer.
         vae_dtype: of the VAE and its cache.
+        decodes_beside: whether latents are decoded while the network is called; else the two take turns.
         text_bytes: what the text encoder takes where it is.
         text_dtype: of the text encoder.
         text_on_card: whether it is on this card too, in a process of its own.
@@ -97,6 +99,7 @@ class MemoryPlan:
     fp8: bool
     vae_dtype: torch.dtype
     text_bytes: int
+    decodes_beside: bool = True
     text_dtype: torch.dtype = torch.float32
     text_on_card: bool = False
     reason: str = ""
@@ -120,6 +123,7 @@ class MemoryPlan:
             "vae": f"{_gb(self.vae_bytes)} in {_name(self.vae_dtype)}, its cache included",
             "queue": _gb(self.queue_bytes),
             "activations": _gb(self.activations_bytes),
+            "decoding": "beside the network" if self.decodes_beside else "takes turns with the network",
             "text encoder": f"{_gb(self.text_bytes)} in {_name(self.text_dtype)}, {where}",
             "total": _gb(self.total_bytes),
             "reason": self.reason,
@@ -143,8 +147,9 @@ def plan_memory(
 ) -> MemoryPlan:
     """The first of these that fits: everything as it is; the VAE in bfloat16; the transformer in fp8; both.
 
-    In that order, because the VAE's dtype costs no time and fp8 weights are rounded harder. VAE tiles are no choice:
-    what is large is the cache between latents, and tiles together need as much of it.
+    In that order, because the VAE's dtype costs no time and fp8 weights are rounded harder. Of each, latents are
+    decoded beside the network's calls if there is room for both at once, else in turn with them, which changes no
+    result. VAE tiles are no choice: what is large is the cache between latents, and tiles together need as much of it.
 
     Args:
         architecture: of the model.
@@ -197,6 +202,8 @@ def check_machine_memory(
     text_dtype: torch.dtype = torch.float32,
 ) -> None:
     """Whether a machine without a GPU holds a run: every actor the whole model, and one process the text encoder.
+
+    Actors decode beside the network's calls there too.
 
     Args:
         architecture: of the model.
@@ -285,20 +292,20 @@ def _plans(
 ) -> Iterator[MemoryPlan]:
     """All choices, the best first."""
     cells = spec.latent_height * spec.latent_width
-    choices = ((False, torch.float32), (False, torch.bfloat16), (True, torch.float32), (True, torch.bfloat16))
-    for fp8, vae_dtype in choices if dtype.itemsize == 2 and architecture.can_store_fp8 else choices[:2]:
+    stores = (False, True) if dtype.itemsize == 2 and architecture.can_store_fp8 else (False,)
+    call_bytes = sampler.windows_per_batch * architecture.window_bytes(spec, sampler.window, dtype)
+    for fp8, vae_dtype, beside in itertools.product(stores, (torch.float32, torch.bfloat16), (True, False)):
+        decode_bytes = vae_dtype.itemsize * cells * architecture.vae_peak_per_cell
         plan = MemoryPlan(
             card_bytes=card,
             transformer_bytes=architecture.transformer_bytes(fp8=fp8, itemsize=dtype.itemsize),
             vae_bytes=vae_dtype.itemsize * (architecture.vae_parameters + cells * architecture.vae_cache_per_cell),
             queue_bytes=queue_bytes(spec, sampler),
-            activations_bytes=max(
-                sampler.windows_per_batch * architecture.window_bytes(spec, sampler.window, dtype),
-                vae_dtype.itemsize * cells * architecture.vae_peak_per_cell,
-            ),
+            activations_bytes=call_bytes + decode_bytes if beside else max(call_bytes, decode_bytes),
             dtype=dtype,
             fp8=fp8,
             vae_dtype=vae_dtype,
+            decodes_beside=beside,
             text_bytes=text_dtype.itemsize * architecture.text_parameters,
             text_dtype=text_dtype,
             text_on_card=text_on_card,
@@ -311,6 +318,7 @@ def _reason(plan: MemoryPlan, architecture: Footprint) -> str:
     changes = [
         *(["the VAE is in bfloat16, which halves what it takes"] if plan.vae_dtype != torch.float32 else []),
         *(["the transformer's weights are stored in fp8, which halves them"] if plan.fp8 else []),
+        *(["decoding takes turns with the network, which changes no frame"] if not plan.decodes_beside else []),
     ]
     what = "; ".join(changes) + ", because it does not fit otherwise" if changes else "everything fits as it is"
     return f"{what}; {_gb(max(0, spare))} to spare; {_where_text_is(plan, architecture, spare)}"

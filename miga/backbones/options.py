@@ -138,7 +138,7 @@ def configure(
     if isinstance(backbone, WanBackbone):
         backbone.fuse_loras(loras)
     if memory is not None:
-        backbone.save_memory(fp8=memory.fp8, vae_dtype=memory.vae_dtype)
+        backbone.save_memory(fp8=memory.fp8, vae_dtype=memory.vae_dtype, decodes_beside=memory.decodes_beside)
     if device is not None:
         backbone.to(torch.device(device))
     if isinstance(backbone, WanBackbone):

@@ -25,7 +25,6 @@ import math
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -36,6 +35,7 @@ from urllib.parse import unquote
 import torch
 
 from miga.backbones.base import BackboneSpec
+from miga.backbones.turns import Turns
 from miga.backbones.videocrafter2 import spec as videocrafter2_spec
 from miga.backbones.videocrafter2.schedule import schedule_of as videocrafter2_schedule
 from miga.backbones.wan_schedule import schedule_of as wan_schedule
@@ -115,8 +115,8 @@ def parse_name(name: str) -> tuple[str, SimulatedOptions]:
     """
     family, _, text = name.removeprefix(PREFIX).partition("?")
     if not is_simulated(name) or family not in _MODELS:
-        known = " or ".join(f"{PREFIX}{known}" for known in _MODELS)
-        raise ModelError(f"{name!r} is no simulated model", f"write {known}, options behind a '?'")
+        models = " or ".join(f"{PREFIX}{model}" for model in _MODELS)
+        raise ModelError(f"{name!r} is no simulated model", f"write {models}, options behind a '?'")
     known = [option.name for option in fields(SimulatedOptions)]
     values: dict[str, Any] = {}
     for part in text.split("&") if text else []:
@@ -158,24 +158,16 @@ class SimulatedGpu:
 
     def __init__(self, speed: float = 1.0) -> None:
         self.speed = speed
-        self._turn = threading.Condition()
-        self._next_ticket = self._now_serving = 0
+        self._turns = Turns()
 
     @contextlib.contextmanager
     def taken(self, seconds: float) -> Iterator[None]:
         """Holds the card for so many seconds, those that the block takes included."""
-        with self._turn:
-            ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-            self._turn.wait_for(lambda: self._now_serving == ticket)
-        until_s = time.monotonic() + seconds / self.speed
-        try:
+        with self._turns.taken():
+            until_s = time.monotonic() + seconds / self.speed
             yield
             if (left_s := until_s - time.monotonic()) > 0:
                 time.sleep(left_s)
-        finally:
-            with self._turn:
-                self._now_serving += 1
-                self._turn.notify_all()
 
 
 def speed_of_process() -> float:

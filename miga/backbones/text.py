@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, TypeAlias
 
 import ftfy  # noqa: F401  diffusers cleans prompts differently, without a word, where it is not installed
@@ -14,6 +15,7 @@ import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
 from miga.backbones.base import BackboneSpec
+from miga.backbones.turns import Turn, Turns
 from miga.errors import BadRowError
 
 TextCondition: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -82,12 +84,19 @@ class TextEncoder(ABC):
 
 
 class TextBackbone:
-    """The part of `miga.backbones.base.Backbone` that is about text. Parts that were not loaded are None."""
+    """The part of `miga.backbones.base.Backbone` that is about text. Parts that were not loaded are None.
+
+    Attributes:
+        decodes_beside: whether latents are decoded while the network is called, whoever asks for either.
+        turn: what a forward of the network and the decoding of a latent wait for.
+    """
 
     spec: BackboneSpec
     device: torch.device
     text: TextEncoder | None
     vae: Any
+    decodes_beside: bool = True
+    turn: Turn = nullcontext
 
     @property
     def network(self) -> Any:
@@ -101,13 +110,16 @@ class TextBackbone:
             if module is not None:
                 module.to(device)
 
-    def save_memory(self, *, fp8: bool, vae_dtype: torch.dtype) -> None:
-        """Stores weights smaller than they compute.
+    def save_memory(self, *, fp8: bool, vae_dtype: torch.dtype, decodes_beside: bool = True) -> None:
+        """Makes it fit where it would not; denoisers and decoders are to be made afterwards.
 
         Args:
             fp8: whether the network's large weights are kept in 8 bits and widened layer by layer.
             vae_dtype: of the VAE and its cache.
+            decodes_beside: whether latents are decoded while the network is called; else they take turns.
         """
+        self.decodes_beside = decodes_beside
+        self.turn = nullcontext if decodes_beside else Turns().taken
         if self.network is not None and fp8:
             self.network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=self.network.dtype)
         if self.vae is not None and vae_dtype != self.vae.dtype:

@@ -131,12 +131,14 @@ class WanBackbone(TextBackbone):
         """The transformer under the schedule and guidance scale of `config`."""
         assert self.transformer is not None, "loaded without the denoiser"
         guided_levels = (config.guidance_low_level, config.guidance_high_level)
-        return WanDenoiser(self.transformer, schedule_of(config), config.window, config.guidance_scale, guided_levels)
+        return WanDenoiser(
+            self.transformer, schedule_of(config), config.window, config.guidance_scale, guided_levels, self.turn
+        )
 
     def frame_decoder(self) -> WanFrameDecoder:
         """A decoder at the start of a video; several may be open at once."""
         assert self.vae is not None, "loaded without the VAE"
-        return WanFrameDecoder(self.vae)
+        return WanFrameDecoder(self.vae, self.turn)
 
 
 def _load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:

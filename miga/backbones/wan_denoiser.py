@@ -6,11 +6,13 @@ Legend: B windows in a batch, F latents, C channels, H, W latent cells, L text t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from diffusers import WanTransformer3DModel
 from torch.nn import functional
 
+from miga.backbones.turns import Turn
 from miga.backbones.wan_padding import has_compact_padding
 from miga.backbones.wan_per_latent import use_per_latent_timesteps
 from miga.backbones.wan_spec import NUM_TEXT_TOKENS
@@ -31,6 +33,7 @@ class WanDenoiser:
         guidance_scale: of classifier-free guidance; 1 means one forward a call instead of two.
         guided_levels: it acts on latents of these levels alone, first and last included; None for all. A call without
             any such latent takes one forward.
+        turn: what a forward has to wait for.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class WanDenoiser:
         window: int,
         guidance_scale: float,
         guided_levels: tuple[int, int] | None = None,
+        turn: Turn = nullcontext,
     ) -> None:
         use_per_latent_timesteps(transformer)
         self.transformer = transformer
@@ -47,6 +51,7 @@ class WanDenoiser:
         self.window = window
         self.guidance_scale = guidance_scale
         self.guided_levels = guided_levels or (0, schedule.num_steps)
+        self.turn = turn
 
     def __call__(
         self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[WanCondition]
@@ -71,7 +76,8 @@ class WanDenoiser:
         """Velocity `[B, C, F, H, W]`, float32, under the prompt (branch 0) or the negative prompt (1)."""
         x_BCFHW = x_BFCHW.transpose(1, 2).to(self.transformer.dtype)
         timestep_BF = self.schedule.timestep[level_BF.cpu()]  # float32 or whole numbers: bfloat16 rounds 993 to 992
-        return self._forward(x_BCFHW, timestep_BF, [condition[branch] for condition in conditions])
+        with self.turn():
+            return self._forward(x_BCFHW, timestep_BF, [condition[branch] for condition in conditions])
 
     @torch.no_grad()
     def combine(

@@ -5,11 +5,14 @@ Legend: F latents, C channels, H, W latent cells; frames are `[frames, height, w
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TypeAlias
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+
+from miga.backbones.turns import Turn
 
 FeatureCache: TypeAlias = list[torch.Tensor | str | None]
 """What the decoder's causal convolutions keep of the latents before."""
@@ -42,10 +45,12 @@ class WanFrameDecoder:
 
     Args:
         vae: in float32, or in less where memory asks for it.
+        turn: what the decoding of a latent has to wait for.
     """
 
-    def __init__(self, vae: AutoencoderKLWan) -> None:
+    def __init__(self, vae: AutoencoderKLWan, turn: Turn = nullcontext) -> None:
         self.vae = vae
+        self.turn = turn
         self._features: FeatureCache | None = None  # None: no latent decoded yet
         self._mean, self._std = (
             torch.tensor(values, device=vae.device, dtype=vae.dtype).view(1, -1, 1, 1, 1)
@@ -70,6 +75,7 @@ class WanFrameDecoder:
     def _decode_next(self, x_CHW: torch.Tensor) -> torch.Tensor:
         z = x_CHW[None, :, None].to(self.vae.device, self.vae.dtype)
         z = z / (1.0 / self._std) + self._mean  # the pipeline's rounding
-        pixels, self._features = decode_one(self.vae, z, self._features)
+        with self.turn():
+            pixels, self._features = decode_one(self.vae, z, self._features)
         pixels = pixels.float().clamp(-1.0, 1.0)
         return (pixels[0].permute(1, 2, 3, 0) * 0.5 + 0.5).clamp(0.0, 1.0)

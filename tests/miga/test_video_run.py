@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 from miga.backbones.base import BackboneSpec
+from miga.backbones.memory_plan import plan_memory
+from miga.backbones.options import ModelOptions, architecture_of, configure
 from miga.backbones.registry import load_backbone
 from miga.checkpoint import VideoCheckpoint, join_checkpoints, load_checkpoints, save_checkpoint
 from miga.config import PROFILES, SamplerConfig, resolve_config
@@ -505,6 +508,70 @@ def test_videocrafter2_in_threads(tmp_path: Path) -> None:
 def test_simulated_gpus_in_threads() -> None:
     backbone = load_backbone("simulated:wan?call_s=0&decode_s=0", device="cpu")
     assert_same_in_threads(backbone, resolve_config("swift", backbone.spec))
+
+
+class Overlaps:
+    """Counts how often a forward of the network and the decoding of a latent begin while the other runs.
+
+    Until there was one, a decode waits `patience_s` for it.
+    """
+
+    def __init__(self, network: Any, decoder: Any, patience_s: float) -> None:
+        self.count = 0
+        self.num_run = {"call": 0, "decode": 0}
+        self._running = {"call": 0, "decode": 0}
+        self._changed = threading.Condition()
+        self._patience_s = patience_s
+        network.forward = self._watched("call", "decode", network.forward)
+        decoder.forward = self._watched("decode", "call", decoder.forward)
+
+    def _watched(self, name: str, other: str, forward: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self._changed:
+                self.num_run[name] += 1
+                self._running[name] += 1
+                self.count += self._running[other] > 0
+                self._changed.notify_all()
+                if name == "decode" and not self.count:
+                    self._changed.wait_for(lambda: self.count, self._patience_s)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                with self._changed:
+                    self._running[name] -= 1
+
+        return run
+
+
+@pytest.mark.parametrize(
+    ("family", "way"),
+    [("wan", "consumed"), ("wan", "executor"), ("wan", "executor, consumed"), ("videocrafter2", "executor, consumed")],
+)
+def test_where_memory_is_short_decoding_takes_turns_with_the_network(
+    family: str, way: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The same frames; where there is room, some of them are decoded while a call runs."""
+    folder = tiny_model if family == "wan" else build_tiny_videocrafter2(tmp_path / "model")
+    made = {}
+    for beside, patience_s in ((True, 10.0), (False, 0.05)):
+        backbone: Any = load_backbone(str(folder), device="cpu")
+        config = resolve_config("fifo", backbone.spec, {"num_steps": 8})
+        plan = plan_memory(architecture_of(backbone.spec), backbone.spec, config, 10**12)
+        configure(backbone, ModelOptions(), memory=replace(plan, decodes_beside=beside))
+        overlaps = Overlaps(backbone.network, backbone.vae.decoder, patience_s)
+        prompt, negative = backbone.encode_prompts(["a red circle", "blue"])
+        executor = RestlessExecutor(backbone.denoiser(config), 3) if "executor" in way else None
+        consumed: list[np.ndarray] = []
+        consume = consumed.append if "consumed" in way else None
+        run = VideoRun(backbone, config, [prompt], negative, 5, SEED, executor=executor, consume=consume)
+        handed_out = [step.frames for step in run.steps() if step.frames is not None]
+        if executor is not None:
+            executor.threads.shutdown()
+        made[beside] = np.concatenate(consumed or handed_out)
+        assert overlaps.num_run["decode"] == 5
+        assert overlaps.num_run["call"] > 5
+        assert (overlaps.count > 0) == beside
+    assert np.array_equal(made[True], made[False])
 
 
 @pytest.mark.gpu

@@ -134,12 +134,13 @@ class VideoCrafter2Backbone(TextBackbone):
             config.guidance_scale,
             self.settings.fps_condition,
             guided_levels,
+            self.turn,
         )
 
     def frame_decoder(self) -> VideoCrafter2FrameDecoder:
         """A decoder at the start of a video; several may be open at once."""
         assert self.vae is not None, "loaded without the VAE"
-        return VideoCrafter2FrameDecoder(self.vae)
+        return VideoCrafter2FrameDecoder(self.vae, self.turn)
 
 
 def _load_unet(folder: Path, dtype: torch.dtype, device: torch.device) -> VideoCrafter2UNet:

@@ -6,9 +6,11 @@ Legend: B windows in a batch, F latents, C channels, H, W latent cells, L text t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
+from miga.backbones.turns import Turn
 from miga.backbones.videocrafter2.unet import VideoCrafter2UNet
 from miga.errors import NonFiniteError
 from miga.schedule import NoiseSchedule
@@ -28,6 +30,7 @@ class VideoCrafter2Denoiser:
         fps_condition: frames per second that the network is told.
         guided_levels: guidance acts on latents of these levels alone, first and last included; None for all. A call
             without any such latent takes one forward.
+        turn: what a forward has to wait for.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class VideoCrafter2Denoiser:
         guidance_scale: float,
         fps_condition: int,
         guided_levels: tuple[int, int] | None = None,
+        turn: Turn = nullcontext,
     ) -> None:
         self.unet = unet
         self.schedule = schedule
@@ -45,6 +49,7 @@ class VideoCrafter2Denoiser:
         self.guidance_scale = guidance_scale
         self.fps_condition = fps_condition
         self.guided_levels = guided_levels or (0, schedule.num_steps)
+        self.turn = turn
 
     def __call__(
         self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[VideoCrafter2Condition]
@@ -69,7 +74,8 @@ class VideoCrafter2Denoiser:
         """Noise `[B, C, F, H, W]`, float32, under the prompt (branch 0) or the negative prompt (1)."""
         x_BCFHW = x_BFCHW.transpose(1, 2).to(self.unet.dtype)
         timestep = self._timesteps(level_BF).to(x_BFCHW.device)
-        return self._forward(x_BCFHW, timestep, [condition[branch] for condition in conditions])
+        with self.turn():
+            return self._forward(x_BCFHW, timestep, [condition[branch] for condition in conditions])
 
     @torch.no_grad()
     def combine(

@@ -5,8 +5,12 @@ Legend: F latents, C channels, H, W latent cells; frames are `[frames, height, w
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from diffusers import AutoencoderKL
+
+from miga.backbones.turns import Turn
 
 
 class VideoCrafter2FrameDecoder:
@@ -15,10 +19,12 @@ class VideoCrafter2FrameDecoder:
     Args:
         vae: in float32, or in less where memory asks for it; its `scaling_factor` is what the UNet's latents were
             multiplied by.
+        turn: what the decoding of a latent has to wait for.
     """
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: AutoencoderKL, turn: Turn = nullcontext) -> None:
         self.vae = vae
+        self.turn = turn
 
     def decode(self, x_FCHW: torch.Tensor) -> torch.Tensor:
         """Frames uint8 on the CPU, rounded as diffusers does for images."""
@@ -30,5 +36,7 @@ class VideoCrafter2FrameDecoder:
     @torch.no_grad()
     def _decode(self, x_CHW: torch.Tensor) -> torch.Tensor:
         z = x_CHW[None].to(self.vae.device, self.vae.dtype) / self.vae.config.scaling_factor
-        pixels = self.vae.decode(z, return_dict=False)[0][0].permute(1, 2, 0).float()
+        with self.turn():
+            decoded = self.vae.decode(z, return_dict=False)[0]
+        pixels = decoded[0].permute(1, 2, 0).float()
         return ((pixels * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).cpu()

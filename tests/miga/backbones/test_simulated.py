@@ -167,7 +167,7 @@ def test_a_gpu_serves_one_at_a_time_in_the_order_of_asking() -> None:
         asking.append(threading.Thread(target=ask, args=(number,)))
         asking[-1].start()
         deadline_s = time.monotonic() + 10.0
-        while gpu._next_ticket < number + 2 and time.monotonic() < deadline_s:
+        while gpu._turns._next_ticket < number + 2 and time.monotonic() < deadline_s:
             time.sleep(0.001)
     assert served == []
     release.set()

@@ -123,11 +123,15 @@ def test_compiling_asks_for_whole_blocks(backbone: WanBackbone, monkeypatch: pyt
 
 def test_a_memory_plan_is_carried_out(backbone: WanBackbone) -> None:
     zero = dict.fromkeys(("card_bytes", "transformer_bytes", "vae_bytes", "queue_bytes", "activations_bytes"), 0)
-    plan = MemoryPlan(**zero, text_bytes=0, dtype=torch.float32, fp8=True, vae_dtype=torch.bfloat16)
+    plan = MemoryPlan(
+        **zero, text_bytes=0, dtype=torch.float32, fp8=True, vae_dtype=torch.bfloat16, decodes_beside=False
+    )
     condition = (torch.ones(3, 16), torch.ones(2, 16))
     x, level = torch.randn(1, 6, 4, 4, 6, generator=torch.Generator().manual_seed(0)), torch.full((1, 6), 11)
     exact = backbone.denoiser(resolve_config("paper", backbone.spec, TINY))(x, level, [condition])
+    assert backbone.decodes_beside
     configure(backbone, ModelOptions(), memory=plan, device="cpu")
+    assert not backbone.decodes_beside
     assert backbone.transformer.blocks[0].ffn.net[2].weight.dtype == torch.float8_e4m3fn
     assert backbone.transformer.condition_embedder.time_proj.weight.dtype == torch.float32
     assert backbone.vae.dtype == torch.bfloat16
