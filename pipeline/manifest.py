@@ -1,9 +1,9 @@
 """The manifest: one row a video, first as a sidecar each, then one Parquet file a shard.
 
 A row counts once its sidecar is there, written by one conditional put. When every row of a shard is done or dead, the
-shard is sealed: its rows, sorted, in one file, written once and the same whoever writes it. A shard that is full and
-sealed needs no sidecars any more; the last one of a run may be sealed short, and is sealed again when a larger `limit`
-adds rows to it. Where a row has both a failure and a success (it was retried), the success counts.
+shard is sealed: its rows, sorted, in one file, the same whoever writes it. What the file says of a row counts from then
+on, with two exceptions: a row that failed may be retried, so a success beside it counts over the failure, and the
+shard is sealed again; and one that was sealed short gets the rows that a larger `limit` adds.
 """
 
 from __future__ import annotations
@@ -63,6 +63,9 @@ _COLUMNS: Final[tuple[tuple[str, Any, str], ...]] = (
     ("device", pa.string(), "what it was made on"),
     ("node", pa.string(), "machine it was made on"),
     ("attempt", pa.int32(), "1 for the first; 0 if it was never tried"),
+    ("gpu_s", pa.float64(), "time of its network calls, on all GPUs together"),
+    ("helper_calls", pa.float64(), "network calls that other workers than the host made"),
+    ("latents_uri", pa.string(), "where its finished latents are; null if they were not kept"),
     ("consistency", _list_of(pa.float64()), "score of every evaluation during sampling"),
     ("consistency_latents", _list_of(pa.int32()), "first latent judged by each"),
     ("searched_at", _list_of(pa.int32()), "positions in consistency where a search ran"),
@@ -83,7 +86,7 @@ SCHEMA: Final = pa.schema(
 )
 """The columns, the same in every file of every run, each with its `description`."""
 
-_SIDECAR: Final = re.compile(r"(\d{8,})-[0-9a-f]{16}\.json")
+SIDECAR_NAME: Final = re.compile(r"(\d{8,})-[0-9a-f]{16}\.json")
 _SHARD_FILE: Final = re.compile(r"shard-(\d{5,})\.parquet")
 
 
@@ -123,29 +126,42 @@ class Manifest:
 
     def statuses(self, shard: int) -> dict[int, Status]:
         """Row → status of the shard's settled rows: what a resumed run need not do again."""
-        path = manifest_path(shard)
-        sealed: dict[int, Status] = {}
-        if self._storage.exists(path):
-            table = self._read_table(path, ["row", "status"])
-            sealed = dict(zip(table["row"].to_pylist(), table["status"].to_pylist(), strict=True))
-        if len(sealed) == self._prompts_per_shard:
-            return sealed
-        for row, sidecar in self._sidecars(shard).items():
-            if sidecar.startswith("done/"):
-                sealed[row] = "ok"
-            else:
-                sealed.setdefault(row, "failed")
-        return sealed
+        statuses = self.sealed_statuses(shard)
+        if self._may_add_to(statuses):
+            for row, sidecar in self.sidecars(shard).items():
+                if sidecar.startswith("done/"):
+                    statuses[row] = "ok"
+                else:
+                    statuses.setdefault(row, "failed")
+        return statuses
 
-    def is_sealed(self, shard: int, num_rows: int | None = None) -> bool:
-        """Whether the shard's file is there, with `num_rows` rows (the full number by default)."""
+    def sealed_statuses(self, shard: int) -> dict[int, Status]:
+        """Row → status as the shard's file alone has them; none if there is no file.
+
+        Raises:
+            OutputError: if the file is broken.
+        """
         path = manifest_path(shard)
         if not self._storage.exists(path):
-            return False
-        return int(self._read_table(path, ["row"]).num_rows) == (num_rows or self._prompts_per_shard)
+            return {}
+        table = self._read_table(path, ["row", "status"])
+        return dict(zip(table["row"].to_pylist(), table["status"].to_pylist(), strict=True))
 
-    def read_shard(self, shard: int) -> list[ManifestRow]:
+    def _may_add_to(self, sealed: Mapping[int, str]) -> bool:
+        """Whether sidecars may say more than a shard's file with these rows."""
+        return len(sealed) < self._prompts_per_shard or "failed" in sealed.values()
+
+    def is_sealed(self, shard: int, num_rows: int | None = None) -> bool:
+        """Whether the shard's file is there, with `num_rows` rows (by default all), and none was retried since."""
+        sealed = self.sealed_statuses(shard)
+        return len(sealed) == (num_rows or self._prompts_per_shard) and sealed == self.statuses(shard)
+
+    def read_shard(self, shard: int, known: Mapping[int, ManifestRow] | None = None) -> list[ManifestRow]:
         """The shard's settled rows, sorted by row, each once.
+
+        Args:
+            shard: its number.
+            known: rows whose sidecars this run has written itself, which need not be read again.
 
         Raises:
             OutputError: if a file of the manifest is broken.
@@ -157,10 +173,12 @@ class Manifest:
                 rows = {row.row: row for row in map(ManifestRow.from_values, self._read_table(path).to_pylist())}
             except ValueError as error:
                 raise OutputError(f"{self._storage.uri(path)} is not of this program: {error}") from error
-        if len(rows) < self._prompts_per_shard:
-            for row, sidecar in self._sidecars(shard).items():
+        if self._may_add_to({row.row: row.status for row in rows.values()}):
+            for row, sidecar in self.sidecars(shard).items():
                 if row not in rows or (rows[row].status == "failed" and sidecar.startswith("done/")):
-                    rows[row] = self._read_sidecar(sidecar)
+                    mine = (known or {}).get(row)
+                    is_mine = mine is not None and sidecar == sidecar_path(mine.status, shard, row, mine.key)
+                    rows[row] = mine if mine is not None and is_mine else self._read_sidecar(sidecar)
         return [rows[row] for row in sorted(rows)]
 
     def read_rows(self) -> Iterator[ManifestRow]:
@@ -168,8 +186,12 @@ class Manifest:
         for shard in self.shards():
             yield from self.read_shard(shard)
 
-    def seal(self, shard: int) -> int:
+    def seal(self, shard: int, known: Mapping[int, ManifestRow] | None = None) -> int:
         """Writes the shard's file, or writes it again with the rows added since.
+
+        Args:
+            shard: its number.
+            known: as in `read_shard`.
 
         Returns:
             How many rows it holds.
@@ -177,16 +199,16 @@ class Manifest:
         Raises:
             OutputError: if a row cannot be read, or the file not be written.
         """
-        rows = self.read_shard(shard)
+        rows = self.read_shard(shard, known)
         self._storage.write_bytes(manifest_path(shard), to_parquet(rows))
         return len(rows)
 
-    def _sidecars(self, shard: int) -> dict[int, str]:
+    def sidecars(self, shard: int) -> dict[int, str]:
         """Row → its sidecar; a success counts over a failure, otherwise the first by name."""
         found: dict[int, str] = {}
         for folder in ("done", "dead"):
             for name in self._storage.children(f"{folder}/{shard:05d}"):
-                if match := _SIDECAR.fullmatch(name):
+                if match := SIDECAR_NAME.fullmatch(name):
                     found.setdefault(int(match[1]), f"{folder}/{shard:05d}/{name}")
         return found
 
@@ -200,7 +222,7 @@ class Manifest:
 
     def _read_table(self, path: str, columns: list[str] | None = None) -> Any:
         try:
-            return pq.read_table(pa.BufferReader(self._storage.read_bytes(path)), columns=columns)
+            return read_parquet(self._storage.read_bytes(path), columns)
         except (pa.ArrowException, OSError) as error:
             raise OutputError(
                 f"{self._storage.uri(path)} is no Parquet file of this program: {error}",
@@ -208,15 +230,21 @@ class Manifest:
             ) from error
 
 
+def read_parquet(data: bytes, columns: list[str] | None = None) -> Any:
+    """A small Parquet file as a table, without threads: those of Arrow may abort a process that ends just then."""
+    return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False, pre_buffer=False)
+
+
 def to_parquet(rows: Iterable[ManifestRow]) -> bytes:
     """The rows as a Parquet file; the same rows give the same bytes."""
     names = [column.name for column in fields(ManifestRow)]
-    table = pa.Table.from_pylist([_arrow_values(row, names) for row in rows], schema=SCHEMA)
+    table = pa.Table.from_pylist([arrow_values(row, names) for row in rows], schema=SCHEMA)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _arrow_values(row: ManifestRow, names: Iterable[str]) -> Mapping[str, Any]:
+def arrow_values(row: ManifestRow, names: Iterable[str]) -> Mapping[str, Any]:
+    """Columns of a row as Arrow takes them."""
     values = {name: getattr(row, name) for name in names}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_wan import build_tiny_wan
 
     return build_tiny_wan(tmp_path_factory.mktemp("model") / "tiny", settings=TINY_SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[dict[str, str]]:
+    """The environment variables that lead to an S3 server."""
+    from tests.faulty_s3 import s3_server as start
+
+    with start() as environment:
+        yield environment
+
+
+@pytest.fixture
+def s3_root(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prefix in a bucket of its own; the environment leads to its server."""
+    from tests.faulty_s3 import bucket_client
+
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    bucket_client().create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/deep/prefix"

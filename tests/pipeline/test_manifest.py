@@ -122,6 +122,31 @@ def test_success_counts_over_failure(manifest: Manifest) -> None:
     assert [each.status for each in manifest.read_rows()] == ["ok"]
 
 
+def test_a_retried_row_of_a_full_sealed_shard_counts_and_is_sealed(manifest: Manifest, storage: LocalStorage) -> None:
+    for index in range(4):
+        manifest.record(row(index, "failed" if index == 2 else "ok"))
+    manifest.seal(0)
+    manifest.record(row(2, "ok", attempt=7))
+    assert manifest.statuses(0) == dict.fromkeys(range(4), "ok")
+    assert [each.attempt for each in manifest.read_shard(0)] == [0, 0, 7, 0]
+    assert manifest.sealed_statuses(0)[2] == "failed"
+    assert not manifest.is_sealed(0, 4), "its file says otherwise"
+    manifest.seal(0)
+    assert manifest.sealed_statuses(0) == dict.fromkeys(range(4), "ok")
+    assert manifest.is_sealed(0)
+    assert pq.read_table(io.BytesIO(storage.read_bytes(manifest_path(0))))["attempt"].to_pylist() == [0, 0, 7, 0]
+
+
+def test_what_is_sealed_as_made_stays(manifest: Manifest, storage: LocalStorage) -> None:
+    """A coordinator that was taken for dead may still commit: by then its row is settled."""
+    for index in range(4):
+        manifest.record(row(index))
+    manifest.seal(0)
+    storage.delete(sidecar_path("ok", 0, 1, KEY))
+    manifest.record(row(1, attempt=9))
+    assert [each.attempt for each in manifest.read_shard(0)] == [0, 0, 0, 0]
+
+
 def test_wrong_shard_is_a_mistake_of_the_program(manifest: Manifest) -> None:
     with pytest.raises(ValueError, match="shard"):
         manifest.record(row(0, shard=1))

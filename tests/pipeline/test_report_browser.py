@@ -194,7 +194,7 @@ def test_a_click_on_the_trace_seeks_the_video(page: Any) -> None:
 def test_filters_and_sorting_are_kept_in_the_address(page: Any) -> None:
     page.check("input[value=failed]", force=True)
     assert page.locator(".card").count() == 1
-    text = page.inner_text(".card")
+    text = page.text_content(".card")  # inner_text knows only what is already rendered
     assert all(part in text for part in ("BadRowError", "the prompt is blank.", "Give it some words.", "Remedy"))
     assert page.locator(".card video").count() == 0
     page.check("input[value=all]", force=True)

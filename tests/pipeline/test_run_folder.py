@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,37 @@ def test_settings_that_change_no_video_may_change(tmp_path: Path) -> None:
     assert open_run(storage, record(config, prompts=moved))[1]
 
 
+def test_a_run_made_before_a_setting_existed_is_resumed_with_its_default(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    earlier = json.loads(record().to_json())
+    del earlier["config"]["video"]["preset"], earlier["config"]["run"]["lease_ttl_s"], earlier["config"]["attention"]
+    storage.write_bytes(RUN_FILE, json.dumps(earlier).encode())
+    assert open_run(storage, record())[1]
+    with pytest.raises(OutputError) as caught:
+        open_run(storage, record(override(RunConfig(), video={"preset": "slow"})))
+    assert 'config.video.preset: "veryfast" (by default) there, "slow" now' in caught.value.message
+
+
+def test_a_setting_that_this_version_does_not_know_is_a_difference(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    earlier = json.loads(record().to_json())
+    earlier["config"]["video"]["deblock"] = True
+    storage.write_bytes(RUN_FILE, json.dumps(earlier).encode())
+    with pytest.raises(OutputError, match=r"config\.video\.deblock: true there, nothing now"):
+        open_run(storage, record())
+
+
+def test_what_a_killed_probe_left_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / ".probe-0123").write_text("")
+    assert not open_run(LocalStorage(tmp_path), record())[1]
+
+
+def test_credentials_in_the_prompts_address_are_refused() -> None:
+    with pytest.raises(InputError, match="user or a password") as caught:
+        fingerprint("s3://key:hidden@bucket/p.jsonl")
+    assert "hidden" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -107,7 +139,7 @@ def test_no_run(tmp_path: Path) -> None:
 def test_two_that_start_at_once_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = LocalStorage(tmp_path)
     real = storage.probe
-    monkeypatch.setattr(storage, "probe", lambda: (real(), open_run(LocalStorage(tmp_path), record())))
+    monkeypatch.setattr(storage, "probe", lambda **_: (real(), open_run(LocalStorage(tmp_path), record())))
     assert open_run(storage, record(version="9"))[0].version == "0.1.0"
 
 
@@ -125,9 +157,10 @@ def test_names_are_apart_and_storable() -> None:
         sidecar_path("ok", 0, 17, "ab" * 32),
         sidecar_path("failed", 0, 17, "ab" * 32),
         sidecar_path("ok", 0, 18, "ab" * 32),
-        video_path(0, 17, "ab" * 32, 1),
-        video_path(0, 17, "ab" * 32, 2),
-        video_path(0, 18, "ab" * 32, 1),
+        video_path(0, 17, "ab" * 32, 1, 1),
+        video_path(0, 17, "ab" * 32, 1, 2),
+        video_path(0, 17, "ab" * 32, 2, 1),
+        video_path(0, 18, "ab" * 32, 1, 1),
         sidecar_path("ok", 123456, 1234567890, "ab" * 32),
     ]
     assert len(set(names)) == len(names)

@@ -3,47 +3,20 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pickle
-from collections.abc import Iterator
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from miga.errors import InputError, OutputError
 from pipeline import storage as storage_module
+from pipeline.addresses import refuse_secrets
 from pipeline.prompts import read_prompts
-from pipeline.storage import LocalStorage, S3Storage, Storage, open_storage
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    import logging
-
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def s3_root(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    import s3fs
-
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = f"bucket-{abs(hash(request.node.nodeid))}"
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
-    return f"s3://{bucket}/deep/prefix"
+from pipeline.storage import FileInfo, LocalStorage, Storage, open_storage
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -71,11 +44,59 @@ def test_write_read_list_delete(storage: Storage, tmp_path: Path) -> None:
     assert storage.read_bytes("a.json") == b"one"
     assert storage.read_bytes("b/c/file.bin") == local.read_bytes()
     assert (storage.exists("a.json"), storage.exists("b"), storage.exists("no")) == (True, False, False)
+    assert [(file.path, file.bytes) for file in storage.files("b")] == [
+        (path, len(storage.read_bytes(path))) for path in storage.list("b")
+    ]
+    storage.get_file("b/c/file.bin", tmp_path / "new" / "copy.bin")
+    assert (tmp_path / "new" / "copy.bin").read_bytes() == local.read_bytes()
     storage.delete("a.json")
     storage.delete("a.json")
     assert not storage.exists("a.json")
+    storage.delete_many(["b/2.json", "b/10.json", "b/none"])
+    assert list(storage.list()) == ["b/c/file.bin"]
+    for look in (storage.stat, storage.read_bytes, lambda path: storage.get_file(path, tmp_path / "x")):
+        with pytest.raises(FileNotFoundError):
+            look("none")
+    assert not (tmp_path / "x").exists()
     with pytest.raises(FileNotFoundError):
         storage.read_bytes("a.json")
+
+
+def test_stat_knows_size_and_time(storage: Storage) -> None:
+    before_s = time.time()
+    storage.write_bytes("a", b"123")
+    found = storage.stat("a")
+    assert replace(found, modified_s=0.0, sha256=None) == FileInfo(path="a", bytes=3, modified_s=0.0)
+    assert before_s - 2 <= found.modified_s <= time.time() + 2
+    assert found.sha256 in (None, hashlib.sha256(b"123").hexdigest())
+
+
+def test_what_probes_leave_is_found_and_removed(storage: Storage) -> None:
+    storage.write_bytes(".probe-0123", b"probe")
+    storage.write_bytes("a", b"1")
+    assert [(left.kind, left.path) for left in storage.leftovers()] == [("probe", ".probe-0123")]
+    for left in storage.leftovers():
+        storage.remove_leftover(left)
+        storage.remove_leftover(left)
+    assert list(storage.list()) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["s3://key:secret@bucket/x", "s3://key@bucket/x", "https://host/x?X-Amz-Signature=1", "gs://u:p@bucket/x"],
+)
+def test_credentials_in_an_address_are_refused_and_not_repeated(address: str) -> None:
+    with pytest.raises(OutputError, match="OUT: ") as caught:
+        open_storage(address)
+    assert "secret" not in caught.value.message
+    assert "AWS_ACCESS_KEY_ID" in caught.value.hint
+    with pytest.raises(InputError, match="prompts"):
+        refuse_secrets(address, InputError, "prompts")
+
+
+@pytest.mark.parametrize("address", ["a@b/out", "/home/x?token=1", "s3://bucket/a@b", "hf://datasets/x?design=1"])
+def test_innocent_addresses_are_not(address: str) -> None:
+    refuse_secrets(address, InputError, "prompts")
 
 
 def test_conditional_write_never_overwrites_and_knows_its_own(storage: Storage) -> None:
@@ -154,7 +175,7 @@ def test_a_failing_disk_leaves_nothing_partial(
 
     storage = LocalStorage(tmp_path)
     storage.write_bytes("b", b"old")
-    monkeypatch.setattr(storage_module.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     for name in ("a", "b"):
         with pytest.raises(OutputError, match=message) as caught:
             storage.write_bytes(name, b"new", if_absent=if_absent)
@@ -165,16 +186,23 @@ def test_a_failing_disk_leaves_nothing_partial(
 
 
 def test_a_killed_write_is_never_listed(tmp_path: Path) -> None:
-    (tmp_path / f".a.json.123{storage_module.PARTIAL_SUFFIX}").write_bytes(b"{")
-    assert LocalStorage(tmp_path).children() == []
-    assert list(LocalStorage(tmp_path).list()) == []
+    partial = tmp_path / "sub" / f".a.json.123{storage_module.PARTIAL_SUFFIX}"
+    partial.parent.mkdir()
+    partial.write_bytes(b"{")
+    storage = LocalStorage(tmp_path)
+    assert storage.children("sub") == []
+    assert list(storage.list()) == []
+    (left,) = storage.leftovers()
+    assert (left.kind, left.path) == ("partial file", f"sub/{partial.name}")
+    storage.remove_leftover(left)
+    assert not partial.exists()
 
 
 def test_file_systems_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: object, target: object) -> None:
         raise OSError(errno.EPERM, "no links here")
 
-    monkeypatch.setattr(storage_module.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     storage = LocalStorage(tmp_path)
     assert storage.write_bytes("a", b"1", if_absent=True)
     assert not storage.write_bytes("a", b"2", if_absent=True)
@@ -196,25 +224,6 @@ def test_missing_bucket(s3_root: str) -> None:
     with pytest.raises(OutputError, match=r"bucket does not exist") as caught:
         open_storage("s3://no-such-bucket/x").probe()
     assert "create the bucket" in caught.value.hint
-
-
-@pytest.mark.s3
-def test_a_server_that_ignores_conditions_is_refused(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = S3Storage(s3_root)
-    pipe_file = storage._fs.pipe_file
-    monkeypatch.setattr(storage._fs, "pipe_file", lambda path, data, mode="overwrite": pipe_file(path, data))
-    with pytest.raises(OutputError, match="ignores If-None-Match"):
-        storage.probe()
-    assert storage.children() == []
-
-
-@pytest.mark.s3
-def test_a_server_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr(storage_module, "S3_ATTEMPTS", 1)
-    with pytest.raises(OutputError, match="s3://bucket/x"):
-        open_storage("s3://bucket/x").write_bytes("a", b"1")
 
 
 @pytest.mark.s3

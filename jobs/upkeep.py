@@ -1,0 +1,144 @@
+"""The commands for a run that is there: verify, gc, retry-failed, export."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.storage import open_storage
+
+_MAX_FAULTS_SHOWN = 50
+
+
+def add_upkeep(commands: Any, show_summary: Callable[[dict[str, Any]], None]) -> None:
+    """Adds the commands and their options.
+
+    Args:
+        commands: what argparse's `add_subparsers` gave.
+        show_summary: prints the summary of a `generate`.
+    """
+    verify = _command(commands, "verify", _verify, "whether OUT holds what its run promises")
+    verify.add_argument("--deep", action="store_true", help="read every video: its SHA-256, its frames by decoding")
+    verify.add_argument("--prompts", metavar="PATH", help="where the prompt file lies now, if it was moved")
+    verify.add_argument("--quiet", action="store_true", help="no progress")
+
+    gc = _command(commands, "gc", _gc, "remove what no row of a run refers to")
+    gc.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
+    gc.add_argument("--sidecars", action="store_true", help="also those that a sealed, full shard has made needless")
+    gc.add_argument("--verbose", action="store_true", help="print the path of everything that goes")
+
+    retry = _command(commands, "retry-failed", _retry_failed, "make the rows again that a run gave up")
+    retry.add_argument("--prompts", metavar="PATH", help="where the prompt file lies now, if it was moved")
+    retry.add_argument("--num-actors", type=int, help="backbone actors (default: as the run)")
+    retry.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
+    retry.add_argument("--quiet", action="store_true", help="no progress")
+    retry.set_defaults(show_summary=show_summary)
+
+    export = _command(commands, "export", _export, "the dataset as training code and dataset libraries take it")
+    export.add_argument("dest", metavar="DEST", help="a new folder or s3://bucket/prefix; running again goes on")
+    export.add_argument("--format", choices=("parquet", "webdataset", "hf", "csv"), default="parquet")
+    export.add_argument(
+        "--videos", choices=("copy", "link", "reference"), default="copy", help="hard links need the same disk"
+    )
+    export.add_argument("--status", choices=("ok", "failed", "all"), default="ok", help="of the rows (default: ok)")
+    export.add_argument("--min-consistency", type=float, metavar="SCORE", help="least mean score of a video")
+    export.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], help_text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text)
+    parser.add_argument("out", metavar="OUT", help="of the run")
+    parser.add_argument("--json", action="store_true", help="print for machines")
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _say(is_quiet: bool) -> Callable[[str], None]:
+    return (lambda text: None) if is_quiet else (lambda text: print(text, file=sys.stderr))
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from pipeline.verify import verify
+
+    found = verify(
+        open_storage(options.out),
+        prompts=options.prompts,
+        deep=options.deep,
+        say=_say(options.quiet or options.json),
+    )
+    values = found.to_dict()
+    if options.json:
+        print(json.dumps(values, ensure_ascii=False))
+        return 0 if found.is_sound else 1
+    for fault in found.faults[:_MAX_FAULTS_SHOWN]:
+        print(fault)
+    if len(found.faults) > _MAX_FAULTS_SHOWN:
+        print(f"… and {len(found.faults) - _MAX_FAULTS_SHOWN} more; --json prints all")
+    counts = {name: value for name, value in values.items() if isinstance(value, int) and not isinstance(value, bool)}
+    print(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items()))
+    if found.is_sound:
+        print("sound" if found.is_deep else "sound; --deep would read the videos too")
+    else:
+        print(f"{len(found.faults)} faults")
+    return 0 if found.is_sound else 1
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from pipeline.collect_garbage import collect_garbage
+
+    garbage = collect_garbage(
+        open_storage(options.out),
+        dry_run=options.dry_run,
+        sidecars=options.sidecars,
+        note=print if options.verbose and not options.json else lambda path: None,
+        say=_say(options.json),
+    )
+    values = garbage.to_dict(options.dry_run)
+    if options.json:
+        print(json.dumps(values))
+        return 0
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(garbage.files.items()))
+    verb = "would go" if options.dry_run else "removed"
+    print(f"{verb}: {kinds or 'nothing'} ({garbage.bytes:,} bytes)")
+    return 0
+
+
+def _retry_failed(options: argparse.Namespace) -> int:
+    from jobs.retry_failed import retry_failed
+
+    summary = retry_failed(
+        options.out,
+        prompts=options.prompts,
+        num_actors=options.num_actors,
+        address=options.address,
+        quiet=options.quiet,
+    )
+    if options.json:
+        print(json.dumps(summary, ensure_ascii=False))
+    else:
+        options.show_summary(summary)
+    return int(summary["exit_status"])
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pipeline.export import ExportOptions, export
+
+    chosen = ExportOptions(
+        format=options.format, videos=options.videos, status=options.status, min_consistency=options.min_consistency
+    )
+    summary = export(open_storage(options.out), open_storage(options.dest), chosen, _say(options.quiet or options.json))
+    if options.json:
+        print(json.dumps(summary, ensure_ascii=False))
+        return 0
+    left = {name.removeprefix("left_out_"): n for name, n in summary.items() if name.startswith("left_out_") and n}
+    print(f"{summary['rows']} rows, {summary['bytes']:,} bytes of video")
+    if left:
+        print("left out: " + ", ".join(f"{count} {why}" for why, count in left.items()))
+    for file in summary["files"]:
+        print(file)
+    return 0

@@ -1,0 +1,202 @@
+"""`gc`: what goes, what never does, and that it does not run beside a run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from miga.errors import LeaseHeldError, LeaseLostError, OutputError
+from pipeline.collect_garbage import collect_garbage
+from pipeline.lease import Lease, Owner
+from pipeline.run_folder import checkpoint_folder, latents_path, open_state_path
+from pipeline.storage import LocalStorage, Storage, open_storage
+from pipeline.verify import verify
+from tests.made_run import MadeRun, make_run
+
+ELSEWHERE = Owner(host="elsewhere", pid=1)
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return open_storage(tmp_path / "out" if request.param == "local" else request.getfixturevalue("s3_root"))
+
+
+def files(storage: Storage) -> set[str]:
+    return {path for path in storage.list() if not path.startswith("lease/")}
+
+
+def put(run: MadeRun, *paths: str) -> set[str]:
+    for path in paths:
+        run.storage.write_bytes(path, b"12345678")
+    return set(paths)
+
+
+def litter(run: MadeRun) -> set[str]:
+    """Files that no row refers to, of a run whose rows 0 to 2 are made, 3 was given up and 4 is not settled."""
+    key = [run.row(index).key for index in range(5)]
+    return put(
+        run,
+        run.video(0, attempt=2),
+        run.video(0, epoch=2),
+        run.video(3),
+        run.video(4),
+        latents_path(0, 1, key[1], 1, 2),
+        open_state_path(latents_path(0, 1, key[1], 1, 2)),
+        f"{checkpoint_folder(0, 0, key[0])}/e1a1-0001.safetensors",
+        f"{checkpoint_folder(1, 3, key[3])}/e1a1-0001.safetensors",
+        f"{checkpoint_folder(1, 4, key[4])}/e1a1-0001.safetensors",
+        f"{checkpoint_folder(1, 4, key[4])}/e1a2-0002.safetensors",
+        f"{checkpoint_folder(1, 4, key[4])}/e2a1-0004.safetensors",
+    )
+
+
+def keepers(run: MadeRun) -> set[str]:
+    """Files that look alike, and are referred to, or are not of this program."""
+    key = [run.row(index).key for index in range(5)]
+    return put(
+        run,
+        latents_path(0, 1, key[1], 1, 1),
+        open_state_path(latents_path(0, 1, key[1], 1, 1)),
+        f"{checkpoint_folder(1, 4, key[4])}/e2a1-0001.safetensors",
+        f"{checkpoint_folder(1, 4, key[4])}/e2a1-0002.safetensors",
+        "video/00000/notes.txt",
+        "video/README",
+        "checkpoint/00001/mine/e1a1-0001.safetensors",
+        "latents/00000/mean.safetensors",
+        "report.html",
+    )
+
+
+def test_exactly_what_nothing_refers_to_goes(storage: Storage, tmp_path: Path) -> None:
+    run = make_run(storage, tmp_path, 6, failed=(3,), unsettled=(4,))
+    before = files(storage) | keepers(run)
+    doomed = litter(run)
+    noted: list[str] = []
+    found = collect_garbage(storage, dry_run=True, note=noted.append)
+    assert (set(noted), found.bytes, files(storage)) == (doomed, 8 * len(doomed), before | doomed)
+    assert not storage.children("lease"), "looking takes no lease"
+    found = collect_garbage(storage)
+    assert files(storage) == before
+    assert found.files == {"video": 4, "latents": 2, "checkpoint": 5}
+    assert [fault.kind for fault in verify(storage, deep=True).faults] == ["missing"]
+    assert collect_garbage(storage).files == {}
+
+
+def test_leftovers_go(tmp_path: Path) -> None:
+    run = make_run(LocalStorage(tmp_path / "out"), tmp_path)
+    before = files(run.storage)
+    (tmp_path / "out" / "video" / "00000" / ".x.mp4.1.partial").write_bytes(b"1")
+    run.storage.write_bytes(".probe-12", b"")
+    assert collect_garbage(run.storage).files == {"partial file": 1, "probe": 1}
+    assert files(run.storage) == before
+    assert list(run.storage.leftovers()) == []
+
+
+@pytest.mark.s3
+def test_uploads_of_killed_processes_are_aborted(s3_root: str, tmp_path: Path) -> None:
+    from tests.faulty_s3 import bucket_client
+
+    run = make_run(open_storage(s3_root), tmp_path)
+    before = files(run.storage)
+    client, bucket = bucket_client(), s3_root.split("/")[2]
+    for key in ("deep/prefix/video/00000/x.mp4", "deep/other/x.mp4"):
+        upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+        client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=b"half")
+    assert collect_garbage(run.storage, dry_run=True).files == {"upload in parts": 1}
+    assert collect_garbage(run.storage).files == {"upload in parts": 1}
+    left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert [upload["Key"] for upload in left] == ["deep/other/x.mp4"], "of other prefixes nothing is touched"
+    assert files(run.storage) == before
+
+
+def test_sidecars_go_only_where_nothing_reads_them(storage: Storage, tmp_path: Path) -> None:
+    run = make_run(storage, tmp_path, 8, failed=(1, 4))
+    run.settle(4, attempt=2)  # retried, and made
+    run.manifest.seal(1)
+    rows = [row.to_json() for row in run.manifest.read_rows()]
+    kept = {path for path in storage.list() if path.startswith(("done/00002", "dead/", "done/00001/00000004"))}
+    found = collect_garbage(storage, sidecars=True)
+    assert found.files == {"sidecar": 4}
+    assert {path for path in storage.list() if path.startswith(("done", "dead"))} == kept
+    assert [row.to_json() for row in run.manifest.read_rows()] == rows
+    assert verify(storage).is_sound
+
+
+def test_the_older_file_of_a_run_taken_for_dead_is_put_right(tmp_path: Path) -> None:
+    """Why some sidecars stay: its file of the shard, from before the retry, may still arrive."""
+    run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 3, failed=(1,))
+    older = run.storage.read_bytes("manifest/shard-00000.parquet")
+    run.settle(1, epoch=2)
+    run.manifest.seal(0)
+    collect_garbage(run.storage, sidecars=True)
+    run.storage.write_bytes("manifest/shard-00000.parquet", older)
+    assert [row.status for row in run.manifest.read_rows()] == ["ok", "ok", "ok"]
+    collect_garbage(run.storage, sidecars=True)
+    assert run.storage.exists(run.video(1, epoch=2))
+    assert [fault.kind for fault in verify(run.storage).faults] == ["unsealed"]
+
+
+def test_not_beside_a_run(tmp_path: Path) -> None:
+    run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 6, failed=(3,), unsettled=(4,))
+    litter(run)
+    before = files(run.storage)
+    with Lease.held(run.storage, ttl_s=1.0), pytest.raises(LeaseHeldError, match="another run is writing"):
+        collect_garbage(run.storage, ttl_s=1.0)
+    assert files(run.storage) == before
+
+
+def test_a_run_that_starts_meanwhile_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 6, failed=(3,), unsettled=(4,))
+    litter(run)
+    before = files(run.storage)
+
+    def take(path: str) -> None:
+        if len(run.storage.children("lease")) == 2:
+            run.storage.write_bytes("lease/000002.json", run.storage.read_bytes("lease/000001.json"))
+
+    with pytest.raises(LeaseLostError):
+        collect_garbage(run.storage, note=take)
+    assert files(run.storage) == before
+
+
+def broken_sidecar(run: MadeRun) -> None:
+    (path,) = [path for path in run.storage.list("done") if "/00000005-" in path]
+    run.storage.write_bytes(path, b"{")
+
+
+def broken_file(run: MadeRun) -> None:
+    run.storage.write_bytes("manifest/shard-00001.parquet", b"PAR1")
+
+
+@pytest.mark.parametrize("break_it", [broken_sidecar, broken_file])
+def test_where_rows_cannot_be_read_nothing_goes(tmp_path: Path, break_it: Callable[[MadeRun], None]) -> None:
+    run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 6, unsettled=(4,))
+    break_it(run)
+    put(run, run.video(3, attempt=2))
+    before = files(run.storage)
+    with pytest.raises(OutputError):
+        collect_garbage(run.storage)
+    assert files(run.storage) == before
+
+
+def test_no_run(tmp_path: Path) -> None:
+    (tmp_path / "video").mkdir()
+    with pytest.raises(OutputError, match="holds no run"):
+        collect_garbage(LocalStorage(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["video"]
+
+
+def test_a_run_killed_on_this_machine_does_not_hold_it_up(tmp_path: Path) -> None:
+    run = make_run(LocalStorage(tmp_path / "out"), tmp_path)
+    code = (
+        "import os, sys; from pipeline.lease import Lease, Owner; from pipeline.storage import open_storage\n"
+        "Lease.acquire(open_storage(sys.argv[1]), Owner.this_process(), 600.0, None); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, run.storage.root], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -9
+    collect_garbage(run.storage, ttl_s=600.0)
+    assert run.storage.exists("lease/000002.released")

@@ -1,0 +1,330 @@
+"""The lease: one holder at a time, taken over when it is dead, whatever clocks and the storage do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from miga.errors import LeaseHeldError, LeaseLostError, MigaError, OutputError
+from pipeline import lease as lease_module
+from pipeline import storage_s3
+from pipeline.lease import Lease, Owner
+from pipeline.storage import LocalStorage, S3Storage, Storage, open_storage
+from tests.faulty_s3 import FaultyS3, wait_until
+
+ROOT = Path(__file__).parents[2]
+ELSEWHERE = Owner(host="elsewhere", boot_id="b", pid_space="pid:[1]", pid=1, process_start=1)
+
+
+class Time:
+    """A steady clock that only `wait` moves; `beats` are carried out as it passes them."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.waited_s = 0.0
+        self.at: list[tuple[float, Callable[[], object]]] = []
+
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+        self.waited_s += seconds
+        while self.at and self.at[0][0] <= self.waited_s:
+            self.at.pop(0)[1]()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
+    clock = Time()
+    monkeypatch.setattr(lease_module, "_now_s", lambda: clock.now_s)
+    return clock
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return open_storage(tmp_path / "out" if request.param == "local" else request.getfixturevalue("s3_root"))
+
+
+def never(seconds: float) -> None:
+    raise AssertionError("nothing was to be waited for")
+
+
+def test_epochs_count_up_and_a_released_lease_is_free_at_once(storage: Storage) -> None:
+    for epoch in (1, 2, 3):
+        with Lease.held(storage, owner=ELSEWHERE, wait=never) as lease:
+            assert lease.epoch == epoch
+            lease.check()
+            lease.check_now()
+    assert sorted(name for name in storage.children("lease") if name.endswith("json")) == [
+        "000001.json",
+        "000002.json",
+        "000003.json",
+    ]
+    claim = json.loads(storage.read_bytes("lease/000002.json"))
+    assert claim["owner"]["host"] == "elsewhere"
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(claim["started_at"])).total_seconds()) < 600
+
+
+def test_a_living_holder_keeps_it(storage: Storage, clock: Time) -> None:
+    held = Lease.acquire(storage, ELSEWHERE, 30.0, never)
+    clock.at = [(7.5, lambda: storage.write_bytes("lease/000001.beat", b"1"))]
+    with pytest.raises(LeaseHeldError, match=r"process 1 on elsewhere, since 2") as caught:
+        Lease.acquire(storage, ELSEWHERE, 30.0, clock.wait)
+    assert caught.value.hint
+    assert clock.waited_s <= 10, "as soon as it shows"
+    held.check_now()
+    assert len(storage.children("lease")) == 2
+
+
+def test_a_dead_one_elsewhere_is_taken_over_after_its_ttl(storage: Storage, clock: Time) -> None:
+    dead = Lease.acquire(storage, ELSEWHERE, 30.0, never)
+    said: list[str] = []
+    taken = Lease.acquire(storage, ELSEWHERE, 10.0, clock.wait, said.append)
+    assert taken.epoch == 2
+    assert 30 <= clock.waited_s <= 33, "the longer of both times"
+    assert len(said) == 1
+    for look in (dead.check_now, dead.check_now, dead.check):
+        with pytest.raises(LeaseLostError, match="another run has taken over"):
+            look()
+    taken.check_now()
+
+
+def test_a_dead_one_of_this_machine_is_taken_over_at_once(storage: Storage) -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    owner = Owner(
+        host=Owner.this_process().host,
+        boot_id=Owner.this_process().boot_id,
+        pid_space=Owner.this_process().pid_space,
+        pid=process.pid,
+        process_start=lease_module._process_start(process.pid),
+    )
+    assert not owner.is_gone()
+    Lease.acquire(storage, owner, 30.0, never)
+    process.kill()
+    wait_until(owner.is_gone, "the process's end")  # not waited for: a zombie
+    assert Lease.acquire(storage, owner, 30.0, never).epoch == 2
+    process.wait()
+    assert owner.is_gone()
+
+
+def test_who_is_gone() -> None:
+    me = Owner.this_process()
+    assert not me.is_gone()
+    assert replace(me, process_start=(me.process_start or 0) + 1).is_gone(), "its number is another process's now"
+    assert not replace(me, process_start=None).is_gone()
+    free = next(pid for pid in range(4_000_000, 1, -1) if not Path(f"/proc/{pid}").exists())
+    assert replace(me, pid=free).is_gone()
+    for other in ({"host": "x"}, {"boot_id": "x"}, {"boot_id": ""}, {"pid_space": "pid:[1]"}):
+        assert not replace(me, pid=free, **other).is_gone(), "of a process elsewhere nothing is known"
+
+
+def test_two_that_start_at_once(storage: Storage) -> None:
+    barrier = threading.Barrier(4)
+    got: list[object] = []
+
+    def start() -> None:
+        barrier.wait()
+        try:
+            lease = Lease.acquire(storage, Owner.this_process(), 2.0, time.sleep)
+        except LeaseHeldError as error:
+            got.append(error)
+        else:
+            lease.start()
+            got.append(lease)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    leases = [each for each in got if isinstance(each, Lease)]
+    assert len(leases) == 1
+    assert len(got) == 4
+    leases[0].check_now()
+    leases[0].release()
+
+
+def test_released_while_it_is_watched(storage: Storage, clock: Time) -> None:
+    first = Lease.acquire(storage, ELSEWHERE, 30.0, never)
+    clock.at = [(5.0, first.release)]
+    assert Lease.acquire(storage, ELSEWHERE, 30.0, clock.wait).epoch == 2
+    assert clock.waited_s < 8
+
+
+def test_a_clock_that_jumps_changes_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways, for the holder and for the newcomer: only times of day jump."""
+    real = time.time
+    with Lease.held(storage, ttl_s=1.0) as lease:
+        for jump_s in (10 * 365 * 86400.0, -10 * 365 * 86400.0):
+            monkeypatch.setattr(time, "time", lambda jump_s=jump_s: real() + jump_s)
+            lease.check()
+            lease.check_now()
+            with pytest.raises(LeaseHeldError):
+                Lease.acquire(storage, ELSEWHERE, 1.0, time.sleep)
+        lease.check_now()
+        assert lease.epoch == 1
+
+
+def test_a_newcomer_that_was_asleep_itself_watches_on(storage: Storage, clock: Time) -> None:
+    """A machine that was suspended saw nothing of the beats there were meanwhile, or of those that could not be."""
+    Lease.acquire(storage, ELSEWHERE, 30.0, never)
+
+    def sleep_long() -> None:
+        clock.now_s += 3600
+
+    clock.at = [
+        (5.0, sleep_long),
+        (10.0, lambda: storage.write_bytes("lease/000001.beat", b"1")),
+    ]
+    with pytest.raises(LeaseHeldError):
+        Lease.acquire(storage, ELSEWHERE, 30.0, clock.wait)
+
+
+def test_a_lease_that_was_removed_is_lost(storage: Storage) -> None:
+    with Lease.held(storage) as lease:
+        storage.delete("lease/000001.json")
+        with pytest.raises(LeaseLostError, match="was removed"):
+            lease.check_now()
+
+
+def test_a_foreign_file_in_its_place(storage: Storage) -> None:
+    storage.write_bytes("lease/000001.json", b"{}")
+    with pytest.raises(OutputError, match="no lease of this program") as caught:
+        Lease.acquire(storage, ELSEWHERE, 1.0, never)
+    assert "delete" in caught.value.hint
+
+
+def test_the_holder_beats_and_notices_by_itself(storage: Storage) -> None:
+    with Lease.held(storage, ttl_s=1.0) as lease:
+        wait_until(lambda: storage.read_bytes("lease/000001.beat") not in (b"0", b"1"), "the second beat")
+        lease.check()
+        storage.write_bytes("lease/000002.json", storage.read_bytes("lease/000001.json").replace(b"1", b"2", 1))
+
+        def is_lost() -> bool:
+            try:
+                lease.check()
+            except LeaseLostError:
+                return True
+            return False
+
+        wait_until(is_lost, "the loss of the lease")
+    assert not storage.exists("lease/000001.released"), "what is lost is not released"
+
+
+@pytest.fixture
+def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    monkeypatch.setattr(storage_s3, "S3_ATTEMPTS", 1)
+    with FaultyS3(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
+
+
+@pytest.mark.s3
+def test_a_holder_cut_off_from_the_storage_commits_no_more(proxy: FaultyS3, s3_root: str) -> None:
+    """Its beats fail; the other side takes over; once it is back, it stops."""
+    behind = f"http://{proxy.backend[0]}:{proxy.backend[1]}"
+    with Lease.held(S3Storage(s3_root, patience_s=0.5), ttl_s=1.0, owner=ELSEWHERE) as lease:
+        lease.check()
+        proxy.is_gone = True
+
+        def refuses() -> bool:
+            try:
+                lease.check()
+            except OutputError:
+                return True
+            return False
+
+        wait_until(refuses, "the holder's doubt")
+        os.environ["AWS_ENDPOINT_URL"] = behind
+        other = Lease.acquire(open_storage(s3_root), ELSEWHERE, 1.0, time.sleep)
+        assert other.epoch == 2
+        proxy.is_gone = False
+        wait_until(lambda: isinstance(outcome(lease), LeaseLostError), "the loss of the lease")
+        other.check_now()
+
+
+@pytest.mark.s3
+def test_a_short_outage_costs_nothing(proxy: FaultyS3, s3_root: str) -> None:
+    storage = S3Storage(s3_root, patience_s=30)
+    with Lease.held(storage, ttl_s=1.0, owner=ELSEWHERE) as lease:
+        proxy.is_gone = True
+        threading.Timer(1.5, setattr, (proxy, "is_gone", False)).start()
+        time.sleep(1.1)
+        lease.check()  # waits
+        lease.check_now()
+    with Lease.held(storage, ttl_s=1.0, owner=ELSEWHERE, wait=never) as lease:
+        assert lease.epoch == 2, "released at its end"
+
+
+def outcome(lease: Lease) -> MigaError | None:
+    try:
+        lease.check_now()
+    except MigaError as error:
+        return error
+    return None
+
+
+def test_a_full_disk_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = LocalStorage(tmp_path)
+    with Lease.held(storage, ttl_s=1.0) as lease:
+        monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        beat = storage.read_bytes("lease/000001.beat")
+        time.sleep(1.2)
+        lease.check()
+        assert storage.read_bytes("lease/000001.beat") == beat
+        monkeypatch.undo()
+        wait_until(lambda: storage.read_bytes("lease/000001.beat") != beat, "beats again")
+        lease.check()
+
+
+HOLDER = """
+import sys, time
+from pipeline.lease import Lease
+from pipeline.storage import open_storage
+with Lease.held(open_storage(sys.argv[1]), ttl_s=2.0) as lease:
+    print(lease.epoch, flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(root: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLDER, root]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(storage: Storage) -> None:
+    first = hold(storage.root)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "1\n"
+        with pytest.raises(LeaseHeldError, match=f"process {first.pid} on "):
+            Lease.acquire(storage, Owner.this_process(), 2.0, time.sleep)
+        first.send_signal(signal.SIGSTOP)
+        with Lease.held(storage, ttl_s=2.0) as lease:
+            assert lease.epoch == 2, "one that stands still is dead to the others"
+            first.send_signal(signal.SIGCONT)
+            assert first.stdin is not None
+            first.stdin.close()
+            assert first.wait(30) == 0
+            assert not storage.exists("lease/000001.released")
+            lease.check_now()
+    finally:
+        first.kill()
+        first.wait()
+    second = hold(storage.root)
+    try:
+        assert second.stdout is not None
+        assert second.stdout.readline() == "3\n"
+    finally:
+        second.kill()
+        second.wait()
+    assert Lease.acquire(storage, Owner.this_process(), 60.0, never).epoch == 4, "killed on this machine: at once"
