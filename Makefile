@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 OUT    ?= demo-out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check format lock bench clean
+.PHONY: help install demo test test-all test-gpu test-faults chaos test-ceph check format lock bench clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -30,8 +30,20 @@ demo: install    ## makes the example videos on a local Ray with two backbone ac
 test: $(VENV)/.dev ## the tests (no network, no GPU)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: $(VENV)/.dev ## with the slow ones, and those for a GPU where there is one
-	$(BIN)/python -m pytest
+test-all: $(VENV)/.dev ## with the slow ones, fault tests included: half an hour
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(VENV)/.dev ## what only a GPU can show
+	$(BIN)/python -m pytest -m gpu
+
+test-faults: $(VENV)/.dev ## actors, raylets, nodes, drivers and S3 fail, one at a time, as real processes
+	$(BIN)/python -m pytest tests/faults -m "not gpu"
+
+chaos: $(VENV)/.dev ## all of that at random, for minutes: make chaos CHAOS="--seed 7 --seconds 300"
+	$(BIN)/python -m tests.faults.chaos $(CHAOS)
+
+test-ceph: $(VENV)/.dev ## the S3 tests on a Ceph gateway that is unpacked from Debian's packages and started (no root)
+	$(BIN)/python infra/ceph/with_rgw.py $(BIN)/python -m pytest -m "s3 and not ray" tests/pipeline
 
 check: $(VENV)/.dev ## style, types, import rules
 	$(BIN)/ruff check .
