@@ -1,117 +1,72 @@
-"""A worker: one loaded backbone, one video at a time, no state but the weights. `pool.py` makes it a Ray actor.
+"""A worker: one loaded backbone, which hosts a video, or helps other hosts with single windows.
 
-One prompt row, as it happens here: embeddings in → passes of the sampler → frames as they are finished → a local MP4 →
-checked and put into storage → what the manifest needs to know of it.
+`pool.py` makes it a Ray actor.
+
+It keeps nothing but its weights: whatever a video needs to be gone on with elsewhere is in storage.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import resource
-import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
 
 import numpy as np
+import ray
 import torch
+from ray.exceptions import RayActorError, RayTaskError
 
+from actors.gpu_clock import ClockedBackbone, GpuClock
+from actors.hosting import HostedVideo, HostParts, device_name
+from actors.messages import (
+    Embedding,
+    News,
+    VideoFailed,
+    VideoFinished,
+    VideoMade,
+    VideoTask,
+    WorkerInfo,
+    WorkerSettings,
+)
+from actors.outbox import Outbox
+from actors.scratch import remove_abandoned
+from actors.shared_embeddings import SharedEmbeddings
 from miga.allocator import keep_heap_steady
-from miga.backbones.base import BackboneSpec
+from miga.backbones.base import BackboneSpec, Condition
 from miga.backbones.memory_plan import MemoryPlan, plan_memory
-from miga.backbones.options import ModelOptions, architecture_of, configure, configured_spec
+from miga.backbones.options import architecture_of, configure, configured_spec, has_known_parts
 from miga.backbones.registry import load_backbone, load_spec
-from miga.config import SamplerConfig
+from miga.backbones.simulated import is_simulated
+from miga.denoise_pass import WindowCall, run_call
 from miga.errors import WorkerError
-from miga.reflection import ReflectionTrace
-from miga.video import make_video
-from pipeline.config import VideoConfig
 from pipeline.storage import open_storage
-from pipeline.video import VideoWriter
 
+CONCURRENCY_GROUPS: Final = {"news": 1, "control": 1, "windows": 2}
+"""Calls that are answered while a video is being made."""
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerSettings:
-    """What every worker of a run is told once."""
-
-    model: str
-    revision: str | None
-    sampler: SamplerConfig
-    video: VideoConfig
-    out: str
-    num_threads: int
-    device: str
-    dtype: str = "auto"
-    options: ModelOptions = field(default_factory=ModelOptions)
-    text_dtype: str = "float32"
-    text_gpus: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerInfo:
-    """What a worker says of itself once its backbone is loaded."""
-
-    device: str
-    node: str
-    revision: str
-    pid: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoTask:
-    """One attempt at one row.
-
-    Attributes:
-        num_latents, num_frames: length of the video.
-        seed: of its noise.
-        path: where in storage the file goes.
-    """
-
-    num_latents: int
-    num_frames: int
-    seed: int
-    path: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoProgress:
-    """How far an attempt is."""
-
-    num_latents_done: int
-    num_calls: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoResult:
-    """A finished video, in its place."""
-
-    uri: str
-    bytes: int
-    sha256: str
-    num_frames: int
-    fps: float
-    height: int
-    width: int
-    duration_s: float
-    num_calls: int
-    denoise_s: float
-    decode_s: float
-    encode_video_s: float
-    upload_s: float
-    peak_memory_bytes: int
-    device: str
-    node: str
-    trace: ReflectionTrace
-    final_consistency: tuple[float, ...]
+NUM_HELPED: Final = 4
+"""Videos of other hosts whose prompts a helper remembers."""
 
 
 class BackboneWorker:
-    """Holds a backbone, once `load` has been called, and makes videos with it."""
+    """Holds a backbone, once `load` has been called."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
+        self._clock = GpuClock()
+        self._outbox = Outbox()
+        self._lock = threading.Lock()
+        self._hosted: HostedVideo | None = None
+        self._early: dict[tuple[int, int], list[Callable[[HostedVideo], None]]] = {}
+        self._making = ThreadPoolExecutor(1, thread_name_prefix="miga-make")
+        self._carrying = ThreadPoolExecutor(1, thread_name_prefix="miga-carry")
+        self._finishing = ThreadPoolExecutor(1, thread_name_prefix="miga-finish")
+        self._helped: OrderedDict[str, list[Condition]] = OrderedDict()
 
     def load(self) -> WorkerInfo:
         """Loads the backbone.
@@ -122,11 +77,12 @@ class BackboneWorker:
             ModelError: if it cannot be loaded, or the GPU has too little memory for it.
         """
         keep_heap_steady()
+        remove_abandoned()
         settings = self._settings
         torch.set_num_threads(settings.num_threads)
-        device = torch.device(settings.device)
+        device = torch.device("cpu" if is_simulated(settings.model) else settings.device)
         spec = configured_spec(load_spec(settings.model, settings.revision), settings.options, settings.revision)
-        memory = plan_for(spec, settings, device) if device.type == "cuda" and spec.family == "wan" else None
+        memory = plan_for(spec, settings, device) if device.type == "cuda" and has_known_parts(spec) else None
         self._backbone = load_backbone(
             settings.model,
             revision=settings.revision,
@@ -135,68 +91,189 @@ class BackboneWorker:
             components=("denoiser", "vae"),
         )
         configure(self._backbone, settings.options, revision=settings.revision, device=device, memory=memory)
+        self._denoiser = ClockedBackbone(self._backbone, self._clock).denoiser(settings.sampler)
         self._storage = open_storage(settings.out)
         return WorkerInfo(
-            device=_device_name(self._backbone.device),
+            device=device_name(self._backbone.device),
             node=platform.node(),
+            node_id=ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
             revision=self._backbone.spec.revision,
             pid=os.getpid(),
         )
 
-    def make_video(
-        self, task: VideoTask, negative_embedding: np.ndarray, *prompt_embeddings: np.ndarray
-    ) -> Iterator[VideoProgress | VideoResult]:
-        """Makes one video and puts it in its place.
+    def measure(self, negative: Embedding) -> float:
+        """Seconds of one whole window. The first call of a process is slower, and does not count."""
+        spec, config = self._backbone.spec, self._settings.sampler
+        embedding = torch.from_numpy(np.array(negative[0]))
+        call = WindowCall(
+            torch.zeros(config.window, *spec.latent_shape, device=self._backbone.device),
+            torch.full((config.window,), config.num_steps),
+            self._backbone.condition(embedding, embedding),
+        )
+        for _ in range(2):
+            started_s = time.monotonic()
+            with torch.inference_mode():
+                run_call(self._denoiser, call)
+        return time.monotonic() - started_s
 
-        Yields:
-            A `VideoProgress` per pass, the `VideoResult` last. The caller need not keep up.
+    # ---- hosting ----
+
+    @ray.method(concurrency_group="control")
+    def begin(self, task: VideoTask, negative: Embedding, *prompts: Embedding) -> None:
+        """Has a video made behind those that were begun before; what comes of it is in the news."""
+        self._making.submit(self.make_video, task, negative, *prompts)
+
+    def make_video(self, task: VideoTask, negative: Embedding, *prompts: Embedding) -> None:
+        """Makes one video; what comes of it is in the news. It returns when the next may be begun."""
+        parts = HostParts(self._backbone, self._clock, self._settings, self._storage, self._outbox.post, self._carrying)
+        try:
+            video = HostedVideo(parts, task, negative, prompts)
+        except Exception as error:
+            self._fail(task, error)
+            return
+        with self._lock:
+            self._hosted = video
+            for told in self._early.pop((task.row, task.attempt), []):
+                told(video)
+            self._early.clear()  # what was meant for a video that is over
+        is_made = False
+        try:
+            if is_made := video.make():
+                self._outbox.post(VideoMade(row=task.row, attempt=task.attempt))
+        except Exception as error:
+            self._fail(task, error)
+        finally:
+            with self._lock:
+                self._hosted = None
+            if is_made:
+                self._finishing.submit(self._finish, video)
+            else:
+                video.discard()
+
+    def _finish(self, video: HostedVideo) -> None:
+        task = video.task
+        try:
+            result = video.finish()
+            self._outbox.post(VideoFinished(row=task.row, attempt=task.attempt, result=result))
+        except Exception as error:
+            self._fail(task, error)
+        finally:
+            video.discard()
+
+    def _fail(self, task: VideoTask, error: Exception) -> None:
+        is_memory = isinstance(error, torch.OutOfMemoryError)
+        if is_memory:
+            error = WorkerError(
+                f"the GPU ran out of memory: {str(error).splitlines()[0]}",
+                "use a card with more memory, or a smaller size",
+            )
+        self._outbox.post(VideoFailed.of(task.row, task.attempt, error, needs_new_process=is_memory))
+
+    @ray.method(num_returns=0, concurrency_group="control")
+    def set_helpers(self, row: int, attempt: int, helpers: Sequence[tuple[str, Any]]) -> None:
+        """Gives the attempt these helpers (key and actor), and no others, from now on."""
+
+        def give(video: HostedVideo) -> None:
+            shared = video.shared_embeddings
+            video.set_helpers({key: _RayHelper(key, actor, shared) for key, actor in helpers})
+
+        self._tell(row, attempt, give)
+
+    @ray.method(num_returns=0, concurrency_group="control")
+    def suspend(self, row: int, attempt: int) -> None:
+        """Writes a checkpoint of the attempt as soon as it can, and stops it."""
+        self._tell(row, attempt, HostedVideo.suspend)
+
+    def _tell(self, row: int, attempt: int, told: Callable[[HostedVideo], None]) -> None:
+        """Tells the attempt, or notes it down: the call may have come before the one that begins the attempt."""
+        with self._lock:
+            video = self._hosted
+            if video is not None and (video.task.row, video.task.attempt) == (row, attempt):
+                told(video)
+            else:
+                self._early.setdefault((row, attempt), []).append(told)
+
+    # ---- helping ----
+
+    @ray.method(concurrency_group="windows")
+    def open_video(self, token: str, negative_embedding: np.ndarray, *prompt_embeddings: np.ndarray) -> None:
+        """Remembers the prompts of a video that windows are to be computed for, under a name."""
+        negative = torch.from_numpy(np.array(negative_embedding))
+        conditions = [
+            self._backbone.condition(torch.from_numpy(np.array(embedding)), negative) for embedding in prompt_embeddings
+        ]
+        with self._lock:
+            self._helped[token] = conditions
+            self._helped.move_to_end(token)
+            while len(self._helped) > NUM_HELPED:
+                self._helped.popitem(last=False)
+
+    @ray.method(concurrency_group="windows")
+    def run_window(
+        self, token: str, prompt: int, x_FCHW: np.ndarray, level_F: np.ndarray, branch: int | None
+    ) -> tuple[np.ndarray, float]:
+        """Computes a window of another host's video (see `run_call`); returns the seconds it took, too.
 
         Raises:
-            RowError: if this row cannot be made.
-            WorkerError: if the worker, its disk or its GPU failed.
+            WorkerError: if it was never told of that video, or the GPU is out of memory.
         """
-        spec = self._backbone.spec
-        if self._backbone.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._backbone.device)
-        started_s = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="miga-") as folder, _out_of_memory_is_retryable():
-            file = Path(folder) / "video.mp4"
-            with VideoWriter(file, fps=spec.fps, settings=self._settings.video, num_frames=task.num_frames) as writer:
-                steps = make_video(
-                    self._backbone,
-                    self._settings.sampler,
-                    [torch.from_numpy(np.array(embedding)) for embedding in prompt_embeddings],
-                    torch.from_numpy(np.array(negative_embedding)),
-                    task.num_latents,
-                    task.seed,
-                )
-                for step in steps:
-                    if step.frames is not None:
-                        writer.write(step.frames)
-                    yield VideoProgress(num_latents_done=step.num_latents_done, num_calls=step.num_calls)
-                made = writer.finish()
-            made_s = time.monotonic()
-            self._storage.put_file(made.path, task.path)
-        yield VideoResult(
-            uri=self._storage.uri(task.path),
-            bytes=made.bytes,
-            sha256=made.sha256,
-            num_frames=made.num_frames,
-            fps=made.fps,
-            height=made.height,
-            width=made.width,
-            duration_s=made.duration_s,
-            num_calls=step.num_calls,
-            denoise_s=made_s - started_s - made.encode_s - step.decode_s,
-            decode_s=step.decode_s,
-            encode_video_s=made.encode_s,
-            upload_s=time.monotonic() - made_s,
-            peak_memory_bytes=_peak_memory_bytes(self._backbone.device),
-            device=_device_name(self._backbone.device),
-            node=platform.node(),
-            trace=step.trace,
-            final_consistency=tuple(step.final_consistency),
+        with self._lock:
+            conditions = self._helped.get(token)
+        if conditions is None:
+            raise WorkerError(f"no video {token} was opened here")
+        device, started_s = self._backbone.device, time.monotonic()
+        x, level = torch.from_numpy(np.array(x_FCHW)).to(device), torch.from_numpy(np.array(level_F))
+        try:
+            with torch.inference_mode():
+                output = run_call(self._denoiser, WindowCall(x, level, conditions[prompt], branch))
+        except torch.OutOfMemoryError as error:
+            raise WorkerError(f"the GPU ran out of memory: {str(error).splitlines()[0]}") from error
+        return output.cpu().numpy(), time.monotonic() - started_s
+
+    # ---- telling ----
+
+    @ray.method(concurrency_group="news")
+    def news(self, timeout_s: float, task: VideoTask | None = None, *embeddings: Embedding) -> News:
+        """What has happened since the last time; waits for something worth telling, but no longer than that.
+
+        With a task, it is begun first.
+        """
+        if task is not None:
+            self._making.submit(self.make_video, task, *embeddings)
+        events = self._outbox.take(timeout_s)
+        clock = self._clock
+        return News(
+            events=events,
+            num_calls=clock.num_calls,
+            busy_s=clock.busy_s,
+            call_running_s=clock.call_running_s,
+            call_s=clock.call_s,
         )
+
+
+class _RayHelper:
+    """See `actors.helpers.Helper`."""
+
+    def __init__(self, name: str, actor: Any, video: SharedEmbeddings) -> None:
+        self.name = name
+        self._actor, self._video = actor, video
+
+    def open_video(self) -> None:
+        ray.get(self._actor.open_video.remote(self._video.token, *self._video.references()))
+
+    def run_window(
+        self, prompt: int, x_FCHW: np.ndarray, level_F: np.ndarray, branch: int | None
+    ) -> tuple[np.ndarray, float]:
+        try:
+            answer: tuple[np.ndarray, float] = ray.get(
+                self._actor.run_window.remote(self._video.token, prompt, x_FCHW, level_F, branch)
+            )
+        except RayTaskError as error:
+            raise error.cause from None
+        return answer
+
+    def is_dead(self, error: BaseException) -> bool:
+        return isinstance(error, RayActorError)
 
 
 def plan_for(spec: BackboneSpec, settings: WorkerSettings, device: torch.device) -> MemoryPlan:
@@ -212,6 +289,7 @@ def plan_for(spec: BackboneSpec, settings: WorkerSettings, device: torch.device)
         torch.cuda.get_device_properties(device).total_memory,
         _dtype(settings.dtype, device),
         getattr(torch, settings.text_dtype),
+        text_on_card=settings.text_gpus > 0,
     )
 
 
@@ -220,29 +298,3 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-
-class _out_of_memory_is_retryable:  # noqa: N801 (a context manager, named for how it reads)
-    """Turns the GPU's out-of-memory error into one the coordinator retries on another worker."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
-            raise WorkerError(
-                f"the GPU ran out of memory: {str(error).splitlines()[0]}",
-                "use a card with more memory, or a smaller size",
-            ) from error
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    """Of the GPU for this video; of the process so far on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,6 +1,6 @@
-"""The workers of a run as Ray actors: started, watched, and replaced when they die.
+"""The workers of a run as Ray actors: started, replaced when they die, ended when they are not needed.
 
-Every actor is pinned to its GPU (or CPU slot) for the run, and dies with the driver. Neither actors nor calls are
+Every actor is pinned to its GPU (or CPU slot) while it lives, and dies with the driver. Neither actors nor calls are
 retried by Ray: an actor that died, or cannot be reached, is killed for good and another started in its place, wherever
 there is room; which row is tried again is for the ledger to say. (Ray's own restart answers calls with errors while it
 lasts, comes back on the node that may be dying, and leaves an actor that was only cut off free to go on.)
@@ -8,101 +8,122 @@ lasts, comes back on the node that may be dying, and leaves an actor that was on
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 
-from actors.backbone import BackboneWorker, WorkerSettings
+from actors.backbone import CONCURRENCY_GROUPS, BackboneWorker
+from actors.messages import WorkerInfo, WorkerSettings
 from actors.runtime import Slots
 from actors.text_encoder import TextEncoderWorker
-from miga.errors import MigaError, ModelError, UsageError
+from miga.errors import UsageError
 
-MAX_FAILED_STARTS = 5
-"""Times in a row that a worker may die while it loads its backbone."""
-
-
-@dataclass
-class _Member:
-    actor: Any
-    failed_starts: int = 0
+StartActor: TypeAlias = Callable[[], Any]
 
 
-@dataclass
-class Pool:
-    """The backbone actors, by name.
+@dataclass(eq=False)
+class Member:
+    """An actor in its place.
 
     Attributes:
-        settings: what each is told.
-        slots: how many there are and what each takes.
+        name: of the place; whoever follows here has it too.
+        generation: counts the actors of the place.
+        actor: Ray's.
+        info: what it says of itself; None while it loads.
+        heard_at_s: when it last answered.
+        busy_s, num_calls: of its GPU, as it last told.
+        outgoing: what it is told with the next call for news.
     """
 
-    settings: WorkerSettings
-    slots: Slots
-    _members: dict[str, _Member] = field(default_factory=dict)
-    _starting: dict[ray.ObjectRef, str] = field(default_factory=dict)
-
-    def start(self) -> None:
-        """Starts all of them."""
-        for number in range(self.slots.num_actors):
-            self._start(f"worker-{number}", failed_starts=0)
-
-    def actor(self, name: str) -> Any:
-        """The actor of a worker."""
-        return self._members[name].actor
+    name: str
+    generation: int
+    actor: Any
+    info: WorkerInfo | None = None
+    is_ready: bool = False
+    heard_at_s: float = field(default_factory=time.monotonic)
+    idle_since_s: float | None = None
+    busy_s: float = 0.0
+    num_calls: float = 0.0
+    outgoing: tuple[Any, ...] = ()
 
     @property
-    def starting(self) -> list[ray.ObjectRef]:
-        """References to wait on: one per worker that is loading its backbone."""
-        return list(self._starting)
+    def key(self) -> str:
+        """Names this actor, not its place."""
+        return f"{self.name}#{self.generation}"
 
-    def started(self, reference: ray.ObjectRef) -> str | None:
-        """Takes a reference of `starting` that is ready.
 
-        Returns:
-            The worker that is now ready; None if its process died while loading (another is started).
+class Pool:
+    """The places of a run's workers, filled or empty.
 
-        Raises:
-            MigaError: if loading failed for a reason that would fail every worker.
-        """
-        name = self._starting.pop(reference)
-        member = self._members[name]
-        try:
-            ray.get(reference)
-        except RayTaskError as error:
-            if isinstance(error.cause, MigaError):
-                raise error.cause from None
-            raise ModelError(
-                f"{name} cannot load {self.settings.model!r}: {type(error.cause).__name__}: {error.cause}",
-                "try it in Python: LongVideoPipeline.from_pretrained",
-            ) from error
-        except RayActorError as error:
-            if member.failed_starts + 1 >= MAX_FAILED_STARTS:
-                raise ModelError(
-                    f"{name} died {MAX_FAILED_STARTS} times while loading {self.settings.model!r}: {error}",
-                    "most often the machine has too little memory: fewer num_actors in [workers] need less",
-                ) from error
-            self._replace(name, member.failed_starts + 1)
-            return None
-        member.failed_starts = 0
-        return name
+    Args:
+        start_actor: makes an actor.
+        kill: ends one.
 
-    def replace(self, name: str) -> None:
-        """A ready worker has died or cannot be reached: another takes its name."""
-        self._replace(name, failed_starts=0)
+    Attributes:
+        retired: places that are not filled again.
+    """
 
-    def _replace(self, name: str, failed_starts: int) -> None:
-        ray.kill(self._members[name].actor, no_restart=True)
-        self._start(name, failed_starts)
+    def __init__(self, start_actor: StartActor, kill: Callable[[Any], None] = ray.kill) -> None:
+        self._start_actor, self._kill = start_actor, kill
+        self._members: dict[str, Member] = {}
+        self.retired: set[str] = set()
+        self._generations = itertools.count(1)
 
-    def _start(self, name: str, failed_starts: int) -> None:
-        kind = ray.remote(BackboneWorker).options(
-            num_cpus=self.slots.cpus, num_gpus=self.slots.gpus, max_restarts=0, max_task_retries=0
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def members(self) -> list[Member]:
+        """All of them, the longest there first."""
+        return list(self._members.values())
+
+    def get(self, name: str) -> Member | None:
+        """Who is in that place; None if nobody."""
+        return self._members.get(name)
+
+    def is_current(self, member: Member) -> bool:
+        """Whether it is the one in its place: what others say is no longer of interest."""
+        return self._members.get(member.name) is member
+
+    def by_key(self, key: str) -> Member | None:
+        """The member of that key, if it is still there."""
+        member = self._members.get(key.rpartition("#")[0])
+        return member if member is not None and member.key == key else None
+
+    def start(self, name: str | None = None) -> Member:
+        """Starts an actor in an empty place (by default the first one)."""
+        name = name or next(
+            free
+            for number in itertools.count()
+            if (free := f"worker-{number}") not in self._members and free not in self.retired
         )
-        member = _Member(kind.remote(self.settings), failed_starts=failed_starts)
+        assert name not in self._members
+        member = Member(name, next(self._generations), self._start_actor())
         self._members[name] = member
-        self._starting[member.actor.load.remote()] = name
+        return member
+
+    def end(self, member: Member) -> None:
+        """Ends an actor, if it is still there at all; its place is empty."""
+        if self.is_current(member):
+            del self._members[member.name]
+        self._kill(member.actor)
+
+    def retire(self, name: str) -> None:
+        """Leaves that place empty for good."""
+        self.retired.add(name)
+        if member := self._members.get(name):
+            self.end(member)
+
+
+def backbone_starter(settings: WorkerSettings, slots: Slots) -> StartActor:
+    """What makes a run's workers."""
+    kind = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(BackboneWorker).options(
+        num_cpus=slots.cpus, num_gpus=slots.gpus, max_restarts=0, max_task_retries=0
+    )
+    return lambda: kind.remote(settings)
 
 
 def start_text_encoder(settings: WorkerSettings, slots: Slots) -> Any:

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from actors.backbone import VideoProgress, VideoResult
+from actors.messages import VideoProgress, VideoResult
 from pipeline.rows import BadRow, PromptRow
 
 MAX_VIDEO_BARS = 8

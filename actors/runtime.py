@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Slots:
     """What a run's workers take.
 
     Attributes:
-        num_actors: backbone actors.
+        num_actors: backbone actors at the start.
         cpus, gpus: slots of each.
     """
 
@@ -29,12 +29,27 @@ class Slots:
     cpus: float
     gpus: float
 
+    def room(self, nodes: Iterable[Mapping[str, float]]) -> int:
+        """Actors that nodes with these resources hold, all told."""
+        return sum(self._room_on(node) for node in nodes)
+
+    def _room_on(self, node: Mapping[str, float]) -> int:
+        room = int((node.get("CPU", 0.0) + 1e-9) // self.cpus)
+        return min(room, int((node.get("GPU", 0.0) + 1e-9) // self.gpus)) if self.gpus else room
+
 
 @contextmanager
-def ray_session(workers: WorkersConfig, address: str | None = None) -> Iterator[Slots]:
+def ray_session(
+    workers: WorkersConfig, address: str | None = None, has_simulated_gpus: bool = False
+) -> Iterator[Slots]:
     """Joins the cluster at `address`, or the one this process was started in, or starts a local one for the block.
 
     Inside another session it is that one, which stays: several runs in turn share one Ray.
+
+    Args:
+        workers: what is wanted of it.
+        address: of a cluster.
+        has_simulated_gpus: whether a local Ray is to have a GPU for every actor, whatever this machine has.
 
     Raises:
         UsageError: if there is no cluster at `address`.
@@ -56,11 +71,13 @@ def ray_session(workers: WorkersConfig, address: str | None = None) -> Iterator[
                 f"no Ray cluster answers at {address}: {error}", "check --address, or leave it out for a local run"
             ) from None
     else:
-        needed = (workers.num_actors or 1) * workers.cpus_per_actor
+        num_actors = workers.num_actors or workers.max_actors or (2 if has_simulated_gpus else 1)
+        needed = num_actors * workers.cpus_per_actor
         num_cpus = max(os.cpu_count() or 1, int(-(-needed // 1)))
         ray.init(
             address="local",
             num_cpus=num_cpus,
+            num_gpus=num_actors if has_simulated_gpus else None,
             include_dashboard=False,
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             **quiet,

@@ -27,7 +27,6 @@ from typing import Any, Final
 
 from jobs.generate import EXIT_OK, EXIT_QUARANTINED, Plan, generate, make_plan, run_record
 from miga.config import SamplerConfig, resolve_config
-from miga.cost import count_calls
 from miga.errors import ConfigError, InputError, OutputError, UsageError
 from miga.metrics.features import FeatureExtractor, FrameFeatures, SpriteFeatures
 from miga.metrics.sprites import SpriteMeter, scenes_of, wanted_scenes
@@ -44,7 +43,6 @@ from pipeline.ablation import (
     to_markdown,
 )
 from pipeline.config import RunConfig, override
-from pipeline.estimate import estimate_run
 from pipeline.manifest import Manifest
 from pipeline.rows import SEED_LIMIT, BadRow, ManifestRow, PromptRow
 from pipeline.run_folder import check_run
@@ -185,29 +183,23 @@ def _row_fields(row: PromptRow) -> dict[str, Any]:
 
 def dry_run(plan: AblationPlan, num_workers: int) -> dict[str, Any]:
     """What the ablation would cost, setting by setting and in all; nothing is written, no weights are loaded."""
-    from jobs.cost_model import cost_model
+    from jobs.cost_model import cost_model, estimate
 
     lengths: dict[int, int] = {}
     for row in plan.rows:
         lengths[row.num_frames] = lengths.get(row.num_frames, 0) + 1
     settings = {}
     for name, sampler in plan.samplers.items():
-
-        def calls_of(num_frames: int, sampler: SamplerConfig = sampler) -> tuple[int, int]:
-            count = count_calls(sampler, plan.base.spec.num_latents(num_frames))
-            return count.total, count.most
-
-        cost = cost_model(plan.base.spec, sampler, num_workers)
-        estimate = estimate_run(lengths, calls_of, cost)
+        cost = estimate(plan.base.spec, sampler, lengths, num_workers)
         settings[name] = {
             "profile": sampler.profile,
             "shared_by": [other for other, run in plan.runs.items() if run == name and other != name],
-            "network_calls": estimate["network_calls"],
-            "network_calls_max": estimate["network_calls_max"],
-            "seconds_per_call": cost.seconds_per_call,
-            "estimated_hours": estimate["estimated_hours"],
-            "estimated_hours_max": estimate["estimated_hours_max"],
-            "basis": estimate["basis"]["estimated_hours"],
+            "network_calls": cost["network_calls"],
+            "network_calls_max": cost["network_calls_max"],
+            "seconds_per_call": cost_model(plan.base.spec, sampler, num_workers).seconds_per_call,
+            "estimated_hours": cost["estimated_hours"],
+            "estimated_hours_max": cost["estimated_hours_max"],
+            "basis": cost["basis"]["estimated_hours"],
         }
     totals = {
         name: sum(setting[name] for setting in settings.values())

@@ -1,6 +1,7 @@
 """The `miga` command.
 
-Exit status: 0 all rows made; 3 some rows quarantined; 2 wrong usage or input; 1 the run itself failed.
+Exit status: 0 all rows made; 3 some rows quarantined; 2 wrong usage or input; 1 the run itself failed, or a run that is
+looked at has faults.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.bench.cli import add_benches
+from jobs.upkeep import add_upkeep
 from miga import __version__
 from miga.errors import InputError, MigaError, ModelError, OutputError, UsageError
 
@@ -54,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("prompts", metavar="PROMPTS", help=".txt, .jsonl, .csv or .parquet; local or s3://")
     generate.add_argument("out", metavar="OUT", help="a folder or s3://bucket/prefix; running again resumes")
     generate.add_argument("--config", help="a TOML file; options given here win over it")
-    generate.add_argument("--model", help="sprites (embedded), a folder in diffusers layout, or a hub name")
+    generate.add_argument("--model", help="sprites (embedded), a folder, a hub name, or package.module:factory")
     generate.add_argument("--revision", help="of a hub name")
     generate.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the network")
     generate.add_argument("--lora", action="append", metavar="FILE_OR_NAME[:SCALE]", help="fused in; may be repeated")
@@ -69,6 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--num-actors", type=int, help="backbone actors (default: one per GPU, or two on CPUs)")
     generate.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
     generate.add_argument("--retry-failed", action="store_true", help="try rows again that were given up before")
+    generate.add_argument(
+        "--keep-latents", action="store_true", default=None, help="keep finished latents too, for `miga extend`"
+    )
     generate.add_argument("--dry-run", action="store_true", help="say what it would cost, and do nothing")
     generate.add_argument("--card-gb", type=float, metavar="GB", help="with --dry-run: what goes where on such a GPU")
     generate.add_argument("--json", action="store_true", help="print the summary for machines")
@@ -107,6 +112,16 @@ def build_parser() -> argparse.ArgumentParser:
         inspect.set_defaults(command=command)
     commands.choices["report"].add_argument("--to", metavar="FOLDER", help="where the page goes (default: OUT)")
 
+    add_upkeep(commands, _print_summary)
+    text = "a longer video of a row whose latents were kept ([run] keep_latents = true)"
+    extend = commands.add_parser("extend", help=text, description=text)
+    extend.add_argument("out", metavar="OUT")
+    extend.add_argument("key", metavar="KEY", help="the row's, from the manifest; its beginning is enough")
+    extend.add_argument("--num-frames", type=int, required=True, help="length of the longer video")
+    extend.add_argument("--json", action="store_true", help="print the new row for machines")
+    extend.add_argument("--quiet", action="store_true", help="no progress")
+    extend.set_defaults(command=_extend)
+
     convert = commands.add_parser("convert", help="VideoCrafter2's model.ckpt to a folder that --model takes")
     convert.add_argument("checkpoint", metavar="CKPT", help="model.ckpt; no code in it is ever run")
     convert.add_argument("out", metavar="OUT_DIR", help="the folder to make; it must not exist")
@@ -118,6 +133,8 @@ def build_parser() -> argparse.ArgumentParser:
     profiles.add_argument("--model", default="sprites")
     profiles.add_argument("--json", action="store_true", help="print for machines")
     profiles.set_defaults(command=_profiles)
+
+    _add_simulate(commands.add_parser("simulate", help="a run on clusters of any size, under a virtual clock"))
 
     add_benches(commands.add_parser("bench", help="figures of the embedded model on this machine"))
     return parser
@@ -142,6 +159,7 @@ def _generate(options: argparse.Namespace) -> int:
         seed=options.seed,
         limit=options.limit,
         workers={"num_actors": options.num_actors},
+        run={"keep_latents": options.keep_latents},
     )
     plan = make_plan(options.prompts, options.out, config)
     check_out(plan)
@@ -218,10 +236,101 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _extend(options: argparse.Namespace) -> int:
+    from jobs.extend import extend_shown
+
+    row = extend_shown(options.out, options.key, options.num_frames, quiet=options.quiet or options.json)
+    print(row.to_json() if options.json else f"{row.num_frames} frames: {row.uri}")
+    return 0
+
+
 def _convert(options: argparse.Namespace) -> int:
     from jobs.convert import convert
 
     _show(convert(options.checkpoint, options.out, options.tokenizer), options.json)
+    return 0
+
+
+def _add_simulate(simulate: argparse.ArgumentParser) -> None:
+    simulate.add_argument("--gpus", type=int, nargs="+", default=[1000], help="sizes of clusters (default: 1000)")
+    simulate.add_argument("--gpus-per-node", type=int, default=8, help="that go and come together (default: 8)")
+    simulate.add_argument("--speeds", nargs="+", default=[], metavar="SPEED[:WEIGHT]", help="of nodes (default: 1)")
+    simulate.add_argument("--videos", type=int, help="rows of the prompt file (default: 5 a GPU)")
+    simulate.add_argument(
+        "--num-frames",
+        nargs="+",
+        default=[],
+        metavar="FRAMES[:WEIGHT]",
+        help="lengths of videos (default: the model's)",
+    )
+    simulate.add_argument("--family", choices=("wan", "videocrafter2"), default="wan", help="of the model")
+    simulate.add_argument("--profile", default="paper", help="how to sample: see `miga profiles` (default: paper)")
+    simulate.add_argument("--call-s", type=float, default=1.4, help="seconds of one call at speed 1 (default: 1.4)")
+    simulate.add_argument(
+        "--search-rate", type=float, default=0.2, help="share of evaluations that start a search (default: 0.2)"
+    )
+    simulate.add_argument("--kills-per-gpu-hour", type=float, default=0.0, help="deaths of workers (default: 0)")
+    simulate.add_argument("--preemptions-per-node-hour", type=float, default=0.0, help="of nodes (default: 0)")
+    simulate.add_argument("--notice-s", type=float, default=30.0, help="of a preemption; 0: none (default: 30)")
+    simulate.add_argument(
+        "--checkpoint-every-s", type=float, nargs="+", default=[120.0], help="of a video; inf: none (default: 120)"
+    )
+    simulate.add_argument("--load-s", type=float, default=60.0, help="of a worker's start (default: 60)")
+    simulate.add_argument("--upload-s", type=float, default=5.0, help="of a video (default: 5)")
+    simulate.add_argument("--no-sharing", action="store_true", help="idle workers do not help")
+    simulate.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
+    simulate.add_argument("--out", metavar="FOLDER", help="write plots and figures there")
+    simulate.add_argument(
+        "--ledger-rows", type=int, metavar="N", help="no cluster: time the ledger over N rows whose videos take no time"
+    )
+    simulate.add_argument("--json", action="store_true", help="print for machines")
+    simulate.add_argument("--quiet", action="store_true", help="no progress")
+    simulate.set_defaults(command=_simulate)
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from jobs.bench.table import format_table
+    from jobs.simulate import (
+        as_json,
+        bench_ledger,
+        check_out,
+        make_scenarios,
+        outcome_table,
+        simulate_all,
+        write_plots,
+    )
+
+    if options.ledger_rows is not None:
+        rows = [row for size in options.gpus for row in bench_ledger(options.ledger_rows, size)]
+        print(json.dumps(rows) if options.json else format_table(rows))
+        return 0
+    scenarios = make_scenarios(
+        gpus=options.gpus,
+        checkpoints_every_s=options.checkpoint_every_s,
+        family=options.family,
+        profile=options.profile,
+        num_frames=options.num_frames,
+        speeds=options.speeds,
+        videos=options.videos,
+        gpus_per_node=options.gpus_per_node,
+        call_s=options.call_s,
+        search_rate=options.search_rate,
+        kills_per_gpu_hour=options.kills_per_gpu_hour,
+        preemptions_per_node_hour=options.preemptions_per_node_hour,
+        notice_s=options.notice_s,
+        load_s=options.load_s,
+        upload_s=options.upload_s,
+        share_windows=not options.no_sharing,
+        seed=options.seed,
+    )
+    if options.out:
+        check_out(options.out)
+    outcomes = simulate_all(scenarios, quiet=options.quiet)
+    files = write_plots(outcomes, options.out, quiet=options.quiet) if options.out else []
+    if options.json:
+        print(json.dumps({"runs": [as_json(outcome) for outcome in outcomes], "files": files}))
+    else:
+        print(outcome_table(outcomes), *files, sep="\n")
     return 0
 
 

@@ -5,6 +5,8 @@ Everything that can be wrong is found before a worker is started: the config, th
 
 from __future__ import annotations
 
+import functools
+import os
 import signal
 import sys
 import threading
@@ -14,21 +16,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from miga import __version__
 from miga.backbones.base import BackboneSpec
-from miga.backbones.memory_plan import MemoryPlan, card_bytes, plan_memory
-from miga.backbones.options import ModelOptions, architecture_of, configured_spec
-from miga.backbones.registry import load_spec
+from miga.backbones.memory_plan import MemoryPlan, available_memory, card_bytes, check_machine_memory, plan_memory
+from miga.backbones.options import ModelOptions, architecture_of, configured_spec, has_known_parts
+from miga.backbones.registry import check_schedule, check_weights, is_on_hub, load_spec
+from miga.backbones.simulated import is_simulated
 from miga.backbones.wan_attention import check_attention_backend
 from miga.config import SamplerConfig, resolve_config
 from miga.cost import count_calls
-from miga.errors import BadRowError, MigaError, OutputError, UsageError
+from miga.errors import BadRowError, LeaseHeldError, MigaError, OutputError, UsageError
 from pipeline.config import RunConfig
-from pipeline.estimate import estimate_run
+from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import Manifest
 from pipeline.prompts import count_rows, read_prompts
@@ -37,6 +40,14 @@ from pipeline.rows import BadRow, PromptRow
 from pipeline.run_folder import RunRecord, check_run, fingerprint, open_run
 from pipeline.storage import LocalStorage, Storage, open_storage
 from pipeline.video import check_codec
+
+if TYPE_CHECKING:
+    from actors.coordinator import RunParts
+    from actors.messages import WorkerSettings
+    from actors.metrics import RunMetrics
+    from actors.pool import StartActor
+    from actors.progress import ProgressBoard
+    from actors.runtime import Slots
 
 EXIT_OK, EXIT_QUARANTINED = 0, 3
 
@@ -79,6 +90,8 @@ def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
     if reason := why_not(spec, num_frames):
         raise UsageError(reason, "choose one of those for --num-frames")
     check_codec(config.video, spec.height, spec.width)
+    check_schedule(config.model, sampler, config.revision)
+    check_weights(config.model, config.revision)
     plan = Plan(
         prompts=prompts,
         out=out,
@@ -114,13 +127,19 @@ def why_not(spec: BackboneSpec, num_frames: int) -> str | None:
 
 
 def prompt_checker(model: str, revision: str | None) -> Callable[[str], str | None] | None:
-    """A check of one prompt by the model's tokenizer; None where the tokenizer is not to be had here (a dry run)."""
+    """A check of one prompt by the model's tokenizer; None where the hub does not deliver it (to a dry run).
+
+    Raises:
+        ModelError: if the model is here, and its tokenizer cannot be loaded.
+    """
     from miga.backbones.registry import load_backbone
 
     try:
         backbone = load_backbone(model, revision=revision, device="cpu", components=("tokenizer",))
     except MigaError:
-        return None
+        if is_on_hub(model):
+            return None
+        raise
 
     def check(prompt: str) -> str | None:
         try:
@@ -143,7 +162,7 @@ def dry_run(plan: Plan, num_workers: int, card_gb: float | None = None) -> dict[
     Raises:
         ModelError: if the model does not fit that card, saying what would.
     """
-    from jobs.cost_model import cost_model
+    from jobs.cost_model import estimate
 
     lengths: Counter[int] = Counter()
     bad_rows = 0
@@ -153,14 +172,9 @@ def dry_run(plan: Plan, num_workers: int, card_gb: float | None = None) -> dict[
         else:
             lengths[row.num_frames] += 1
 
-    def calls_of(num_frames: int) -> tuple[int, int]:
-        num_latents = plan.spec.num_latents(num_frames)
-        count = count_calls(plan.sampler, num_latents)
-        return count.total, count.most
-
-    estimate = estimate_run(lengths, calls_of, cost_model(plan.spec, plan.sampler, num_workers), bad_rows=bad_rows)
+    costs = estimate(plan.spec, plan.sampler, lengths, num_workers, bad_rows)
     about = {"model": plan.spec.name, "size": f"{plan.spec.height}x{plan.spec.width}", "profile": plan.sampler.profile}
-    return {**about, **estimate, **({} if card_gb is None else {"memory": memory_on(plan, card_gb).to_dict()})}
+    return {**about, **costs, **({} if card_gb is None else {"memory": memory_on(plan, card_gb).to_dict()})}
 
 
 def memory_on(plan: Plan, card_gb: float) -> MemoryPlan:
@@ -177,6 +191,7 @@ def memory_on(plan: Plan, card_gb: float) -> MemoryPlan:
         card_bytes(card_gb),
         torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype),
         getattr(torch, config.text_dtype),
+        text_on_card=config.workers.text_gpus > 0,
     )
 
 
@@ -195,47 +210,36 @@ def generate(
         The summary, its `exit_status` included.
 
     Raises:
+        LeaseHeldError: if another run is writing in OUT.
         MigaError: if the run itself failed; what was finished stays, and the same command goes on from there.
     """
-    from actors.backbone import WorkerSettings
-    from actors.coordinator import Coordinator
-    from actors.pool import Pool, start_text_encoder
-    from actors.progress import ProgressBoard
-    from actors.runtime import ray_session
-    from actors.text_encoder import MAX_ENCODED_AHEAD, TextStage
+    import ray
 
     if plan.check_prompt is None:
         load_tokenizer_or_raise(plan)
+    if not (address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
+        check_this_machine(plan)
+    from actors.metrics import RunMetrics
+    from actors.progress import ProgressBoard
+    from actors.runtime import ray_session
+
     config, started_s = plan.config, time.monotonic()
     storage = open_storage(plan.out)
     record, resumed = open_run(storage, run_record(plan))
     manifest = Manifest(storage, config.run.prompts_per_shard)
-    ledger = Ledger(
-        prompts_per_shard=config.run.prompts_per_shard,
-        max_attempts=config.run.max_attempts,
-        max_failed_share=config.run.max_failed_share,
-        min_finished_rows=config.run.min_finished_rows,
-        lookahead=config.workers.lookahead,
-    )
+    ledger = make_ledger(plan)
     board = ProgressBoard(plan.num_rows, quiet=quiet)
     try:
-        with ray_session(config.workers, address) as slots, _stop_signals() as stop:
-            settings = WorkerSettings(
-                model=config.model,
-                revision=config.revision,
-                sampler=plan.sampler,
-                video=config.video,
-                out=storage.root,
-                num_threads=max(1, int(slots.cpus)),
-                device="cuda" if slots.gpus else "cpu",
-                dtype=config.dtype,
-                options=model_options(config),
-                text_dtype=config.text_dtype,
-                text_gpus=config.workers.text_gpus,
-            )
-            pool = Pool(settings, slots)
-            text = TextStage(start_text_encoder(settings, slots), few_prompts(plan, MAX_ENCODED_AHEAD))
-            Coordinator(record, plan.spec, plan.rows(), ledger, manifest, pool, text, board, retry_failed).run(stop)
+        with (
+            Lease.held(storage, ttl_s=config.run.lease_ttl_s, say=board.say) as lease,
+            ray_session(config.workers, address, is_simulated(config.model)) as slots,
+            _stop_signals() as stop,
+        ):
+            metrics = RunMetrics(record.profile, record.model, plan.num_rows)
+            parts = run_parts(plan, record, storage, manifest, ledger, lease.epoch, slots, retry_failed)
+            make_rows(plan, parts, lease, board, metrics, stop)
+    except LeaseHeldError:
+        raise
     except OutputError as error:  # OUT was fine at the start: this is no longer about how the command was given
         raise RunAbortedError(error.message, error.hint) from error
     finally:
@@ -257,9 +261,133 @@ def generate(
     return {**summary, "exit_status": EXIT_QUARANTINED if ledger.num_dead else EXIT_OK}
 
 
+def make_ledger(plan: Plan) -> Ledger:
+    """The state of a run of which nothing is known yet."""
+    run, workers = plan.config.run, plan.config.workers
+    shares = workers.share_windows and plan.sampler.windows_per_batch == 1
+    return Ledger(
+        prompts_per_shard=run.prompts_per_shard,
+        max_attempts=run.max_attempts,
+        max_failed_share=run.max_failed_share,
+        min_finished_rows=run.min_finished_rows,
+        lookahead=workers.lookahead,
+        work_of=lambda row: expected_calls(plan.sampler, plan.spec.num_latents(row.num_frames)),
+        parallelism_of=lambda row: useful_workers(plan.sampler, plan.spec.num_latents(row.num_frames)) if shares else 1,
+        max_videos=workers.max_videos,
+        max_uploads=workers.uploads_ahead,
+    )
+
+
+@functools.cache
+def expected_calls(config: SamplerConfig, num_latents: int) -> float:
+    """Network calls of a video, where every second evaluation that may start a search does."""
+    count = count_calls(config, num_latents)
+    return (count.total + count.most) / 2
+
+
+@functools.cache
+def useful_workers(config: SamplerConfig, num_latents: int) -> int:
+    """Workers that a video's windows keep busy at once, about: its calls over those that must follow one another."""
+    return max(1, round(expected_calls(config, num_latents) / config.num_steps))
+
+
+def run_parts(
+    plan: Plan,
+    record: RunRecord,
+    storage: Storage,
+    manifest: Manifest,
+    ledger: Ledger,
+    epoch: int,
+    slots: Slots,
+    retry_failed: bool = False,
+) -> RunParts:
+    """What a coordinator works with."""
+    from actors.coordinator import RunParts
+    from actors.rows import RowMaker
+
+    return RunParts(
+        config=plan.config,
+        spec=plan.spec,
+        rows=plan.rows(),
+        num_rows=plan.num_rows,
+        calls_of=lambda row: expected_calls(plan.sampler, plan.spec.num_latents(row.num_frames)),
+        ledger=ledger,
+        storage=storage,
+        manifest=manifest,
+        epoch=epoch,
+        maker=RowMaker(record, plan.spec),
+        slots=slots,
+        retry_failed=retry_failed,
+    )
+
+
+def make_rows(
+    plan: Plan,
+    parts: RunParts,
+    lease: Lease | None,
+    board: ProgressBoard,
+    metrics: RunMetrics,
+    stop: threading.Event,
+    start_actor: StartActor | None = None,
+) -> None:
+    """Makes every row that is not settled yet, on the workers of this Ray.
+
+    Args:
+        plan: the run.
+        parts: the same, opened.
+        lease: on OUT.
+        board: the progress display.
+        metrics: what is told to Prometheus.
+        stop: ends it.
+        start_actor: makes a worker; by default one that holds the run's backbone.
+    """
+    from actors.cluster_nodes import ClusterNodes
+    from actors.coordinator import Coordinator
+    from actors.inbox import Inbox
+    from actors.pool import Pool, backbone_starter, start_text_encoder
+    from actors.recorder import Recorder
+    from actors.text_encoder import MAX_ENCODED_AHEAD, TextStage
+
+    settings = worker_settings(plan, parts.storage.root, parts.slots)
+    inbox = Inbox()
+    recorder = Recorder(parts.storage, parts.manifest, lease, inbox.put)
+    text = TextStage(start_text_encoder(settings, parts.slots), inbox.when_ready, few_prompts(plan, MAX_ENCODED_AHEAD))
+    pool = Pool(start_actor or backbone_starter(settings, parts.slots))
+    coordinator = Coordinator(parts, inbox, pool, recorder, text, board, metrics)
+    nodes = ClusterNodes(lambda view: inbox.put(functools.partial(coordinator.nodes_changed, view)))
+    nodes.start()
+    try:
+        coordinator.run(stop)
+    finally:
+        nodes.close()
+        recorder.close()
+
+
+def worker_settings(plan: Plan, out: str, slots: Slots) -> WorkerSettings:
+    """What the workers of a run are told."""
+    from actors.messages import WorkerSettings
+
+    config = plan.config
+    return WorkerSettings(
+        model=config.model,
+        revision=config.revision,
+        sampler=plan.sampler,
+        video=config.video,
+        out=out,
+        num_threads=max(1, int(slots.cpus)),
+        device="cuda" if slots.gpus else "cpu",
+        dtype=config.dtype,
+        options=model_options(config),
+        text_dtype=config.text_dtype,
+        text_gpus=config.workers.text_gpus,
+        checkpoint_every_s=config.run.checkpoint_every_s,
+        keep_latents=config.run.keep_latents,
+    )
+
+
 def few_prompts(plan: Plan, most: int) -> list[str]:
     """All distinct prompts of the run in order, negative ones too, if there are at most so many; else none."""
-    found: dict[str, None] = {}
+    found: dict[str, None] = {plan.spec.negative_prompt: None}  # workers measure their speed with it
     for row in plan.rows():
         if isinstance(row, PromptRow):
             negative = plan.spec.negative_prompt if row.negative_prompt is None else row.negative_prompt
@@ -278,6 +406,33 @@ def load_tokenizer_or_raise(plan: Plan) -> None:
     from miga.backbones.registry import load_backbone
 
     load_backbone(plan.config.model, revision=plan.config.revision, device="cpu", components=("tokenizer",))
+
+
+def check_this_machine(plan: Plan) -> None:
+    """What a run on this machine alone needs beyond its plan: the weights, whole, and room for them.
+
+    On a cluster the workers look for themselves, before any video is begun. So do those with a GPU for its memory.
+
+    Raises:
+        ModelError: if weights are not to be had or broken, or do not fit, saying what would.
+    """
+    config = plan.config
+    if not has_known_parts(plan.spec):
+        return
+    check_weights(config.model, config.revision, download=True)
+    available = available_memory()
+    if torch.cuda.is_available() or available is None:
+        return
+    slots = int((os.cpu_count() or 1) // config.workers.cpus_per_actor)
+    check_machine_memory(
+        architecture_of(plan.spec, config.revision),
+        plan.spec,
+        plan.sampler,
+        config.workers.num_actors or max(1, min(2, slots)),
+        available,
+        torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype),
+        getattr(torch, config.text_dtype),
+    )
 
 
 def run_record(plan: Plan) -> RunRecord:

@@ -31,7 +31,7 @@ def profile_table(spec: BackboneSpec) -> str:
     """
     resolved = {name: values for name, values in profiles_as_dict(spec).items() if "error" not in values}
     shown = [name for name in resolved if not name.startswith("no-")]
-    published = PUBLISHED[spec.family]
+    published = PUBLISHED.get(spec.family, {})
     header = ["setting", *shown, f"paper ({spec.family})"]
     rows = [
         [field, *(_cell(resolved[name], field) for name in shown), _text(published.get(field, ""))]

@@ -87,11 +87,11 @@ class _Trail:
 
     def settled(self) -> _Snapshot | None:
         """The last one that is there; if none is, one to wait for; None if none was added. It never goes back."""
-        there = (each for each in (self.last, self._next, self._settled) if each is not None and is_there(each.state))
-        self._settled = next(there, self._next)
-        if self._settled is not None and self._settled is not self.last:
-            self._next = self.last
-        return self._settled
+        if self.last is not None and is_there(self.last.state):
+            self._settled = self._next = self.last
+        elif self._next is not None and is_there(self._next.state):
+            self._settled, self._next = self._next, self.last
+        return self._next if self._settled is None else self._settled  # asked often, it still waits for the same one
 
 
 class VideoRun:

@@ -33,6 +33,7 @@ from pipeline.rows import SEED_LIMIT, canonical_json
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 Positive: TypeAlias = Annotated[int, Field(ge=1)]
+Seconds: TypeAlias = Annotated[float, Field(gt=0)]
 Name: TypeAlias = Annotated[str, Field(min_length=1)]
 SamplerValue: TypeAlias = bool | int | float | str | list[int]
 
@@ -42,20 +43,35 @@ class WorkersConfig:
     """Where the videos are made; changes nothing in them.
 
     Attributes:
-        num_actors: None means one per GPU, or as many as the CPU slots hold where there is no GPU.
+        num_actors: backbone actors; None means one per GPU, more and fewer as the cluster grows and shrinks, or two on
+            CPU slots where there is no GPU.
+        max_actors: with `num_actors` None, actors are asked for up to this many while there is work for them, whether
+            or not the cluster has room yet: those that wait for it make an autoscaler add nodes (it must be told
+            `gpus_per_actor` if it starts without a GPU). None means as many as there is room for.
+        max_videos: videos in the making at a time; None means as many as there are actors.
+        share_windows: whether actors without a video of their own compute windows for those that have one.
+        uploads_ahead: finished videos of an actor that may still be uploading while it makes the next.
         cpus_per_actor: CPU slots that an actor takes.
         gpus_per_actor: GPUs that an actor takes; None means 1 where there are GPUs, otherwise 0.
         text_gpus: share of a GPU that the text encoder takes, which the actors must leave; 0 keeps it on the CPU.
         lookahead: rows read and encoded ahead of the actors.
+        silent_after_s: an actor that has not answered for so long is taken for dead, and replaced.
+        stalled_after_s: the same of one that answers, but whose video, or call of the network, gets no further.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     num_actors: Positive | None = None
+    max_actors: Positive | None = None
+    max_videos: Positive | None = None
+    share_windows: bool = True
+    uploads_ahead: Annotated[int, Field(ge=0, le=16)] = 1
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
     text_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
     lookahead: Annotated[int, Field(ge=0)] = 2
+    silent_after_s: Seconds = 120.0
+    stalled_after_s: Seconds = 1800.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +102,13 @@ class RunSection:
         max_failed_share: the run stops once more than this share of the rows tried has failed. Rows that the prompt
             file has wrong are not counted: they cost nothing.
         min_finished_rows: rows tried before that share is looked at.
-        max_attempts: workers that a row may lose before it is given up.
+        max_attempts: workers that a row may lose, without a checkpoint of progress between them, before it is given up.
+        checkpoint_every_s: how often a video in the making is saved; losing its actor costs no more than that.
+        keep_latents: whether finished latents are kept beside the videos, for `miga extend`, or to decode them again.
+        lease_ttl_s: a run that has not been heard of for so long is taken for dead by the next one on the same OUT.
+        single_coordinator: your word that no two runs ever write in one OUT at once; only then is an S3 server taken
+            that ignores conditional writes.
+        stop_grace_s: on SIGTERM, how long to wait for videos in the making to be saved (`ray job stop` kills after 3).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -95,6 +117,11 @@ class RunSection:
     max_failed_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     min_finished_rows: Positive = 20
     max_attempts: Positive = 3
+    checkpoint_every_s: Seconds = 120.0
+    keep_latents: bool = False
+    lease_ttl_s: Annotated[float, Field(ge=1, le=3600)] = 30.0
+    single_coordinator: bool = False
+    stop_grace_s: Annotated[float, Field(ge=0, le=3600)] = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)

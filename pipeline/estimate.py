@@ -12,7 +12,8 @@ class CostModel:
     """What one unit of work costs, and how that is known.
 
     Attributes:
-        seconds_per_call: of one network call (a window; a guided call counts once).
+        seconds_per_call: of one network call (a window) in which the network runs `forwards_per_call` times.
+        forwards_per_call: 2 with classifier-free guidance; calls without it are so much cheaper.
         seconds_per_frame: of everything else, mostly decoding and encoding.
         bytes_per_second: of finished video.
         fps: frames a second of the videos.
@@ -25,13 +26,14 @@ class CostModel:
     bytes_per_second: float
     fps: float
     num_workers: int = 1
+    forwards_per_call: int = 1
     seconds_per_frame: float = 0.0
     time_basis: str = "unknown"
     size_basis: str = "unknown"
 
     def __post_init__(self) -> None:
-        if self.num_workers < 1 or self.fps <= 0:
-            raise ValueError("num_workers must be at least 1 and fps above 0")
+        if min(self.num_workers, self.forwards_per_call) < 1 or self.fps <= 0:
+            raise ValueError("num_workers and forwards_per_call must be at least 1 and fps above 0")
         if min(self.seconds_per_call, self.seconds_per_frame, self.bytes_per_second) < 0:
             raise ValueError("costs cannot be negative")
 
@@ -41,6 +43,7 @@ def estimate_run(
     calls_of: Callable[[int], int | tuple[int, int]],
     cost: CostModel,
     *,
+    forwards_of: Callable[[int], tuple[int, int]] | None = None,
     bad_rows: int = 0,
 ) -> dict[str, Any]:
     """The cost of a run as plain values for `--json`.
@@ -50,24 +53,29 @@ def estimate_run(
         calls_of: network calls of a video of so many frames: a number, or the least and the most where it depends on
             what the sampler finds (self-reflection searches only where it has to). Called once per length.
         cost: what one unit costs.
+        forwards_of: forwards of the network in those calls, the least and the most; None: as many as there are calls.
         bad_rows: rows that will be quarantined, for the record.
 
     Returns:
-        At least `videos`, `network_calls` (the least), `network_calls_max`, `estimated_hours` (wall clock, all workers
-        at work until the last video), `estimated_hours_max`, `estimated_bytes`, `basis`.
+        At least `videos`, `network_calls` (the least), `network_calls_max`, the same of `network_forwards`,
+        `estimated_hours` (wall clock, all workers at work until the last video), `estimated_hours_max`,
+        `estimated_bytes`, `basis`.
     """
-    videos = frames = least = most = 0
+    videos = frames = least = most = forwards = forwards_max = 0
     longest_s = longest_max_s = 0.0
     for num_frames, count in sorted(videos_by_num_frames.items()):
         calls = calls_of(num_frames)
         low, high = calls if isinstance(calls, tuple) else (calls, calls)
+        low_forwards, high_forwards = (low, high) if forwards_of is None else forwards_of(num_frames)
         videos += count
         frames += count * num_frames
         least += count * low
         most += count * high
+        forwards += count * low_forwards
+        forwards_max += count * high_forwards
         if count:
-            longest_s = max(longest_s, _seconds(low, num_frames, cost))
-            longest_max_s = max(longest_max_s, _seconds(high, num_frames, cost))
+            longest_s = max(longest_s, _seconds(low_forwards, num_frames, cost))
+            longest_max_s = max(longest_max_s, _seconds(high_forwards, num_frames, cost))
     workers = max(1, min(cost.num_workers, videos))
     video_s = frames / cost.fps
     return {
@@ -77,17 +85,20 @@ def estimate_run(
         "video_seconds": video_s,
         "network_calls": least,
         "network_calls_max": most,
-        "estimated_hours": max(_seconds(least, frames, cost) / workers, longest_s) / 3600,
-        "estimated_hours_max": max(_seconds(most, frames, cost) / workers, longest_max_s) / 3600,
+        "network_forwards": forwards,
+        "network_forwards_max": forwards_max,
+        "estimated_hours": max(_seconds(forwards, frames, cost) / workers, longest_s) / 3600,
+        "estimated_hours_max": max(_seconds(forwards_max, frames, cost) / workers, longest_max_s) / 3600,
         "estimated_bytes": round(video_s * cost.bytes_per_second),
         "num_workers": workers,
         "basis": {
             "network_calls": "counted by the sampler's plan; the most, if every evaluation starts a search",
-            "estimated_hours": f"{cost.seconds_per_call:.4g} s a call on {workers} workers ({cost.time_basis})",
+            "estimated_hours": f"{cost.seconds_per_call:.4g} s a call"
+            f"{' of two forwards' if cost.forwards_per_call == 2 else ''} on {workers} workers ({cost.time_basis})",
             "estimated_bytes": f"{cost.bytes_per_second:.4g} bytes a second of video ({cost.size_basis})",
         },
     }
 
 
-def _seconds(calls: int, frames: int, cost: CostModel) -> float:
-    return calls * cost.seconds_per_call + frames * cost.seconds_per_frame
+def _seconds(forwards: int, frames: int, cost: CostModel) -> float:
+    return forwards * cost.seconds_per_call / cost.forwards_per_call + frames * cost.seconds_per_frame

@@ -109,6 +109,9 @@ class ManifestRow:
     device: str | None = None
     node: str | None = None
     attempt: int = 0
+    gpu_s: float | None = None
+    helper_calls: float | None = None
+    latents_uri: str | None = None
     consistency: tuple[float, ...] = ()
     consistency_latents: tuple[int, ...] = ()
     searched_at: tuple[int, ...] = ()
@@ -168,7 +171,10 @@ class ManifestRow:
             raise ValueError(str(error)) from error
 
 
-_FLOATS: Final = frozenset(name for name in ManifestRow.__annotations__ if name.endswith("_s")) | {"fps"}
+_FLOATS: Final = frozenset(name for name in ManifestRow.__annotations__ if name.endswith("_s")) | {
+    "fps",
+    "helper_calls",
+}
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actors.backbone import VideoProgress
+from actors.messages import VideoProgress
 from actors.progress import ProgressBoard
 from pipeline.rows import BadRow, PromptRow
 

@@ -1,0 +1,460 @@
+"""The coordinator with workers of this process: what it tells them, what it does when they fail, what it writes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from actors import coordinator as coordinator_module
+from actors.cluster_nodes import NodesView
+from actors.coordinator import Coordinator, RunParts
+from actors.inbox import Inbox
+from actors.messages import (
+    HelperFailed,
+    News,
+    VideoCheckpointed,
+    VideoEvent,
+    VideoFailed,
+    VideoFinished,
+    VideoMade,
+    VideoSuspended,
+    VideoTask,
+    WorkerInfo,
+)
+from actors.pool import Pool
+from actors.progress import ProgressBoard
+from actors.recorder import Recorder
+from actors.rows import RowMaker
+from actors.runtime import Slots
+from jobs.bench.coordinator_speed import RESULT
+from jobs.generate import make_ledger, make_plan, run_record
+from pipeline.config import RunConfig, RunSection, WorkersConfig
+from pipeline.manifest import Manifest
+from pipeline.run_folder import checkpoint_folder, open_run
+from pipeline.storage import open_storage
+from tests.actors.hosts import MODEL
+
+Script = Callable[["FakeActor", VideoTask], None]
+
+
+class Answer:
+    """Stands in for a reference of Ray."""
+
+    def __init__(self, value: Any = None) -> None:
+        self._future: Future[Any] = Future()
+        if value is not None:
+            self._future.set_result(value)
+
+    def future(self) -> Future[Any]:
+        return self._future
+
+
+class FakeActor:
+    """A worker that does with a task what its script says."""
+
+    def __init__(self, cluster: FakeCluster, node: str) -> None:
+        self.cluster, self.node = cluster, node
+        self.tasks: list[VideoTask] = []
+        self.helpers: list[tuple[tuple[int, int], list[str]]] = []
+        self.suspended: list[tuple[int, int]] = []
+        self.is_dead = self.is_killed = False
+        self._events: list[VideoEvent] = []
+        self._asked: Answer | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        method = object.__getattribute__(self, f"do_{name}")
+
+        class Call:
+            remote = staticmethod(method)
+
+        return Call
+
+    def do_load(self) -> Answer:
+        return Answer(WorkerInfo(device="none", node=self.node, node_id=self.node, revision="none", pid=0))
+
+    def do_measure(self, *_: Any) -> Answer:
+        return Answer(1.0)
+
+    def do_begin(self, task: VideoTask, *_: Any) -> Answer:
+        self.tasks.append(task)
+        self.cluster.script(self, task)
+        return Answer(True)
+
+    def do_news(self, timeout_s: float, task: VideoTask | None = None, *_: Any) -> Answer:
+        self._asked = Answer()
+        if task is not None:
+            self.do_begin(task)
+        self.say()
+        return self._asked if self._asked is not None else self._last
+
+    def do_set_helpers(self, row: int, attempt: int, helpers: list[tuple[str, Any]]) -> None:
+        self.helpers.append(((row, attempt), [key for key, _ in helpers]))
+
+    def do_suspend(self, row: int, attempt: int) -> None:
+        self.suspended.append((row, attempt))
+        self.cluster.on_suspend(self, row, attempt)
+
+    def say(self, *events: VideoEvent) -> None:
+        self._events += events
+        if self._asked is None:
+            return
+        asked, self._last = self._asked, self._asked
+        if self.is_dead:
+            self._asked = None
+            asked.future().set_exception(ActorDiedError())
+        elif self._events:
+            self._asked = None
+            taken, self._events = tuple(self._events), []
+            asked.future().set_result(News(events=taken, num_calls=1.0, busy_s=1.0))
+
+    def finish(self, task: VideoTask) -> None:
+        row, attempt = task.row, task.attempt
+        self.say(VideoMade(row=row, attempt=attempt), VideoFinished(row=row, attempt=attempt, result=RESULT))
+
+    def die(self) -> None:
+        self.is_dead = True
+        self.say()
+
+
+class FakeText:
+    """Encodes nothing."""
+
+    def prepare(self, prompts: Any) -> None:
+        pass
+
+    def when_encoded(self, prompts: Any, action: Callable[[], None]) -> None:
+        action()
+
+    def embeddings(self, prompts: list[str]) -> list[None]:
+        return [None] * len(prompts)
+
+
+class FakeMetrics:
+    is_due = False
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+class FakeCluster:
+    """A run in `out`, and the actors that were started for it."""
+
+    def __init__(self, out: Path, num_rows: int, script: Script, **config: Any) -> None:
+        self.script, self.actors, self.lines = script, [], []  # type: ignore[var-annotated]
+        self.on_suspend: Callable[[FakeActor, int, int], None] = lambda actor, row, attempt: None
+        self.node = "node-0"
+        out.mkdir(exist_ok=True)
+        prompts = out.with_suffix(".txt")
+        prompts.write_text("".join(f"take {number}\n" for number in range(num_rows)))
+        run = RunSection(**({"prompts_per_shard": 4} | config.pop("run", {})))
+        workers = WorkersConfig(**({"num_actors": 2} | config.pop("workers", {})))
+        plan = make_plan(str(prompts), str(out), RunConfig(model=MODEL, run=run, workers=workers, **config))
+        self.plan, self.storage = plan, open_storage(out)
+        record, _ = open_run(self.storage, run_record(plan))
+        self.maker, self.manifest = RowMaker(record, plan.spec), Manifest(self.storage, run.prompts_per_shard)
+        self.ledger, self.inbox = make_ledger(plan), Inbox()
+        self.recorder = Recorder(self.storage, self.manifest, None, self.inbox.put)
+        self.board = ProgressBoard(num_rows, quiet=True)
+        self.board.say = self.lines.append  # type: ignore[method-assign]
+        parts = RunParts(
+            config=plan.config,
+            spec=plan.spec,
+            rows=plan.rows(),
+            num_rows=num_rows,
+            calls_of=lambda row: 100.0,
+            ledger=self.ledger,
+            storage=self.storage,
+            manifest=self.manifest,
+            epoch=7,
+            maker=self.maker,
+            slots=Slots(num_actors=2, cpus=1.0, gpus=1.0),
+        )
+        self.pool = Pool(self.start_actor, kill=self.kill)
+        text: Any = FakeText()
+        metrics: Any = FakeMetrics()
+        self.coordinator = Coordinator(parts, self.inbox, self.pool, self.recorder, text, self.board, metrics)
+
+    def start_actor(self) -> FakeActor:
+        self.actors.append(FakeActor(self, self.node))
+        return self.actors[-1]
+
+    def kill(self, actor: FakeActor) -> None:
+        actor.is_killed = True
+
+    def run(self, stop: threading.Event | None = None) -> None:
+        try:
+            self.coordinator.run(stop or threading.Event())
+        finally:
+            self.recorder.close()
+
+    def tell(self, *nodes: tuple[str, int], draining: frozenset[str] = frozenset()) -> None:
+        """What the cluster is like from now on: nodes and their GPUs."""
+        resources = {node: {"CPU": 16.0, "GPU": float(gpus)} for node, gpus in nodes}
+        view = NodesView(frozenset(resources), draining, resources)
+        self.inbox.put(partial(self.coordinator.nodes_changed, view))
+
+    def tasks(self) -> list[VideoTask]:
+        return [task for actor in self.actors for task in actor.tasks]
+
+
+def finish(actor: FakeActor, task: VideoTask) -> None:
+    actor.finish(task)
+
+
+def check_complete(cluster: FakeCluster, num_rows: int, failed: tuple[int, ...] = ()) -> None:
+    rows = list(cluster.manifest.read_rows())
+    assert [row.row for row in rows] == list(range(num_rows))
+    assert tuple(row.row for row in rows if row.status == "failed") == failed
+    assert len(cluster.manifest.sealed_shards()) == -(-num_rows // 4)
+    assert not list(cluster.storage.list("checkpoint"))
+
+
+def test_every_row_is_made_recorded_and_sealed_once(tmp_path: Path) -> None:
+    cluster = FakeCluster(tmp_path / "out", 10, finish)
+    cluster.run()
+    check_complete(cluster, 10)
+    assert sorted(task.row for task in cluster.tasks()) == list(range(10))
+    assert all(task.path.endswith("-e7a1.mp4") for task in cluster.tasks())
+    assert len(cluster.actors) == 2
+
+    again = FakeCluster(tmp_path / "out", 10, finish)
+    again.run()
+    assert again.actors == [], "a run that is complete needs no worker"
+
+
+def test_a_dead_workers_row_is_made_elsewhere_from_its_checkpoint(tmp_path: Path) -> None:
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        if task.row == 1 and task.attempt == 1:
+            actor.say(
+                VideoCheckpointed(row=1, attempt=1, path=f"{task.checkpoints}/e7a1-0001.safetensors", num_calls=9)
+            )
+            cluster.storage.write_bytes(f"{task.checkpoints}/e7a1-0001.safetensors", b"part")
+            actor.die()
+        elif task.row != 0:
+            actor.finish(task)
+        if task.attempt == 2:
+            cluster.actors[0].finish(cluster.actors[0].tasks[0])
+
+    cluster = FakeCluster(tmp_path / "out", 3, script, workers={"share_windows": False})
+    cluster.run()
+    check_complete(cluster, 3)
+    (first, second) = [task for task in cluster.tasks() if task.row == 1]
+    assert (first.resume_from, second.resume_from) == (None, f"{first.checkpoints}/e7a1-0001.safetensors")
+    assert second.path.endswith("-e7a2.mp4")
+    assert any("goes back to the queue" in line for line in cluster.lines)
+    assert any(actor.is_killed for actor in cluster.actors)
+
+
+def test_a_run_goes_on_from_the_newest_whole_checkpoint_that_an_earlier_one_left(tmp_path: Path) -> None:
+    cluster = FakeCluster(tmp_path / "out", 2, finish)
+    rows = list(cluster.plan.rows())
+    folder = checkpoint_folder(0, 1, cluster.maker.key(rows[1]))
+    for name in ("e1a1-0001", "e1a1-0002", "e2a1-0001", "e3a1-0002"):  # the last without its first part
+        cluster.storage.write_bytes(f"{folder}/{name}.safetensors", b"part")
+    cluster.run()
+    assert {task.row: task.resume_from for task in cluster.tasks()} == {0: None, 1: f"{folder}/e2a1-0001.safetensors"}
+    check_complete(cluster, 2)
+
+
+def test_a_row_that_fails_is_recorded_with_its_reason(tmp_path: Path) -> None:
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        if task.row == 2:
+            row, attempt = task.row, task.attempt
+            error = {"error_type": "NonFiniteError", "error": "NaN", "scope": "row", "retryable": False}
+            actor.say(VideoFailed(row=row, attempt=attempt, **error))  # type: ignore[arg-type]
+        else:
+            actor.finish(task)
+
+    cluster = FakeCluster(tmp_path / "out", 5, script)
+    cluster.run()
+    check_complete(cluster, 5, failed=(2,))
+    assert [row.error for row in cluster.manifest.read_rows() if row.status == "failed"] == ["NaN"]
+
+
+def out_of_memory(task: VideoTask) -> VideoFailed:
+    error: dict[str, Any] = {"error_type": "WorkerError", "error": "no memory", "scope": "worker", "retryable": True}
+    return VideoFailed(row=task.row, attempt=task.attempt, needs_new_process=True, **error)
+
+
+def test_a_worker_out_of_memory_is_started_anew_and_the_row_tried_once_more(tmp_path: Path) -> None:
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        if task.row == 0 or (task.row == 1 and task.attempt == 1):
+            actor.say(out_of_memory(task))
+        else:
+            actor.finish(task)
+
+    cluster = FakeCluster(tmp_path / "out", 4, script, workers={"num_actors": 1})
+    cluster.run()
+    check_complete(cluster, 4, failed=(0,))
+    assert [len(actor.tasks) for actor in cluster.actors[:3]].count(1) >= 2
+    assert len(cluster.actors) == 4, "each of the three times another process"
+
+
+def test_a_helper_that_erred_is_started_anew(tmp_path: Path) -> None:
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        if len(cluster.actors) == 2:
+            actor.say(HelperFailed(helper="worker-1#2", error="no memory", is_dead=False))
+        if len(cluster.actors) == 3:
+            actor.finish(task)
+
+    cluster = FakeCluster(tmp_path / "out", 1, script)
+
+    def start() -> FakeActor:
+        actor = FakeCluster.start_actor(cluster)
+        if len(cluster.actors) == 3:
+            cluster.inbox.put(lambda: cluster.actors[0].finish(cluster.actors[0].tasks[0]))
+        return actor
+
+    cluster.pool._start_actor = start
+    cluster.run()
+    check_complete(cluster, 1)
+    assert cluster.actors[1].is_killed
+    assert not cluster.actors[0].is_killed
+
+
+def test_idle_workers_are_named_to_a_host_as_helpers(tmp_path: Path) -> None:
+    waiting: list[Callable[[], None]] = []
+
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        waiting.append(lambda: actor.finish(task))
+        if task.row == 1:
+            waiting.pop(0)()  # row 0 ends: its worker has nothing to do
+            cluster.inbox.put(lambda: cluster.inbox.put(lambda: cluster.inbox.put(waiting.pop)))
+            cluster.inbox.put(lambda: cluster.inbox.put(lambda: cluster.inbox.put(lambda: actor.finish(task))))
+
+    cluster = FakeCluster(tmp_path / "out", 2, script, num_frames=161)
+    cluster.run()
+    check_complete(cluster, 2)
+    told = [entry for actor in cluster.actors for entry in actor.helpers if entry[0] == (1, 1) and entry[1]]
+    assert len(told) == 1
+    assert len(told[0][1]) == 1
+    assert told[0][1][0].startswith("worker-")
+
+
+def test_a_silent_worker_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator_module, "_POLL_S", 0.01)
+
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        if task.attempt == 2:
+            actor.finish(task)
+        else:
+            cluster.tell(("node-0", 1))
+            threading.Timer(0.2, lambda: cluster.tell(("node-0", 1))).start()
+
+    cluster = FakeCluster(tmp_path / "out", 1, script, workers={"num_actors": 1, "silent_after_s": 0.1})
+    cluster.run()
+    check_complete(cluster, 1)
+    assert len(cluster.actors) == 2
+    assert cluster.actors[0].is_killed
+    assert any("has not answered" in line for line in cluster.lines)
+
+
+def test_a_draining_nodes_video_is_saved_and_made_elsewhere(tmp_path: Path) -> None:
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        if actor is cluster.actors[0] and task.attempt == 1:
+            cluster.node = "node-1"
+            cluster.tell(("node-0", 1), ("node-1", 1), draining=frozenset(["node-0"]))
+        else:
+            actor.finish(task)
+
+    def saved(actor: FakeActor, row: int, attempt: int) -> None:
+        path = f"{actor.tasks[-1].checkpoints}/e7a1-0001.safetensors"
+        actor.say(
+            VideoCheckpointed(row=row, attempt=attempt, path=path, num_calls=5),
+            VideoSuspended(row=row, attempt=attempt),
+        )
+
+    cluster = FakeCluster(tmp_path / "out", 1, script, workers={"num_actors": 1})
+    cluster.on_suspend = saved
+    cluster.run()
+    check_complete(cluster, 1)
+    assert cluster.actors[0].suspended == [(0, 1)]
+    assert cluster.actors[0].is_killed
+    assert cluster.actors[1].tasks[0].resume_from is not None
+    (row,) = cluster.manifest.read_rows()
+    assert row.attempt == 2
+
+
+def test_the_pool_grows_and_shrinks_with_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator_module, "IDLE_S", 0.0)
+    sizes: list[int] = []
+
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        def then() -> None:
+            sizes.append(len(cluster.pool))
+            actor.finish(task)
+
+        if task.row == 0:
+            cluster.tell(("node-0", 2), ("node-1", 3))
+        cluster.inbox.put(lambda: cluster.inbox.put(then))
+
+    cluster = FakeCluster(tmp_path / "out", 12, script, workers={"num_actors": None, "share_windows": False})
+    cluster.run()
+    check_complete(cluster, 12)
+    assert max(sizes) == 5
+    assert len(cluster.actors) == 5
+
+
+def test_more_actors_than_there_is_room_for_are_asked_for_where_there_is_work(tmp_path: Path) -> None:
+    """So that an autoscaler adds nodes: but no more than the rows that are left can use."""
+    cluster = FakeCluster(
+        tmp_path / "out", 3, finish, workers={"num_actors": None, "max_actors": 50, "share_windows": False}
+    )
+    cluster.run()
+    check_complete(cluster, 3)
+    assert 1 <= len(cluster.actors) <= 6
+
+
+def test_stopping_saves_what_is_in_the_making(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        if task.row:
+            stop.set()
+        else:
+            actor.finish(task)
+
+    def saved(actor: FakeActor, row: int, attempt: int) -> None:
+        if row == 0:
+            return  # it is made already, and has not been heard of yet
+        path = f"{actor.tasks[-1].checkpoints}/e7a1-0001.safetensors"
+        cluster.storage.write_bytes(path, b"part")
+        actor.say(VideoSuspended(row=row, attempt=attempt))
+
+    cluster = FakeCluster(tmp_path / "out", 9, script)
+    cluster.on_suspend = saved
+    with pytest.raises(KeyboardInterrupt):
+        cluster.run(stop)
+    begun = {task.row for task in cluster.tasks()}
+    assert {row for actor in cluster.actors for row, _ in actor.suspended} | {0} == begun
+    assert [row.row for row in cluster.manifest.read_rows()] == [0], "what was finished is written down"
+
+    after = FakeCluster(tmp_path / "out", 9, finish)
+    after.run()
+    check_complete(after, 9)
+    resumed = {task.row for task in after.tasks() if task.resume_from}
+    assert resumed == begun - {0}
+
+
+def test_a_worker_that_dies_again_and_again_is_given_up_and_the_run_ends(tmp_path: Path) -> None:
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        actor.die()
+
+    cluster = FakeCluster(tmp_path / "out", 40, script, workers={"num_actors": 1}, run={"max_attempts": 100})
+    cluster.run()
+    assert cluster.ledger.abort_reason is not None
+    assert "no worker is left" in cluster.ledger.abort_reason
+    assert len(cluster.actors) == 4
+
+
+@pytest.fixture(autouse=True)
+def _no_threads_left() -> Iterator[None]:
+    yield
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("miga-record")]

@@ -1,0 +1,304 @@
+"""A worker: what it tells of a video, what it leaves in storage, and what becomes of it elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actors import scratch
+from actors.messages import (
+    HelperFailed,
+    VideoCheckpointed,
+    VideoFailed,
+    VideoFinished,
+    VideoMade,
+    VideoProgress,
+    VideoSuspended,
+)
+from miga.backbones.registry import load_backbone
+from miga.checkpoint import load_checkpoints
+from miga.cost import count_calls
+from miga.errors import OutputError, WorkerError
+from miga.video import make_video
+from pipeline.run_folder import open_state_path
+from pipeline.video import count_frames, write_video
+from tests.actors.hosts import MODEL, SPEC, Making, make, settings, task, worker
+
+NO_SEARCH = {"self_reflection": False}
+
+
+def digest_of_plain_video(tmp_path: Path, num_frames: int = 61, profile: str = "paper", **sampler: Any) -> str:
+    """The file that the library alone makes, without worker, threads, executor or checkpoints."""
+    backbone = load_backbone(MODEL)
+    prompt, negative = backbone.encode_prompts(["a cat", SPEC.negative_prompt])
+    config = settings(tmp_path, profile, sampler=sampler).sampler
+    steps = make_video(backbone, config, [prompt], negative, SPEC.num_latents(num_frames), 3)
+    frames = [step.frames for step in steps if step.frames is not None]
+    file = write_video(frames, tmp_path / "plain.mp4", fps=SPEC.fps)
+    return hashlib.sha256(file.path.read_bytes()).hexdigest()
+
+
+def test_a_video_is_made_told_of_and_stored(tmp_path: Path) -> None:
+    host = worker(tmp_path, sampler=NO_SEARCH)
+    making = Making(host, task())
+    finished = making.end()
+    assert isinstance(finished, VideoFinished)
+    kinds = [type(event) for event in making.events]
+    assert set(kinds) == {VideoProgress, VideoMade, VideoFinished}
+    assert kinds.index(VideoMade) < kinds.index(VideoFinished)
+    result = finished.result
+    assert result.sha256 == digest_of_plain_video(tmp_path, **NO_SEARCH)
+    assert Path(result.uri) == tmp_path / "video/00000/00000000-e1a1.mp4"
+    assert hashlib.sha256(Path(result.uri).read_bytes()).hexdigest() == result.sha256
+    assert count_frames(result.uri) == result.num_frames == 61
+    assert result.num_calls == count_calls(settings(tmp_path, sampler=NO_SEARCH).sampler, SPEC.num_latents(61)).total
+    assert result.num_helper_calls == 0
+    assert result.latents_uri is None
+    assert host.news(0.0).num_calls == result.num_calls
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_what_is_gone_on_with_elsewhere_is_the_video_of_an_undisturbed_run(tmp_path: Path) -> None:
+    """Checkpoints behind every pass; a second and a third worker each go on from the last of the one before."""
+    undisturbed = make(worker(tmp_path / "a"), task()).result
+    out, last, saved = tmp_path / "b", None, 0
+    for attempt in (1, 2):
+        first = Making(worker(out, checkpoint_every_s=1e-9), task(attempt=attempt, resume_from=last))
+        first.until(lambda event: isinstance(event, VideoCheckpointed) and event.num_calls > 300 * attempt)  # noqa: B023
+        first.host.suspend(0, attempt)
+        assert isinstance(first.end(), VideoSuspended)
+        paths = [event.path for event in first.events if isinstance(event, VideoCheckpointed)]
+        last, saved = paths[-1], saved + len(paths)
+        assert paths == [f"checkpoint/00000/00000000/e1a{attempt}-{n + 1:04d}.safetensors" for n in range(len(paths))]
+    assert len(list(out.rglob("*.safetensors"))) == saved
+    resumed = make(worker(out), task(attempt=3, resume_from=last)).result
+    assert resumed.sha256 == undisturbed.sha256
+    assert (resumed.num_calls, resumed.trace) == (undisturbed.num_calls, undisturbed.trace)
+    assert resumed.final_consistency == undisturbed.final_consistency
+    assert undisturbed.trace.searched.count(True) > 1
+
+
+def test_a_checkpoint_that_is_gone_costs_the_time_only(tmp_path: Path) -> None:
+    host = worker(tmp_path, sampler=NO_SEARCH)
+    resumed = make(host, task(resume_from="checkpoint/00000/00000000/e1a1-0002.safetensors")).result
+    assert resumed.sha256 == digest_of_plain_video(tmp_path, **NO_SEARCH)
+
+
+class FlakyStorage:
+    """Fails to take every second checkpoint."""
+
+    def __init__(self, storage: Any) -> None:
+        self._storage, self.num_puts = storage, 0
+
+    def put_file(self, local: Path, path: str) -> None:
+        if path.startswith("checkpoint"):
+            self.num_puts += 1
+            if self.num_puts % 2:
+                raise OutputError("the server is gone")
+        self._storage.put_file(local, path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+
+def test_a_storage_that_fails_costs_checkpoints_not_the_video(tmp_path: Path) -> None:
+    host = worker(tmp_path, checkpoint_every_s=1e-9)
+    host._storage = FlakyStorage(host._storage)
+    making = Making(host, task(num_frames=161))
+    finished = making.end()
+    assert isinstance(finished, VideoFinished)
+    paths = [event.path for event in making.events if isinstance(event, VideoCheckpointed)]
+    assert host._storage.num_puts > len(paths) > 2
+    numbers = [int(path[-16:-12]) for path in paths]
+    assert numbers == list(range(1, len(numbers) + 1)), "no part is missing between those that are there"
+    resumed = make(worker(tmp_path), task(num_frames=161, attempt=2, resume_from=paths[-1])).result
+    assert resumed.sha256 == finished.result.sha256
+
+
+def test_a_suspended_video_that_had_not_begun_stops_at_once(tmp_path: Path) -> None:
+    host = worker(tmp_path)
+    host.suspend(0, 1)
+    assert isinstance(Making(host, task()).end(), VideoSuspended)
+    host.suspend(0, 2)  # another attempt's, or one that is over
+    assert isinstance(Making(host, task(attempt=3)).end(), VideoFinished)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error_type", "scope", "retryable", "needs_new_process"),
+    [
+        ("fault: nan", "NonFiniteError", "row", False, False),
+        ("fault: error", "RuntimeError", "row", False, False),
+        ("fault: oom at call 7", "WorkerError", "worker", True, True),
+    ],
+)
+def test_errors_say_what_is_to_be_done(
+    tmp_path: Path, prompt: str, error_type: str, scope: str, retryable: bool, needs_new_process: bool
+) -> None:
+    host = worker(tmp_path)
+    failed = Making(host, task(), prompt).end()
+    assert isinstance(failed, VideoFailed)
+    assert (failed.error_type, failed.scope, failed.retryable) == (error_type, scope, retryable)
+    assert failed.needs_new_process is needs_new_process
+    assert not list(tmp_path.rglob("*.mp4"))
+    assert make(host, task(attempt=2)).result.num_frames == 61, "it can make another video"
+
+
+def test_the_next_video_begins_while_the_last_is_uploading(tmp_path: Path) -> None:
+    host = worker(tmp_path, sampler=NO_SEARCH)
+    arrived, let_go = threading.Event(), threading.Event()
+    put_file = host._storage.put_file
+
+    def slow(local: Path, path: str) -> None:
+        arrived.set()
+        assert let_go.wait(60.0)
+        put_file(local, path)
+
+    host._storage.put_file = slow  # type: ignore[method-assign]
+    first = Making(host, task(row=0))
+    assert arrived.wait(60.0)
+    first.thread.join(60.0)
+    second = Making(host, task(row=1))
+    second.until(lambda event: isinstance(event, VideoMade) and event.row == 1)
+    assert not any(isinstance(event, VideoFinished) for event in first.events + second.events)
+    let_go.set()
+    second.until(lambda event: isinstance(event, VideoFinished) and event.row == 1)
+    assert {event.row for event in first.events + second.events if isinstance(event, VideoFinished)} == {0, 1}
+
+
+def test_kept_latents_decode_to_the_video_and_go_on_to_a_longer_one(tmp_path: Path) -> None:
+    path, config = "latents/00000/00000000-e1a1.safetensors", settings(tmp_path).sampler
+    result = make(worker(tmp_path, checkpoint_every_s=1e-9), task(latents_path=path)).result
+    assert result.latents_uri == str(tmp_path / path)
+    final = load_checkpoints([tmp_path / path], config=config, num_latents=SPEC.num_latents(61), seed=3)
+    frames = load_backbone(MODEL).frame_decoder().decode(final.latents_FCHW)
+    again = write_video([frames.numpy()], tmp_path / "again.mp4", fps=SPEC.fps)
+    assert again.sha256 == result.sha256
+    longer = make(worker(tmp_path), task(101, row=1, resume_from=open_state_path(path))).result
+    assert longer.sha256 == make(worker(tmp_path), task(101, row=2)).result.sha256
+    made_anew = (
+        longer.num_calls
+        - load_checkpoints(
+            [tmp_path / open_state_path(path)], config=config, num_latents=SPEC.num_latents(101), seed=3
+        ).num_calls
+    )
+    assert 0 < made_anew < longer.num_calls / 2
+
+
+# ---- helpers ----
+
+
+class FakeActor:
+    """Another worker of this process, behind the calls that Ray would carry."""
+
+    def __init__(self, host: Any, error: Exception | None = None, after: int = 0) -> None:
+        self.host, self.error, self.after, self.num_calls = host, error, after, 0
+
+    def __getattr__(self, name: str) -> Any:
+        class Call:
+            @staticmethod
+            def remote(*arguments: Any) -> Any:
+                return lambda: getattr(self.host, name)(*arguments)
+
+        self.num_calls += name == "run_window"
+        if self.error is not None and self.num_calls > self.after:
+            error = self.error
+            Call.remote = staticmethod(lambda *arguments: _raiser(error))  # type: ignore[method-assign]
+        return Call
+
+
+def _raiser(error: Exception) -> Any:
+    def call() -> None:
+        raise error
+
+    return call
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.backbone.ray.get", lambda call: call())
+    monkeypatch.setattr("actors.shared_embeddings.ray.put", lambda value: value)
+
+
+def test_windows_of_a_video_run_on_helpers_to_the_same_bits(tmp_path: Path, no_ray: None) -> None:
+    alone = make(worker(tmp_path), task()).result
+    host = worker(tmp_path)
+    host.set_helpers(0, 2, [(f"w{n}#1", FakeActor(worker(tmp_path))) for n in range(3)])
+    together = make(host, task(attempt=2)).result
+    assert together.sha256 == alone.sha256
+    assert (together.num_calls, together.trace) == (alone.num_calls, alone.trace)
+    assert together.num_helper_calls > 0
+    assert host.news(0.0).num_calls < alone.num_calls
+
+
+@pytest.mark.parametrize(
+    "error", [WorkerError("the GPU ran out of memory"), ConnectionError("gone"), KeyError("strange")]
+)
+def test_a_helper_that_errs_is_dropped_and_its_window_computed_elsewhere(
+    tmp_path: Path, no_ray: None, error: Exception
+) -> None:
+    alone = make(worker(tmp_path), task()).result
+    host = worker(tmp_path)
+    good, bad = FakeActor(worker(tmp_path)), FakeActor(worker(tmp_path), error, after=3)
+    host.set_helpers(0, 2, [("good#1", good), ("bad#1", bad)])
+    making = Making(host, task(attempt=2))
+    ended = making.end()
+    assert isinstance(ended, VideoFinished)
+    assert ended.result.sha256 == alone.sha256
+    dropped = [event for event in making.events if isinstance(event, HelperFailed)]
+    assert [event.helper for event in dropped] == ["bad#1"]
+    assert good.num_calls > 3 >= bad.num_calls - 2
+
+
+def test_nan_on_a_helper_is_the_rows_fault_only_if_the_host_finds_it_too(tmp_path: Path, no_ray: None) -> None:
+    host = worker(tmp_path)
+    host.set_helpers(0, 1, [("w#1", FakeActor(worker(tmp_path)))])
+    failed = Making(host, task(), "fault: nan at call 20").end()
+    assert isinstance(failed, VideoFailed)
+    assert failed.error_type == "NonFiniteError"
+
+
+def test_a_helper_computes_windows_of_videos_it_was_told_of(tmp_path: Path) -> None:
+    helper = worker(tmp_path)
+    backbone = load_backbone(MODEL)
+    (negative, prompt) = backbone.encode_prompts(["", "a cat"])
+    config = settings(tmp_path).sampler
+    x = torch.randn(config.window, *SPEC.latent_shape, generator=torch.Generator().manual_seed(0))
+    level = torch.full((config.window,), config.num_steps)
+    with pytest.raises(WorkerError, match="no video"):
+        helper.run_window("token", 0, x.numpy(), level.numpy(), None)
+    helper.open_video("token", negative.numpy(), prompt.numpy())
+    output, seconds = helper.run_window("token", 0, x.numpy(), level.numpy(), None)
+    expected = backbone.denoiser(config)(x[None], level[None], [backbone.condition(prompt, negative)])[0]
+    assert np.array_equal(output, expected.numpy())
+    assert seconds >= 0
+    for number in range(10):
+        helper.open_video(f"other {number}", negative.numpy(), prompt.numpy())
+    with pytest.raises(WorkerError, match="no video"):
+        helper.run_window("token", 0, x.numpy(), level.numpy(), None)
+
+
+def test_what_a_killed_process_left_on_this_machine_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = scratch.new_folder()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
+    left.mkdir()
+    (left / "video.mp4").write_bytes(b"half of it")
+    for other in ("miga-notes", "miga-1-2", f"miga-12345-{ended.pid}-x"):  # not ours, and another container's
+        (tmp_path / other).mkdir()
+    worker(tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        mine.name, "miga-notes", "miga-1-2", f"miga-12345-{ended.pid}-x"
+    }  # fmt: skip

@@ -1,0 +1,162 @@
+"""`miga extend`: a longer video from kept latents is the one that the longer length gives from the start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actors.rows import RowMaker
+from jobs.cli import main
+from jobs.generate import make_plan, run_record
+from pipeline.config import RunConfig, RunSection
+from pipeline.manifest import Manifest
+from pipeline.rows import ManifestRow, PromptRow
+from pipeline.run_folder import latents_path, open_run, open_state_path, video_path
+from pipeline.storage import open_storage
+from tests.actors.hosts import MODEL, make, task, worker
+
+SHORT, LONG = 61, 101
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three rows: one with its latents kept, one without, one that failed."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "prompts.txt").write_text("a cat\na dog\nfault: nan\n")
+    out = folder / "out"
+    config = RunConfig(model=MODEL, profile="paper", num_frames=SHORT, run=RunSection(keep_latents=True))
+    plan = make_plan(str(folder / "prompts.txt"), str(out), config)
+    storage = open_storage(out)
+    record, _ = open_run(storage, run_record(plan))
+    maker, manifest = RowMaker(record, plan.spec), Manifest(storage, 1000)
+    for row in plan.rows():
+        assert isinstance(row, PromptRow)
+        key, number = maker.key(row), row.index
+        if number == 2:
+            manifest.record(maker.failed(row, 1, "NonFiniteError", "NaN"))
+            continue
+        kept = latents_path(0, number, key, 1, 1) if number == 0 else None
+        what = task(SHORT, number, seed=row.seed, path=video_path(0, number, key, 1, 1), latents_path=kept)
+        result = make(worker(out), what, *row.prompts).result
+        manifest.record(maker.finished(row, key, 1, 0.0, result))
+    manifest.seal(0)
+    return out
+
+
+@pytest.fixture
+def out(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of it, in another place than it was made in."""
+    return Path(shutil.copytree(finished_run, tmp_path / "moved"))
+
+
+def rows(out: Path) -> list[ManifestRow]:
+    return list(Manifest(open_storage(out), 1000).read_rows())
+
+
+def extend(capsys: pytest.CaptureFixture[str], out: Path, key: str, num_frames: int) -> tuple[int, str]:
+    status = main(["extend", str(out), key, "--num-frames", str(num_frames), "--json"])
+    captured = capsys.readouterr()
+    return status, captured.out if status == 0 else captured.err
+
+
+def from_the_start(tmp_path: Path, num_frames: int) -> str:
+    return make(worker(tmp_path / "anew"), task(num_frames, seed=0)).result.sha256
+
+
+def test_it_is_the_video_of_that_length_and_the_run_stays_as_it_is(
+    capsys: pytest.CaptureFixture[str], out: Path, tmp_path: Path
+) -> None:
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    status, text = extend(capsys, out, rows(out)[0].key[:8], LONG)
+    assert status == 0, text
+    longer = ManifestRow.from_json(text)
+    assert longer.sha256 == from_the_start(tmp_path, LONG)
+    assert longer.num_frames == LONG
+    assert longer.key != rows(out)[0].key
+    assert Path(str(longer.uri)).parent == out / "extended"
+    assert {file: file.read_bytes() for file in before} == before
+    new = {file.name.rpartition("-")[2] for file in out.rglob("*") if file.is_file() and file not in before}
+    assert new == {f"{LONG}.mp4", f"{LONG}.json", f"{LONG}.safetensors", "open.safetensors"}
+
+    # The same again: it is there.
+    written = {file: file.stat().st_mtime_ns for file in (out / "extended").iterdir()}
+    status, text = extend(capsys, out, rows(out)[0].key, LONG)
+    assert (status, ManifestRow.from_json(text)) == (0, longer)
+    assert {file: file.stat().st_mtime_ns for file in (out / "extended").iterdir()} == written
+
+    # What was extended can be extended in turn.
+    status, text = extend(capsys, out, longer.key, LONG + 40)
+    assert status == 0, text
+    assert ManifestRow.from_json(text).sha256 == from_the_start(tmp_path, LONG + 40)
+
+
+def test_a_half_made_one_is_gone_on_with(capsys: pytest.CaptureFixture[str], out: Path, tmp_path: Path) -> None:
+    row = rows(out)[0]
+    folder = f"extended/{row.row:08d}-{row.key[:16]}-{LONG}-checkpoint"
+    kept = open_state_path(latents_path(0, 0, row.key, 1, 1))
+    half = task(LONG, seed=0, checkpoints=folder, resume_from=kept)
+    host = worker(out)
+    host.suspend(0, 1)
+    host.make_video(half, *[(vector, 0.0) for vector in _embeddings()])
+    assert len(list((out / folder).iterdir())) == 1
+    status, text = extend(capsys, out, row.key, LONG)
+    assert status == 0, text
+    assert ManifestRow.from_json(text).sha256 == from_the_start(tmp_path, LONG)
+    assert not (out / folder).exists() or not list((out / folder).iterdir())
+
+
+def _embeddings() -> list:
+    from tests.actors.hosts import embeddings
+
+    return [vector for vector, _ in embeddings("a cat")]
+
+
+@pytest.mark.parametrize(
+    ("key", "num_frames", "named"),
+    [
+        ("", LONG, "too short"),
+        ("zzzz", LONG, "no row"),
+        ("0", SHORT, "no more than the 61"),
+        ("0", 60, "57 or 61"),
+        ("0", 37, "no more than the 61"),
+        ("1", LONG, "keep_latents"),
+        ("2", LONG, "was not made"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    capsys: pytest.CaptureFixture[str], finished_run: Path, key: str, num_frames: int, named: str
+) -> None:
+    before = sorted(finished_run.rglob("*"))
+    status, message = extend(
+        capsys, finished_run, rows(finished_run)[int(key)].key if key.isdecimal() else key, num_frames
+    )
+    assert status == 2
+    assert named in message
+    assert "hint: " in message
+    assert sorted(finished_run.rglob("*")) == before
+
+
+def test_latents_that_are_gone_are_named(capsys: pytest.CaptureFixture[str], out: Path) -> None:
+    kept = out / latents_path(0, 0, rows(out)[0].key, 1, 1)
+    Path(open_state_path(str(kept))).unlink()
+    assert "independent of its length" in extend(capsys, out, rows(out)[0].key, LONG)[1]
+    kept.unlink()
+    assert "gone" in extend(capsys, out, rows(out)[0].key, LONG)[1]
+
+
+def test_a_model_of_another_revision_is_refused(
+    capsys: pytest.CaptureFixture[str], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sidecar,) = (out / "done").rglob("00000000-*.json")
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(record))
+    row = replace(rows(out)[0], model_revision="another")
+    sidecar.write_text(row.to_json())
+    (out / "manifest" / "shard-00000.parquet").unlink()
+    status, message = extend(capsys, out, row.key, LONG)
+    assert status == 2
+    assert "another" in message
