@@ -27,8 +27,8 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 demo: install    ## makes the example videos on a local Ray with two backbone actors, and a page to look at
 	$(BIN)/miga generate examples/prompts.jsonl $(OUT) --config jobs/configs/demo.toml
 
-test: $(VENV)/.dev ## the tests (no network, no GPU)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(VENV)/.dev ## the tests (no network, no GPU), a process per core
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses=auto --dist=loadfile
 
 test-all: $(VENV)/.dev ## with the slow ones, fault tests included: half an hour
 	$(BIN)/python -m pytest -m "not gpu"
