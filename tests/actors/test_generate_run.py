@@ -153,6 +153,7 @@ def test_a_run_makes_every_good_row_quarantines_the_bad_ones_and_is_resumed(tmp_
     assert check_complete(out, 8, failed={1, 3, 4, 5, 6})[7]["sha256"] == rows[7]["sha256"]
 
 
+@pytest.mark.slow  # tests/faults/test_chaos.py kills both, too
 def test_a_killed_worker_costs_no_row_and_changes_no_video(tmp_path: Path, tiny_model: Path) -> None:
     """The same bytes come from one actor left alone and from two of which one is killed at work."""
     prompts = tmp_path / "prompts.txt"
@@ -174,6 +175,7 @@ def test_a_killed_worker_costs_no_row_and_changes_no_video(tmp_path: Path, tiny_
     assert len({row["sha256"] for row in rows}) == 3, "rows without a seed of their own get different ones"
 
 
+@pytest.mark.slow  # tests/faults/test_chaos.py kills both, too
 def test_a_killed_driver_leaves_a_run_to_go_on_with(tmp_path: Path, tiny_model: Path) -> None:
     """First SIGTERM, as `ray job stop` sends it, then SIGKILL; what is settled stays as it is."""
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"

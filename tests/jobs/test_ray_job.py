@@ -212,6 +212,7 @@ def test_a_local_run_has_its_dashboard_on_loopback() -> None:
     assert "--host=127.0.0.1 " in dashboards[0]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_submitted_run_survives_being_stopped_and_terminated_and_tells_no_secret(
     cluster: Cluster, bucket: Any, tmp_path: Path

@@ -332,6 +332,7 @@ def test_what_a_video_depends_on(backbone: VideoCrafter2Backbone) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow  # the model's own parts are tested above, runs with other models elsewhere
 def test_a_run_from_end_to_end(converted: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a red ball\nzzz\n")
     command = [sys.executable, "-m", "jobs.cli", "generate", str(tmp_path / "prompts.txt"), str(tmp_path / "out")]
