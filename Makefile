@@ -28,7 +28,7 @@ demo: install    ## makes the example videos on a local Ray with two backbone ac
 	$(BIN)/miga generate examples/prompts.jsonl $(OUT) --config jobs/configs/demo.toml
 
 test: $(VENV)/.dev ## the tests (no network, no GPU), a process per core
-	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses=auto --dist=loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses=auto --dist=loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/.dev ## with the slow ones, fault tests included: half an hour
 	$(BIN)/python -m pytest -m "not gpu"
