@@ -12,18 +12,18 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.nn import functional
 
+from miga.backbones.guided_denoiser import GuidedDenoiser
 from miga.backbones.turns import Turn
 from miga.backbones.wan_padding import has_compact_padding
 from miga.backbones.wan_per_latent import use_per_latent_timesteps
 from miga.backbones.wan_spec import NUM_TEXT_TOKENS
-from miga.errors import NonFiniteError
 from miga.schedule import NoiseSchedule
 
 WanCondition = tuple[torch.Tensor, torch.Tensor]
 """Text embeddings `[L, D]` of the prompt and of the negative prompt, without their padding."""
 
 
-class WanDenoiser:
+class WanDenoiser(GuidedDenoiser):
     """See `miga.backbones.base.BranchedDenoiser`.
 
     Args:
@@ -47,27 +47,7 @@ class WanDenoiser:
     ) -> None:
         use_per_latent_timesteps(transformer)
         self.transformer = transformer
-        self.schedule = schedule
-        self.window = window
-        self.guidance_scale = guidance_scale
-        self.guided_levels = guided_levels or (0, schedule.num_steps)
-        self.turn = turn
-
-    def __call__(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[WanCondition]
-    ) -> torch.Tensor:
-        """Predicted clean latents, float32.
-
-        Raises:
-            NonFiniteError: if the network returns NaN or infinity.
-        """
-        branches = range(self.num_branches(level_BF))
-        predictions = [self.predict_branch(x_BFCHW, level_BF, conditions, branch) for branch in branches]
-        return self.combine(x_BFCHW, level_BF, predictions)
-
-    def num_branches(self, level_BF: torch.Tensor) -> int:
-        """See `BranchedDenoiser`."""
-        return 2 if self.guidance_scale != 1.0 and bool(self._is_guided(level_BF).any()) else 1
+        super().__init__(schedule, window, guidance_scale, guided_levels, turn)
 
     @torch.no_grad()
     def predict_branch(
@@ -79,31 +59,10 @@ class WanDenoiser:
         with self.turn():
             return self._forward(x_BCFHW, timestep_BF, [condition[branch] for condition in conditions])
 
-    @torch.no_grad()
-    def combine(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, predictions: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        """See `BranchedDenoiser`.
-
-        Raises:
-            NonFiniteError: if the network returned NaN or infinity.
-        """
-        velocity = predictions[0]
-        if len(predictions) > 1:
-            away = predictions[1]
-            scale_BF = 1.0 + (self.guidance_scale - 1.0) * self._is_guided(level_BF).to(velocity)
-            velocity = away + scale_BF[:, None, :, None, None] * (velocity - away)
-        sigma = self.schedule.at(self.schedule.sigma, level_BF, velocity)
-        clean_BFCHW = x_BFCHW.float() - sigma * velocity.transpose(1, 2)
-        if not torch.isfinite(clean_BFCHW).all():
-            raise NonFiniteError(
-                "the network returned NaN or infinity",
-                hint="if it happens to every row, the weights are broken or do not bear the dtype: try float32",
-            )
-        return clean_BFCHW
-
-    def _is_guided(self, level_BF: torch.Tensor) -> torch.Tensor:
-        return (self.guided_levels[0] <= level_BF) & (level_BF <= self.guided_levels[1])
+    def to_clean(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, prediction_BCFHW: torch.Tensor) -> torch.Tensor:
+        """From the velocity `noise - clean`."""
+        sigma = self.schedule.at(self.schedule.sigma, level_BF, prediction_BCFHW)
+        return x_BFCHW.float() - sigma * prediction_BCFHW.transpose(1, 2)
 
     def _forward(
         self, x_BCFHW: torch.Tensor, timestep_BF: torch.Tensor, texts_LD: Sequence[torch.Tensor]

@@ -10,16 +10,16 @@ from contextlib import nullcontext
 
 import torch
 
+from miga.backbones.guided_denoiser import GuidedDenoiser
 from miga.backbones.turns import Turn
 from miga.backbones.videocrafter2.unet import VideoCrafter2UNet
-from miga.errors import NonFiniteError
 from miga.schedule import NoiseSchedule
 
 VideoCrafter2Condition = tuple[torch.Tensor, torch.Tensor]
 """Text embeddings `[L, D]` of the prompt and of the negative prompt."""
 
 
-class VideoCrafter2Denoiser:
+class VideoCrafter2Denoiser(GuidedDenoiser):
     """See `miga.backbones.base.BranchedDenoiser`.
 
     Args:
@@ -44,28 +44,8 @@ class VideoCrafter2Denoiser:
         turn: Turn = nullcontext,
     ) -> None:
         self.unet = unet
-        self.schedule = schedule
-        self.window = window
-        self.guidance_scale = guidance_scale
+        super().__init__(schedule, window, guidance_scale, guided_levels, turn)
         self.fps_condition = fps_condition
-        self.guided_levels = guided_levels or (0, schedule.num_steps)
-        self.turn = turn
-
-    def __call__(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[VideoCrafter2Condition]
-    ) -> torch.Tensor:
-        """Predicted clean latents, float32.
-
-        Raises:
-            NonFiniteError: if the network returns NaN or infinity.
-        """
-        branches = range(self.num_branches(level_BF))
-        predictions = [self.predict_branch(x_BFCHW, level_BF, conditions, branch) for branch in branches]
-        return self.combine(x_BFCHW, level_BF, predictions)
-
-    def num_branches(self, level_BF: torch.Tensor) -> int:
-        """See `BranchedDenoiser`."""
-        return 2 if self.guidance_scale != 1.0 and bool(self._is_guided(level_BF).any()) else 1
 
     @torch.no_grad()
     def predict_branch(
@@ -77,31 +57,11 @@ class VideoCrafter2Denoiser:
         with self.turn():
             return self._forward(x_BCFHW, timestep, [condition[branch] for condition in conditions])
 
-    @torch.no_grad()
-    def combine(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, predictions: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        """See `BranchedDenoiser`.
-
-        Raises:
-            NonFiniteError: if the network returned NaN or infinity.
-        """
-        eps = predictions[0]
-        if len(predictions) > 1:
-            away = predictions[1]
-            scale_BF = 1.0 + (self.guidance_scale - 1.0) * self._is_guided(level_BF).to(eps)
-            eps = away + scale_BF[:, None, :, None, None] * (eps - away)
-        alpha, sigma = (self.schedule.at(table, level_BF, eps) for table in (self.schedule.alpha, self.schedule.sigma))
-        clean_BFCHW = (x_BFCHW.float() - sigma * eps.transpose(1, 2)) / alpha
-        if not torch.isfinite(clean_BFCHW).all():
-            raise NonFiniteError(
-                "the network returned NaN or infinity",
-                hint="if it happens to every row, the weights are broken or do not bear the dtype: try float32",
-            )
-        return clean_BFCHW
-
-    def _is_guided(self, level_BF: torch.Tensor) -> torch.Tensor:
-        return (self.guided_levels[0] <= level_BF) & (level_BF <= self.guided_levels[1])
+    def to_clean(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, prediction_BCFHW: torch.Tensor) -> torch.Tensor:
+        """From the noise."""
+        tables = (self.schedule.alpha, self.schedule.sigma)
+        alpha, sigma = (self.schedule.at(table, level_BF, prediction_BCFHW) for table in tables)
+        return (x_BFCHW.float() - sigma * prediction_BCFHW.transpose(1, 2)) / alpha
 
     def _timesteps(self, level_BF: torch.Tensor) -> torch.Tensor:
         """One per window `[B]` where its latents share a level (cheaper, the same result), else one each `[B, F]`."""
