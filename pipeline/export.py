@@ -45,7 +45,7 @@ EXPORT_FILE: Final = "export.json"
 
 _LEFT_OUT: Final = ("uri", "shard")  # `file_name` stands for both
 _TEXT: Final = "prompts joined by line breaks"
-_VERIFY: Final = "see what `miga verify OUT --deep` says"
+_VERIFY: Final = "see what `miga verify OUT` says"
 
 
 @dataclass(frozen=True, kw_only=True)

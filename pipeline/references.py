@@ -31,12 +31,14 @@ class ShardFiles:
     Attributes:
         rows: its settled rows, sorted.
         videos: name → video that is there.
+        latents: name → file of kept latents that is there.
         orphans: kind ("video", "checkpoint", "latents") → files that no row refers to.
         foreign: files that this program did not make.
     """
 
     rows: list[ManifestRow]
     videos: dict[str, FileInfo]
+    latents: dict[str, FileInfo]
     orphans: dict[str, list[FileInfo]] = field(default_factory=lambda: {"video": [], "checkpoint": [], "latents": []})
     foreign: list[FileInfo] = field(default_factory=list)
 
@@ -44,6 +46,11 @@ class ShardFiles:
 def video_name(row: ManifestRow) -> str:
     """The name of the row's video in its shard's folder: OUT may have been moved since its address was noted."""
     return PurePosixPath(row.uri or "").name
+
+
+def latents_name(row: ManifestRow) -> str | None:
+    """The name of the file of its kept latents; None if none were kept."""
+    return PurePosixPath(row.latents_uri).name if row.latents_uri else None
 
 
 def shards_of(storage: Storage, manifest: Manifest) -> list[int]:
@@ -63,14 +70,15 @@ def shard_files(storage: Storage, rows: list[ManifestRow], shard: int) -> ShardF
         shard: its number.
     """
     videos = {PurePosixPath(file.path).name: file for file in storage.files(f"video/{shard:05d}")}
-    files = ShardFiles(rows=rows, videos=videos)
+    latents = {PurePosixPath(file.path).name: file for file in storage.files(f"latents/{shard:05d}")}
+    files = ShardFiles(rows=rows, videos=videos, latents=latents)
     made = [row for row in rows if row.status == "ok"]
     wanted = {video_name(row).removesuffix(".mp4") for row in made}
-    wanted |= {PurePosixPath(row.latents_uri).name.removesuffix(".safetensors") for row in made if row.latents_uri}
+    wanted |= {name.removesuffix(".safetensors") for row in made if (name := latents_name(row))}
     for name, file in videos.items():
         _sort(files, "video", file, _VIDEO.fullmatch(name), wanted)
-    for file in storage.files(f"latents/{shard:05d}"):
-        _sort(files, "latents", file, _LATENTS.fullmatch(PurePosixPath(file.path).name), wanted)
+    for name, file in latents.items():
+        _sort(files, "latents", file, _LATENTS.fullmatch(name), wanted)
     settled = {row.row for row in rows}
     for folder, found in _checkpoints(storage, shard):
         row = _ROW_FOLDER.fullmatch(folder)

@@ -1,7 +1,8 @@
 """`miga verify`: whether OUT holds what its run promises; every fault with what to do about it.
 
 The rows are those of the prompt file, each exactly once, and made of it; every row that was made has its video, of the
-size noted; full shards are sealed. With `deep`, each video is read: its SHA-256, and its frames by decoding them.
+size noted, and the latents kept of it; full shards are sealed. Unless `quick`, all of them are read: the SHA-256 of a
+video, its frames by decoding them, and whether latents are whole.
 What nothing refers to is counted, and is no fault: `miga gc` removes it. An unfinished run is told what it lacks.
 """
 
@@ -18,10 +19,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from safetensors import SafetensorError, safe_open
+
 from miga.errors import InputError, OutputError, WorkerError
 from pipeline.manifest import SCHEMA, SIDECAR_NAME, Manifest, read_parquet
 from pipeline.prompts import read_prompts
-from pipeline.references import shard_files, shards_of, video_name
+from pipeline.references import latents_name, shard_files, shards_of, video_name
 from pipeline.rows import BadRow, ManifestRow, PromptRow, video_key
 from pipeline.run_folder import RunRecord, fingerprint, manifest_path, read_run, shard_of
 from pipeline.storage import FileInfo, LocalStorage, Storage
@@ -32,7 +35,7 @@ _REMAKE: Final = (
     "restore the file from a copy; or delete the row's sidecar in done/ and its shard's file in manifest/, and run the "
     "same `miga generate` command again"
 )
-_DEEP_THREADS: Final = 4
+_READING_THREADS: Final = 4
 
 Say = Callable[[str], None]
 
@@ -42,7 +45,7 @@ class Fault:
     """Something that is not as it should be.
 
     Attributes:
-        kind: a word for machines: prompts, missing, row, manifest, unsealed, video, size, sha256, frames.
+        kind: a word for machines: prompts, missing, row, manifest, unsealed, video, size, sha256, frames, latents.
         where: a path in OUT, a row or a range of rows.
         what: what is wrong.
         remedy: what to do about it.
@@ -63,11 +66,11 @@ class Verification:
 
     Attributes:
         counts: rows, ok, failed, videos, bytes, sealed shards, orphans by kind, foreign files, leftovers.
-        is_deep: whether the videos were read.
+        is_quick: whether the videos were not read.
     """
 
     root: str
-    is_deep: bool
+    is_quick: bool
     faults: list[Fault] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -81,7 +84,7 @@ class Verification:
         return {
             "out": self.root,
             "sound": self.is_sound,
-            "deep": self.is_deep,
+            "quick": self.is_quick,
             **{name: self.counts[name] for name in _COUNTS},
             "faults": [asdict(fault) for fault in self.faults],
         }
@@ -94,6 +97,7 @@ _COUNTS: Final = (
     "sealed_shards",
     "videos",
     "bytes",
+    "latents",
     "orphan_videos",
     "orphan_checkpoints",
     "orphan_latents",
@@ -103,20 +107,22 @@ _COUNTS: Final = (
 )
 
 
-def verify(storage: Storage, *, prompts: str | None = None, deep: bool = False, say: Say | None = None) -> Verification:
+def verify(
+    storage: Storage, *, prompts: str | None = None, quick: bool = False, say: Say | None = None
+) -> Verification:
     """Looks through a run, a shard in memory at a time, and changes nothing.
 
     Args:
         storage: of OUT.
         prompts: where the prompt file lies now, if not where it lay when the run was started.
-        deep: whether to read every video.
+        quick: whether to read no video.
         say: told after each shard how far it is.
 
     Raises:
         OutputError: if there is no run, or the storage cannot be read.
     """
     record = read_run(storage)
-    return _Verifier(storage, record, Verification(storage.root, deep), say).run(prompts)
+    return _Verifier(storage, record, Verification(storage.root, quick), say).run(prompts)
 
 
 class _Verifier:
@@ -243,9 +249,8 @@ class _Verifier:
             self._found.counts["orphan_bytes"] += sum(file.bytes for file in orphans)
         self._found.counts["foreign_files"] += len(files.foreign)
         whole: list[tuple[ManifestRow, FileInfo]] = []
-        for row in rows:
-            if row.status != "ok":
-                continue
+        made = [row for row in rows if row.status == "ok"]
+        for row in made:
             name = f"video/{shard:05d}/{video_name(row)}"
             file = files.videos.get(video_name(row))
             if file is None:
@@ -257,10 +262,31 @@ class _Verifier:
                 self._fault("size", name, f"it has {file.bytes} bytes; row {row.row} says {row.bytes}", _REMAKE)
             else:
                 whole.append((row, file))
-        if self._found.is_deep:
-            with ThreadPoolExecutor(_DEEP_THREADS) as threads:
+        if not self._found.is_quick:
+            with ThreadPoolExecutor(_READING_THREADS) as threads:
                 for faults in threads.map(lambda pair: self._read(*pair), whole):
                     self._found.faults.extend(faults)
+        for row in made:
+            if kept := latents_name(row):
+                self._latents(row, files.latents.get(kept), f"latents/{shard:05d}/{kept}")
+
+    def _latents(self, row: ManifestRow, file: FileInfo | None, name: str) -> None:
+        """The latents kept of a row: nothing is noted of them but their address."""
+        if file is None:
+            self._fault("latents", name, f"the latents kept of row {row.row} are not there", _REMAKE)
+            return
+        self._found.counts["latents"] += 1
+        if self._found.is_quick:
+            return
+        try:
+            with _local(self._storage, file.path) as local, safe_open(local, framework="pt"):
+                pass  # it reads the header, and compares the file's length with it
+        except SafetensorError as error:
+            self._fault("latents", name, f"the file is not whole ({error})", _REMAKE)
+        except FileNotFoundError:
+            self._fault("latents", name, "it was removed just now", _REMAKE)
+        except OutputError as error:
+            self._fault("latents", name, error.message, error.hint)
 
     def _read(self, row: ManifestRow, file: FileInfo) -> list[Fault]:
         """What is wrong inside a video."""

@@ -31,7 +31,7 @@ _ANSWERS: dict[str, tuple[int, str]] = {
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests that match.
+    """What happens to the next `times` requests that match, or to every so many of them.
 
     busy, error, full, quota, denied, aborted: an error is answered, and the server never sees the request.
     reset: the connection is reset before the server sees the request.
@@ -47,16 +47,20 @@ class Fault:
     method: str = ".*"
     target: str = ""
     delay_s: float = 0.0
+    every: int = 1
+    num_seen: int = 0
     num_hit: int = 0
     released: threading.Event = field(default_factory=threading.Event)
 
     def takes(self, method: str, target: str) -> bool:
-        """Whether the request is one of its."""
-        return (
-            self.num_hit < self.times
-            and re.fullmatch(self.method, method) is not None
-            and re.search(self.target, target) is not None
-        )
+        """Whether the request is one of its; counted, if so."""
+        matches = re.fullmatch(self.method, method) is not None and re.search(self.target, target) is not None
+        if self.num_hit >= self.times or not matches:
+            return False
+        self.num_seen += 1
+        is_hit = self.num_seen % self.every == 0
+        self.num_hit += is_hit
+        return is_hit
 
 
 class FaultyS3:
@@ -88,9 +92,11 @@ class FaultyS3:
         self._server.shutdown()
         self._server.server_close()
 
-    def fail(self, kind: Kind, times: int = 1, method: str = ".*", target: str = "", delay_s: float = 0.0) -> Fault:
-        """Makes the next `times` requests fail whose method and target (path and query) match."""
-        fault = Fault(kind, times, method, target, delay_s)
+    def fail(
+        self, kind: Kind, times: int = 1, method: str = ".*", target: str = "", delay_s: float = 0.0, every: int = 1
+    ) -> Fault:
+        """Makes `times` requests fail whose method and target (path and query) match: the next, or every so many."""
+        fault = Fault(kind, times, method, target, delay_s, every)
         with self._lock:
             self._faults.append(fault)
         return fault
@@ -101,7 +107,6 @@ class FaultyS3:
             self.requests.append((method, target))
             for fault in self._faults:
                 if fault.takes(method, target):
-                    fault.num_hit += 1
                     return fault
         return None
 

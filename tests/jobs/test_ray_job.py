@@ -101,6 +101,18 @@ def wait_for(condition: Callable[[], Any], seconds: float = 150.0) -> Any:
     raise AssertionError("it did not come to that in time")
 
 
+@contextlib.contextmanager
+def told_on_failure(cluster: Cluster, name: str) -> Iterator[None]:
+    """What the job and Ray have written goes into the failure's message."""
+    try:
+        yield
+    except AssertionError as error:
+        written = [path for path in kept_files(cluster.folder) if path.suffix in (".log", ".err", ".out")]
+        tails = [f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in written]
+        status = cluster.info(name)
+        raise AssertionError(f"{error}\n{status}\n" + "\n".join(tails)) from error
+
+
 def descendants(pid: int) -> dict[int, str]:
     """Process → its command line, of everything a process has started."""
     children: dict[int, list[int]] = {}
@@ -236,7 +248,8 @@ def test_a_submitted_run_survives_being_stopped_and_terminated_and_tells_no_secr
         done = cluster.submit(name, *arguments)
         assert done.returncode == 0, done.stderr
         output += done.stdout + done.stderr
-        wait_for(lambda before=made: settled().keys() - before.keys())
+        with told_on_failure(cluster, name):
+            wait_for(lambda before=made: settled().keys() - before.keys())
         if name == "stopped":
             done = cluster.job("stop", "--address", cluster.address, name)
             assert done.returncode == 0, done.stderr

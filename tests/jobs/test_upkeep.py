@@ -35,7 +35,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 
 def test_verify_says_sound(capsys: pytest.CaptureFixture[str], made: MadeRun) -> None:
-    status, out, err = run(capsys, "verify", made.storage.root, "--deep")
+    status, out, err = run(capsys, "verify", made.storage.root)
     assert (status, out.splitlines()[-1]) == (0, "sound")
     assert "8 rows" in out
     assert "shard 2" in err
@@ -171,5 +171,5 @@ def test_retry_failed_makes_those_rows_and_no_others(tmp_path: Path) -> None:
     assert (after[1].sha256, after[1].key) == (before[1].sha256, before[1].key)
     assert after[1].uri != before[1].uri
     assert manifest.sealed_statuses(0) == dict.fromkeys(range(3), "ok")
-    found = verify(storage, prompts=str(moved), deep=True)
+    found = verify(storage, prompts=str(moved))
     assert [(fault.kind, fault.where) for fault in found.faults] == [("missing", "row 4")]

@@ -82,7 +82,7 @@ def test_exactly_what_nothing_refers_to_goes(storage: Storage, tmp_path: Path) -
     found = collect_garbage(storage)
     assert files(storage) == before
     assert found.files == {"video": 4, "latents": 2, "checkpoint": 5}
-    assert [fault.kind for fault in verify(storage, deep=True).faults] == ["missing"]
+    assert [fault.kind for fault in verify(storage).faults] == ["missing"]
     assert collect_garbage(storage).files == {}
 
 

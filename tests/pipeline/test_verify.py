@@ -11,9 +11,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import save
 
 from miga.errors import OutputError
 from pipeline.manifest import to_parquet
+from pipeline.run_folder import latents_path
 from pipeline.storage import LocalStorage, Storage, open_storage
 from pipeline.verify import Verification, verify
 from tests.made_run import MadeRun, make_run, video_bytes
@@ -28,10 +31,10 @@ def kinds(found: Verification) -> list[str]:
     return [fault.kind for fault in found.faults]
 
 
-@pytest.mark.parametrize("deep", [False, True])
-def test_a_whole_run_is_sound(storage: Storage, tmp_path: Path, deep: bool) -> None:
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_whole_run_is_sound(storage: Storage, tmp_path: Path, quick: bool) -> None:
     run = make_run(storage, tmp_path, 8, failed=(4,))
-    found = verify(storage, deep=deep)
+    found = verify(storage, quick=quick)
     assert found.faults == []
     assert found.is_sound
     sizes = sum(run.row(index).bytes or 0 for index in range(8) if index != 4)
@@ -65,7 +68,7 @@ def test_a_limit_is_not_a_lack_and_a_larger_one_later_is_seen(tmp_path: Path) ->
 def test_a_run_that_was_moved_is_sound(tmp_path: Path) -> None:
     make_run(LocalStorage(tmp_path / "out"), tmp_path)
     shutil.move(tmp_path / "out", tmp_path / "moved")
-    assert verify(LocalStorage(tmp_path / "moved"), deep=True).is_sound
+    assert verify(LocalStorage(tmp_path / "moved")).is_sound
 
 
 def sealed_file(run: MadeRun, shard: int) -> Path:
@@ -103,12 +106,26 @@ def cut_and_recorded(run: MadeRun) -> None:
     rewrite(run, lambda rows: [rows[0], replace(rows[1], sha256=digest, bytes=len(data)), rows[2]])  # type: ignore[type-var]
 
 
+def keep_latents(run: MadeRun, change: Callable[[bytes], bytes]) -> str:
+    """Notes that latents of row 1 were kept, and puts what `change` makes of them there; returns where."""
+    path = latents_path(0, 1, run.row(1).key, 1, 1)
+    rewrite(run, lambda rows: [rows[0], replace(rows[1], latents_uri=run.storage.uri(path)), *rows[2:]])  # type: ignore[type-var]
+    run.storage.write_bytes(path, change(save({"x": torch.zeros(3, 4)})))
+    return path
+
+
 BREAKS: dict[str, tuple[Callable[[MadeRun], object], list[str], list[str]]] = {
     "video gone": (lambda run: run.storage.delete(run.video(1)), ["video"], ["video"]),
     "video shorter": (lambda run: break_video(run, video_bytes(1)[:-1]), ["size"], ["size"]),
     "video flipped": (lambda run: break_video(run, video_bytes(1)[:-1] + b"\xff"), [], ["sha256"]),
     "video emptied": (lambda run: break_video(run, b""), ["size"], ["size"]),
     "frames lost": (cut_and_recorded, [], ["frames"]),
+    "latents gone": (
+        lambda run: run.storage.delete(keep_latents(run, bytes)),
+        ["latents"],
+        ["latents"],
+    ),
+    "latents cut": (lambda run: keep_latents(run, lambda data: data[:-1]), [], ["latents"]),
     "row lost": (lambda run: rewrite(run, lambda rows: rows[:1] + rows[2:]), ["unsealed"], ["unsealed"]),
     "row twice": (lambda run: rewrite(run, lambda rows: [*rows, rows[1]]), ["manifest"], ["manifest"]),
     "rows unsorted": (lambda run: rewrite(run, lambda rows: rows[::-1]), ["manifest"], ["manifest"]),
@@ -141,13 +158,20 @@ BREAKS: dict[str, tuple[Callable[[MadeRun], object], list[str], list[str]]] = {
 
 @pytest.mark.parametrize("name", BREAKS)
 def test_every_break_is_found_and_nothing_else(tmp_path: Path, name: str) -> None:
-    change, shallow, deep = BREAKS[name]
+    change, shallow, whole = BREAKS[name]
     run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 8)
     change(run)
-    found = verify(run.storage)
+    found = verify(run.storage, quick=True)
     assert kinds(found) == shallow
-    assert kinds(verify(run.storage, deep=True)) == deep
+    assert kinds(verify(run.storage)) == whole
     assert all(fault.where and fault.what and fault.remedy for fault in found.faults)
+
+
+def test_kept_latents_that_are_whole_are_no_fault(tmp_path: Path) -> None:
+    run = make_run(LocalStorage(tmp_path / "out"), tmp_path)
+    keep_latents(run, bytes)
+    found = verify(run.storage)
+    assert (found.faults, found.counts["latents"], found.counts["orphan_latents"]) == ([], 1, 0)
 
 
 def test_a_row_lost_from_a_sealed_file_is_missing_once_its_sidecar_is_gone(tmp_path: Path) -> None:
