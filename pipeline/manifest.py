@@ -231,8 +231,13 @@ class Manifest:
 
 
 def read_parquet(data: bytes, columns: list[str] | None = None) -> Any:
-    """A small Parquet file as a table, without threads: those of Arrow may abort a process that ends just then."""
-    return pq.read_table(pa.BufferReader(data), columns=columns, use_threads=False, pre_buffer=False)
+    """A small Parquet file as a table.
+
+    Without Arrow's threads: `pq.read_table` leaves its reader to one of them, which needs the interpreter to let go of
+    `data`, and aborts a process that ends just then.
+    """
+    with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
+        return file.read(columns, use_threads=False)
 
 
 def to_parquet(rows: Iterable[ManifestRow]) -> bytes:
