@@ -305,7 +305,7 @@ def _read_parquet(path: str) -> Iterator[Record]:
         table = pq.ParquetFile(file)
         _check_columns(path, table.schema_arrow.names)
         _check_prompt_type(path, table.schema_arrow.field("prompt").type)
-        for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
+        for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS, use_threads=False):
             for fields in _batch_rows(batch):
                 row += 1
                 source = f"{name}:{row}"
