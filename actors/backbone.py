@@ -26,6 +26,7 @@ from actors.hosting import HostedVideo, HostParts, device_name
 from actors.messages import (
     Embedding,
     News,
+    Question,
     VideoFailed,
     VideoFinished,
     VideoMade,
@@ -92,7 +93,7 @@ class BackboneWorker:
         )
         configure(self._backbone, settings.options, revision=settings.revision, device=device, memory=memory)
         self._denoiser = ClockedBackbone(self._backbone, self._clock).denoiser(settings.sampler)
-        self._storage = open_storage(settings.out)
+        self._storage = open_storage(settings.out, settings.s3_patience_s)
         return WorkerInfo(
             device=device_name(self._backbone.device),
             node=platform.node(),
@@ -232,15 +233,18 @@ class BackboneWorker:
 
     # ---- telling ----
 
-    @ray.method(concurrency_group="news")
-    def news(self, timeout_s: float, task: VideoTask | None = None, *embeddings: Embedding) -> News:
-        """What has happened since the last time; waits for something worth telling, but no longer than that.
+    @ray.method(concurrency_group="news", enable_task_events=False)
+    def news(self, question: bytes, *embeddings: Embedding) -> bytes:
+        """What has happened since the last time, as packed `News`; waits for something worth telling.
 
-        With a task, it is begun first.
+        Args:
+            question: a packed `Question`.
+            embeddings: of its task: of the negative prompt, then of the others.
         """
-        if task is not None:
-            self._making.submit(self.make_video, task, *embeddings)
-        events = self._outbox.take(timeout_s)
+        asked = Question.unpacked(question)
+        if asked.task is not None:
+            self._making.submit(self.make_video, asked.task, *embeddings)
+        events = self._outbox.take(asked.timeout_s)
         clock = self._clock
         return News(
             events=events,
@@ -248,7 +252,7 @@ class BackboneWorker:
             busy_s=clock.busy_s,
             call_running_s=clock.call_running_s,
             call_s=clock.call_s,
-        )
+        ).packed()
 
 
 class _RayHelper:

@@ -1,20 +1,19 @@
 """The GPUs that one video can use: the host's own, and those of the helpers that it has just now.
 
 A host computes a video's windows itself and hands single ones to its helpers, called directly, so that the coordinator
-sees none of it. All of them take windows from one queue, the most urgent first. A helper may join, leave, die or err at
-any time: its window goes back into the queue, and the video is the same in the last bit wherever its windows ran.
+sees none of it. All of them take windows from one queue, the most urgent first; which of them a helper may take, and
+when the host joins in, is decided in `miga/sharing.py`. A helper may join, leave, die or err at any time: its window
+goes back into the queue, and the video is the same in the last bit wherever its windows ran.
 
 Legend: F latents, C channels, H, W cells.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
@@ -23,6 +22,7 @@ import torch
 from miga.backbones.base import Condition, Denoiser
 from miga.denoise_pass import WindowCall, run_call
 from miga.errors import MigaError
+from miga.sharing import Share, WaitingCalls, slots_of
 
 NUM_CALLS_PER_HELPER: Final = 2
 """Windows on the way to a helper or in work there: while it computes one, the next is carried to it."""
@@ -48,15 +48,14 @@ class Helper(Protocol):
         ...
 
 
-@dataclass(order=True)
+@dataclass(frozen=True)
 class _Window:
-    """A window that waits: the lower `priority`, the sooner; of equals the older."""
+    """A window on its way to a result."""
 
+    call: WindowCall
     priority: int
-    number: int
-    call: WindowCall = field(compare=False)
-    future: Future[torch.Tensor] = field(compare=False)
-    is_for_host: bool = field(default=False, compare=False)
+    is_candidate: bool
+    future: Future[torch.Tensor]
 
 
 class HelperPool:
@@ -66,26 +65,29 @@ class HelperPool:
         denoiser: the host's own.
         conditions: those of the video, by the number of the prompt.
         lost: told of a helper that was dropped, with the error.
+        share: which windows helpers take.
 
     Attributes:
-        num_slots: windows that can be computed at once just now.
         num_helper_calls: windows that helpers have computed; one branch of a guided call is half of one.
         helper_s: seconds that their GPUs took.
     """
 
     def __init__(
-        self, denoiser: Denoiser, conditions: Sequence[Condition], lost: Callable[[Helper, BaseException], None]
+        self,
+        denoiser: Denoiser,
+        conditions: Sequence[Condition],
+        lost: Callable[[Helper, BaseException], None],
+        share: Share,
     ) -> None:
         self._denoiser = denoiser
         self._conditions = conditions
         self._lost = lost
+        self._share = share
         self._changed = threading.Condition()
-        self._waiting: list[_Window] = []
-        self._num_for_helpers = 0
-        self._numbers = itertools.count()
+        self._waiting: WaitingCalls[_Window] = WaitingCalls(share)
         self._helpers: dict[str, Helper] = {}
+        self._num_idle_helpers = 0
         self._is_closed = False
-        self.num_slots = 1
         self.num_helper_calls = 0.0
         self.helper_s = 0.0
         self._host = threading.Thread(target=self._work_here, name="miga-windows", daemon=True)
@@ -93,9 +95,19 @@ class HelperPool:
 
     # ---- what the sampler sees ----
 
-    def submit(self, call: WindowCall, priority: int) -> Future[torch.Tensor]:
+    @property
+    def num_slots(self) -> int:
+        """See `WindowExecutor`."""
+        return slots_of(self._share, len(self._helpers))[0]
+
+    @property
+    def num_general_slots(self) -> int:
+        """See `WindowExecutor`."""
+        return slots_of(self._share, len(self._helpers))[1]
+
+    def submit(self, call: WindowCall, priority: int, *, is_candidate: bool) -> Future[torch.Tensor]:
         """Runs a call somewhere, some time; the result is what `run_call` returns."""
-        window = _Window(priority, next(self._numbers), call, Future())
+        window = _Window(call, priority, is_candidate, Future())
         self._put(window)
         return window.future
 
@@ -106,7 +118,6 @@ class HelperPool:
         with self._changed:
             joined = [helper for name, helper in helpers.items() if name not in self._helpers]
             self._helpers = {name: self._helpers.get(name, helper) for name, helper in helpers.items()}
-            self.num_slots = 1 + len(self._helpers)
             self._changed.notify_all()
         for helper in joined:
             thread = threading.Thread(target=self._begin, args=(helper,), name=f"miga-{helper.name}", daemon=True)
@@ -117,7 +128,7 @@ class HelperPool:
         with self._changed:
             self._is_closed = True
             self._helpers = {}
-            waiting, self._waiting = self._waiting, []
+            waiting = self._waiting.take_all()
             self._changed.notify_all()
         for window in waiting:
             window.future.cancel()
@@ -126,43 +137,42 @@ class HelperPool:
 
     # ---- inside ----
 
-    def _put(self, window: _Window) -> None:
+    def _put(self, window: _Window, *, is_for_host: bool = False) -> None:
         with self._changed:
             if self._is_closed:
                 window.future.cancel()  # or, if it has been begun, nobody waits for it any more
                 return
-            heapq.heappush(self._waiting, window)
-            self._num_for_helpers += not window.is_for_host
+            self._waiting.put(window, window.priority, is_candidate=window.is_candidate, is_for_host=is_for_host)
             self._changed.notify_all()
 
-    def _take(self, may_take: Callable[[], bool], is_over: Callable[[], bool], is_host: bool) -> _Window | None:
-        """The most urgent window, as soon as there is one that may be taken; None once it is over."""
+    def _next_here(self) -> _Window | None:
+        """What the host computes next, as soon as there is something; None at the end."""
         with self._changed:
-            while True:
-                if self._is_closed or is_over():
-                    return None
-                if may_take() and (window := self._pop(is_host)):
+            while not self._is_closed:
+                if window := _begun(lambda: self._waiting.take_for_host(self._num_idle_helpers)):
                     return window
                 self._changed.wait()
+            return None
 
-    def _pop(self, is_host: bool) -> _Window | None:
-        kept: list[_Window] = []
-        found: _Window | None = None
-        while self._waiting and found is None:
-            window = heapq.heappop(self._waiting)
-            if window.is_for_host and not is_host:
-                kept.append(window)
-                continue
-            self._num_for_helpers -= not window.is_for_host
-            if window.future.running() or window.future.set_running_or_notify_cancel():
-                found = window
-        for window in kept:
-            heapq.heappush(self._waiting, window)
-        return found
+    def _next_for(self, helper: Helper, is_spare: bool) -> _Window | None:
+        """What a helper computes next, as soon as there is something; None once it is none any more."""
+        window: _Window | None = None
+        with self._changed:
+            self._num_idle_helpers += not is_spare
+            while not self._is_closed and self._helpers.get(helper.name) is helper:
+                if not is_spare or self._waiting.num_for_helpers > self.num_slots:
+                    window = _begun(self._waiting.take_for_helper)
+                if window is not None:
+                    break
+                self._changed.wait()
+            self._num_idle_helpers -= not is_spare
+            if window is None:
+                self._changed.notify_all()  # the host may have left something to this helper
+            return window
 
     def _work_here(self) -> None:
         """The host's own GPU."""
-        while window := self._take(lambda: True, lambda: False, is_host=True):
+        while window := self._next_here():
             call = window.call
             try:
                 with torch.inference_mode():
@@ -186,11 +196,7 @@ class HelperPool:
 
     def _feed(self, helper: Helper, is_spare: bool) -> None:
         """Hands windows to a helper; a spare thread only while there are more of them than GPUs."""
-
-        def may_take() -> bool:
-            return not is_spare or self._num_for_helpers > self.num_slots
-
-        while window := self._take(may_take, lambda: self._helpers.get(helper.name) is not helper, is_host=False):
+        while window := self._next_for(helper, is_spare):
             call = window.call
             try:
                 prompt = next(
@@ -199,9 +205,9 @@ class HelperPool:
                 x_FCHW, level_F = call.x_FCHW.cpu().numpy(), call.level_F.numpy()
                 output, seconds = helper.run_window(prompt, x_FCHW, level_F, call.branch)
             except Exception as error:  # of Ray's, or of the helper's
-                window.is_for_host = isinstance(error, MigaError) and error.scope == "row"
-                self._put(window)
-                if window.is_for_host:  # if it is the window's own fault, the host will find the same
+                is_rows_fault = isinstance(error, MigaError) and error.scope == "row"
+                self._put(window, is_for_host=is_rows_fault)
+                if is_rows_fault:  # the host will find the same
                     continue
                 self._drop(helper, error)
                 return
@@ -214,7 +220,14 @@ class HelperPool:
             is_news = self._helpers.get(helper.name) is helper
             if is_news:
                 del self._helpers[helper.name]
-                self.num_slots = 1 + len(self._helpers)
             self._changed.notify_all()
         if is_news:
             self._lost(helper, error)
+
+
+def _begun(take: Callable[[], _Window | None]) -> _Window | None:
+    """The next window that nobody has cancelled, begun from now on."""
+    while window := take():
+        if window.future.running() or window.future.set_running_or_notify_cancel():
+            return window
+    return None

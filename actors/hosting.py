@@ -172,7 +172,7 @@ class HostedVideo:
         if settings.sampler.windows_per_batch == 1:  # windows of a batch go through the network together, here
             with self._lock:
                 denoiser = self._backbone.denoiser(settings.sampler)
-                self._pool = HelperPool(denoiser, self._backbone.conditions, self._lost)
+                self._pool = HelperPool(denoiser, self._backbone.conditions, self._lost, settings.share)
                 self._pool.set_helpers(self._helpers)
         self._run = VideoRun(
             self._backbone,

@@ -3,12 +3,16 @@
 The coordinator tells a worker what to do by calls that return nothing, and asks it for its news by one call that is
 answered when there are some (`BackboneWorker.news`). So a worker always has one call open, whose failure tells of its
 death, whatever it was doing; and a thousand workers cost the coordinator a few answers a second.
+
+Question and answer go as bytes (`packed`), which Ray carries as they are. What it pickles itself it pickles in Python,
+class by class: for a row whose video takes no time that was the most costly step of all, on both sides.
 """
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 
@@ -16,6 +20,7 @@ from miga.backbones.options import ModelOptions
 from miga.config import SamplerConfig
 from miga.errors import MigaError, Scope
 from miga.reflection import ReflectionTrace
+from miga.sharing import Share
 from pipeline.config import VideoConfig
 
 Embedding: TypeAlias = tuple[np.ndarray, float]
@@ -27,8 +32,10 @@ class WorkerSettings:
     """What every worker of a run is told once.
 
     Attributes:
+        share: which windows of a video helpers take.
         checkpoint_every_s: how often a video in the making is saved.
         keep_latents: whether finished latents are put beside the videos.
+        s3_patience_s: seconds that the server of OUT may be gone; None: what the worker's environment says.
     """
 
     model: str
@@ -42,8 +49,10 @@ class WorkerSettings:
     options: ModelOptions = field(default_factory=ModelOptions)
     text_dtype: str = "float32"
     text_gpus: float = 0.0
+    share: Share = "windows"
     checkpoint_every_s: float = 120.0
     keep_latents: bool = False
+    s3_patience_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +91,34 @@ class VideoTask:
     epoch: int = 1
     resume_from: str | None = None
     latents_path: str | None = None
+
+
+class _Packed:
+    """A message that goes as bytes."""
+
+    def packed(self) -> bytes:
+        """The message as bytes."""
+        return pickle.dumps(self, pickle.HIGHEST_PROTOCOL)
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> Self:
+        """The message that was packed."""
+        message = pickle.loads(data)
+        assert isinstance(message, cls)
+        return message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question(_Packed):
+    """What a worker is asked for its news with.
+
+    Attributes:
+        timeout_s: how long it may wait for something worth telling.
+        task: what it is to begin first, if anything.
+    """
+
+    timeout_s: float
+    task: VideoTask | None = None
 
 
 # ---- news of an attempt ----
@@ -216,7 +253,7 @@ VideoEvent: TypeAlias = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class News:
+class News(_Packed):
     """What has happened on a worker since it was asked before.
 
     Attributes:

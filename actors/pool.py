@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import ray
 
 from actors.backbone import CONCURRENCY_GROUPS, BackboneWorker
-from actors.messages import WorkerInfo, WorkerSettings
+from actors.messages import VideoTask, WorkerInfo, WorkerSettings
 from actors.runtime import Slots
 from actors.text_encoder import TextEncoderWorker
 from miga.errors import UsageError
@@ -36,7 +36,7 @@ class Member:
         info: what it says of itself; None while it loads.
         heard_at_s: when it last answered.
         busy_s, num_calls: of its GPU, as it last told.
-        outgoing: what it is told with the next call for news.
+        outgoing: what it is to begin, and its embeddings, told with the next call for news.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Member:
     idle_since_s: float | None = None
     busy_s: float = 0.0
     num_calls: float = 0.0
-    outgoing: tuple[Any, ...] = ()
+    outgoing: tuple[VideoTask | None, Sequence[Any]] = (None, ())
 
     @property
     def key(self) -> str:

@@ -16,6 +16,7 @@ from pipeline.rows import BadRow, PromptRow
 
 MAX_VIDEO_BARS = 8
 LOG_EVERY_S = 30.0
+DRAW_EVERY_S = 0.1
 
 
 class ProgressBoard:
@@ -34,7 +35,7 @@ class ProgressBoard:
         self._num_rows = num_rows
         self._num_ok = self._num_failed = self._num_skipped = 0
         self.num_calls = 0
-        self._started_s = self._logged_s = time.monotonic()
+        self._started_s = self._shown_s = time.monotonic()
         self._videos: dict[str, tqdm] = {}
         self._states: dict[str, str] = {}
         self._run = tqdm(
@@ -93,12 +94,14 @@ class ProgressBoard:
 
     def refresh(self) -> None:
         """Called often; shows something where time has passed."""
-        if self._is_live:
-            self._run.refresh()
-            return
         now_s = time.monotonic()
-        if now_s - self._logged_s >= LOG_EVERY_S and self._states:
-            self._logged_s = now_s
+        if now_s - self._shown_s < (DRAW_EVERY_S if self._is_live else LOG_EVERY_S):
+            return
+        if self._is_live:
+            self._shown_s = now_s
+            self._run.refresh()
+        elif self._states:
+            self._shown_s = now_s
             self.say(f"[{self._summary(now_s)}] " + ", ".join(list(self._states.values())[:MAX_VIDEO_BARS]))
 
     def close(self) -> None:
@@ -125,5 +128,7 @@ class ProgressBoard:
 
 def _name(row: PromptRow | BadRow) -> str:
     """A row's name, short and on one line: ids are the user's and may hold anything."""
-    text = "".join(character if character.isprintable() else "·" for character in row.id)
+    text = row.id
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else "·" for character in text)
     return text if len(text) <= 24 else text[:23] + "…"

@@ -6,10 +6,10 @@ shard is sealed once its last sidecar is there, and every write is fenced by the
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
 
@@ -39,8 +39,8 @@ class Recorder:
         self, storage: Storage, manifest: Manifest, lease: Lease | None, tell: Callable[[Callable[[], None]], None]
     ) -> None:
         self._storage, self._manifest, self._lease, self._tell = storage, manifest, lease, tell
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="miga-record")
-        self._room = threading.BoundedSemaphore(MAX_WAITING)
+        self._threads = Threads(NUM_THREADS)
+        self._room = threading.Semaphore(MAX_WAITING)
         self._num_open: dict[int, int] = defaultdict(int)
         self._to_seal: set[int] = set()
         self._known: dict[int, dict[int, ManifestRow]] = defaultdict(dict)
@@ -70,23 +70,22 @@ class Recorder:
 
     def close(self) -> None:
         """Waits for what is being written."""
-        self._threads.shutdown(wait=True)
+        self._threads.close()
 
     # ---- in the coordinator's thread ----
 
     def _submit(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
         self._room.acquire()
         self._num_writing += 1
-        self._threads.submit(work).add_done_callback(partial(self._done, then))
+        self._threads.submit(partial(self._run, work, then))
 
-    def _done(self, then: Callable[[Any], None], future: Future[Any]) -> None:
-        self._room.release()
+    def _done(self, then: Callable[[Any], None], result: Any) -> None:
+        self._num_writing -= 1
+        then(result)
 
-        def act() -> None:
-            self._num_writing -= 1
-            then(future.result())
-
-        self._tell(act)
+    def _failed(self, error: BaseException) -> None:
+        self._num_writing -= 1
+        raise error
 
     def _written(self, row: ManifestRow, recorded: Callable[[], None], checkpoints: str | None, is_mine: bool) -> None:
         self._num_open[row.shard] -= 1
@@ -109,6 +108,15 @@ class Recorder:
 
     # ---- in threads ----
 
+    def _run(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            self._tell(partial(self._failed, error))
+        else:
+            self._tell(partial(self._done, then, result))
+        self._room.release()
+
     def _write(self, row: ManifestRow) -> bool:
         """Whether this is what stands there now: a row that was settled before stays as it was."""
         if self._lease is not None:
@@ -122,6 +130,57 @@ class Recorder:
 
     def _remove(self, folder: str) -> None:
         self._storage.delete_many(f"{folder}/{name}" for name in self._storage.children(folder))
+
+
+class Threads:
+    """A few threads that do what they are brought, in order of arrival.
+
+    One more is woken only where more waits than threads are at work. Where a write takes no longer than waking a
+    thread does, one of them does it all; where it takes long, what waits soon has all of them at work.
+
+    Args:
+        most: threads at the same time.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._num_awake = 0
+        self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"miga-record-{number}", daemon=True) for number in range(most)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Has it done soon; it is not to raise."""
+        with self._lock:
+            self._waiting.append(work)
+            is_short = self._num_awake < min(len(self._waiting), len(self._threads))
+            self._num_awake += is_short
+        if is_short:
+            self._calls.put(True)
+
+    def close(self) -> None:
+        """Returns once all is done."""
+        for _ in self._threads:
+            self._calls.put(False)
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        while self._calls.get():
+            while work := self._next():
+                work()
+
+    def _next(self) -> Callable[[], None] | None:
+        """What has waited longest; None: nothing, and the thread goes to sleep."""
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._num_awake -= 1
+            return None
 
 
 def _nothing(_: Any) -> None:

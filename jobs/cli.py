@@ -17,6 +17,7 @@ from jobs.bench.cli import add_benches
 from jobs.upkeep import add_upkeep
 from miga import __version__
 from miga.errors import InputError, MigaError, ModelError, OutputError, UsageError
+from miga.sharing import SHARES
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -51,7 +52,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_generate(commands)
+    _add_ablate(commands)
+    _add_status_and_report(commands)
+    add_upkeep(commands, _print_summary)
+    _add_extend(commands)
+    _add_convert(commands)
+    _add_profiles(commands)
+    _add_simulate(commands)
+    add_benches(commands.add_parser("bench", help="figures of the embedded model on this machine"))
+    return parser
 
+
+def _add_generate(commands: Any) -> None:
     generate = commands.add_parser("generate", help="make a video for every row of a prompt file")
     generate.add_argument("prompts", metavar="PROMPTS", help=".txt, .jsonl, .csv or .parquet; local or s3://")
     generate.add_argument("out", metavar="OUT", help="a folder or s3://bucket/prefix; running again resumes")
@@ -79,65 +92,6 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--json", action="store_true", help="print the summary for machines")
     generate.add_argument("--quiet", action="store_true", help="no progress")
     generate.set_defaults(command=_generate)
-
-    ablate = commands.add_parser("ablate", help="settings of the sampler side by side: the paper's tables")
-    ablate.add_argument("prompts", metavar="PROMPTS", help="as for generate; every row must be one that can be made")
-    ablate.add_argument("out", metavar="OUT", help="a folder or s3://bucket/prefix; running again resumes")
-    ablate.add_argument("--grid", help="a TOML file of settings and tables (default: jobs/configs/ablate.toml)")
-    ablate.add_argument("--config", help="a TOML file, as for generate; its [sampler] holds for all settings")
-    ablate.add_argument("--model", help="as for generate")
-    ablate.add_argument("--revision", help="of a hub name")
-    ablate.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the network")
-    ablate.add_argument("--num-frames", type=int, help="length of videos whose row names none")
-    ablate.add_argument("--seeds", type=int, metavar="K", help="make each prompt K times, with seeds 0 to K-1")
-    ablate.add_argument("--limit", type=int, help="the first N prompts only")
-    ablate.add_argument(
-        "--features", help="sprites, frames, or image models that consistency is judged by: NAME[,NAME]"
-    )
-    ablate.add_argument("--tables", metavar="A,B", help="names of tables to make (default: all)")
-    ablate.add_argument("--num-actors", type=int, help="as for generate")
-    ablate.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
-    ablate.add_argument("--dry-run", action="store_true", help="say what each setting would cost, and do nothing")
-    ablate.add_argument("--json", action="store_true", help="print for machines")
-    ablate.add_argument("--quiet", action="store_true", help="no progress")
-    ablate.set_defaults(command=_ablate)
-
-    for name, command, help_text in (
-        ("status", _status, "how far a run is"),
-        ("report", _report, "write the page of a run: report.html"),
-    ):
-        inspect = commands.add_parser(name, help=help_text)
-        inspect.add_argument("out", metavar="OUT")
-        inspect.add_argument("--json", action="store_true", help="print for machines")
-        inspect.set_defaults(command=command)
-    commands.choices["report"].add_argument("--to", metavar="FOLDER", help="where the page goes (default: OUT)")
-
-    add_upkeep(commands, _print_summary)
-    text = "a longer video of a row whose latents were kept ([run] keep_latents = true)"
-    extend = commands.add_parser("extend", help=text, description=text)
-    extend.add_argument("out", metavar="OUT")
-    extend.add_argument("key", metavar="KEY", help="the row's, from the manifest; its beginning is enough")
-    extend.add_argument("--num-frames", type=int, required=True, help="length of the longer video")
-    extend.add_argument("--json", action="store_true", help="print the new row for machines")
-    extend.add_argument("--quiet", action="store_true", help="no progress")
-    extend.set_defaults(command=_extend)
-
-    convert = commands.add_parser("convert", help="VideoCrafter2's model.ckpt to a folder that --model takes")
-    convert.add_argument("checkpoint", metavar="CKPT", help="model.ckpt; no code in it is ever run")
-    convert.add_argument("out", metavar="OUT_DIR", help="the folder to make; it must not exist")
-    convert.add_argument("--tokenizer", help="CLIP's: a folder, or a hub name (default: openai/clip-vit-large-patch14)")
-    convert.add_argument("--json", action="store_true", help="print for machines")
-    convert.set_defaults(command=_convert)
-
-    profiles = commands.add_parser("profiles", help="the profiles side by side, for a model")
-    profiles.add_argument("--model", default="sprites")
-    profiles.add_argument("--json", action="store_true", help="print for machines")
-    profiles.set_defaults(command=_profiles)
-
-    _add_simulate(commands.add_parser("simulate", help="a run on clusters of any size, under a virtual clock"))
-
-    add_benches(commands.add_parser("bench", help="figures of the embedded model on this machine"))
-    return parser
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -172,6 +126,30 @@ def _generate(options: argparse.Namespace) -> int:
     else:
         _print_summary(summary)
     return int(summary["exit_status"])
+
+
+def _add_ablate(commands: Any) -> None:
+    ablate = commands.add_parser("ablate", help="settings of the sampler side by side: the paper's tables")
+    ablate.add_argument("prompts", metavar="PROMPTS", help="as for generate; every row must be one that can be made")
+    ablate.add_argument("out", metavar="OUT", help="a folder or s3://bucket/prefix; running again resumes")
+    ablate.add_argument("--grid", help="a TOML file of settings and tables (default: jobs/configs/ablate.toml)")
+    ablate.add_argument("--config", help="a TOML file, as for generate; its [sampler] holds for all settings")
+    ablate.add_argument("--model", help="as for generate")
+    ablate.add_argument("--revision", help="of a hub name")
+    ablate.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the network")
+    ablate.add_argument("--num-frames", type=int, help="length of videos whose row names none")
+    ablate.add_argument("--seeds", type=int, metavar="K", help="make each prompt K times, with seeds 0 to K-1")
+    ablate.add_argument("--limit", type=int, help="the first N prompts only")
+    ablate.add_argument(
+        "--features", help="sprites, frames, or image models that consistency is judged by: NAME[,NAME]"
+    )
+    ablate.add_argument("--tables", metavar="A,B", help="names of tables to make (default: all)")
+    ablate.add_argument("--num-actors", type=int, help="as for generate")
+    ablate.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
+    ablate.add_argument("--dry-run", action="store_true", help="say what each setting would cost, and do nothing")
+    ablate.add_argument("--json", action="store_true", help="print for machines")
+    ablate.add_argument("--quiet", action="store_true", help="no progress")
+    ablate.set_defaults(command=_ablate)
 
 
 def _ablate(options: argparse.Namespace) -> int:
@@ -220,6 +198,18 @@ def _print_summary(summary: dict[str, Any]) -> None:
         print(f"page:     {summary['report']}")
 
 
+def _add_status_and_report(commands: Any) -> None:
+    for name, command, help_text in (
+        ("status", _status, "how far a run is"),
+        ("report", _report, "write the page of a run: report.html"),
+    ):
+        inspect = commands.add_parser(name, help=help_text)
+        inspect.add_argument("out", metavar="OUT")
+        inspect.add_argument("--json", action="store_true", help="print for machines")
+        inspect.set_defaults(command=command)
+    commands.choices["report"].add_argument("--to", metavar="FOLDER", help="where the page goes (default: OUT)")
+
+
 def _status(options: argparse.Namespace) -> int:
     from jobs.inspect_run import status
 
@@ -236,12 +226,32 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_extend(commands: Any) -> None:
+    text = "a longer video of a row whose latents were kept ([run] keep_latents = true)"
+    extend = commands.add_parser("extend", help=text, description=text)
+    extend.add_argument("out", metavar="OUT")
+    extend.add_argument("key", metavar="KEY", help="the row's, from the manifest; its beginning is enough")
+    extend.add_argument("--num-frames", type=int, required=True, help="length of the longer video")
+    extend.add_argument("--json", action="store_true", help="print the new row for machines")
+    extend.add_argument("--quiet", action="store_true", help="no progress")
+    extend.set_defaults(command=_extend)
+
+
 def _extend(options: argparse.Namespace) -> int:
     from jobs.extend import extend_shown
 
     row = extend_shown(options.out, options.key, options.num_frames, quiet=options.quiet or options.json)
     print(row.to_json() if options.json else f"{row.num_frames} frames: {row.uri}")
     return 0
+
+
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser("convert", help="VideoCrafter2's model.ckpt to a folder that --model takes")
+    convert.add_argument("checkpoint", metavar="CKPT", help="model.ckpt; no code in it is ever run")
+    convert.add_argument("out", metavar="OUT_DIR", help="the folder to make; it must not exist")
+    convert.add_argument("--tokenizer", help="CLIP's: a folder, or a hub name (default: openai/clip-vit-large-patch14)")
+    convert.add_argument("--json", action="store_true", help="print for machines")
+    convert.set_defaults(command=_convert)
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -251,7 +261,8 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_simulate(simulate: argparse.ArgumentParser) -> None:
+def _add_simulate(commands: Any) -> None:
+    simulate = commands.add_parser("simulate", help="a run on clusters of any size, under a virtual clock")
     simulate.add_argument("--gpus", type=int, nargs="+", default=[1000], help="sizes of clusters (default: 1000)")
     simulate.add_argument("--gpus-per-node", type=int, default=8, help="that go and come together (default: 8)")
     simulate.add_argument("--speeds", nargs="+", default=[], metavar="SPEED[:WEIGHT]", help="of nodes (default: 1)")
@@ -277,7 +288,9 @@ def _add_simulate(simulate: argparse.ArgumentParser) -> None:
     )
     simulate.add_argument("--load-s", type=float, default=60.0, help="of a worker's start (default: 60)")
     simulate.add_argument("--upload-s", type=float, default=5.0, help="of a video (default: 5)")
-    simulate.add_argument("--no-sharing", action="store_true", help="idle workers do not help")
+    simulate.add_argument(
+        "--share", choices=SHARES, default="windows", help="what idle workers take of others' videos (default: windows)"
+    )
     simulate.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
     simulate.add_argument("--out", metavar="FOLDER", help="write plots and figures there")
     simulate.add_argument(
@@ -320,7 +333,7 @@ def _simulate(options: argparse.Namespace) -> int:
         notice_s=options.notice_s,
         load_s=options.load_s,
         upload_s=options.upload_s,
-        share_windows=not options.no_sharing,
+        share=options.share,
         seed=options.seed,
     )
     if options.out:
@@ -332,6 +345,13 @@ def _simulate(options: argparse.Namespace) -> int:
     else:
         print(outcome_table(outcomes), *files, sep="\n")
     return 0
+
+
+def _add_profiles(commands: Any) -> None:
+    profiles = commands.add_parser("profiles", help="the profiles side by side, for a model")
+    profiles.add_argument("--model", default="sprites")
+    profiles.add_argument("--json", action="store_true", help="print for machines")
+    profiles.set_defaults(command=_profiles)
 
 
 def _profiles(options: argparse.Namespace) -> int:

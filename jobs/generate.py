@@ -30,6 +30,8 @@ from miga.backbones.wan_attention import check_attention_backend
 from miga.config import SamplerConfig, resolve_config
 from miga.cost import count_calls
 from miga.errors import BadRowError, LeaseHeldError, MigaError, OutputError, UsageError
+from miga.sharing import Share
+from miga.virtual_time import useful_slots
 from pipeline.config import RunConfig
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
@@ -39,6 +41,7 @@ from pipeline.report import write_report
 from pipeline.rows import BadRow, PromptRow
 from pipeline.run_folder import RunRecord, check_run, fingerprint, open_run
 from pipeline.storage import LocalStorage, Storage, open_storage
+from pipeline.storage_s3 import patience_of_environment
 from pipeline.video import check_codec
 
 if TYPE_CHECKING:
@@ -238,6 +241,7 @@ def generate(
             metrics = RunMetrics(record.profile, record.model, plan.num_rows)
             parts = run_parts(plan, record, storage, manifest, ledger, lease.epoch, slots, retry_failed)
             make_rows(plan, parts, lease, board, metrics, stop)
+        page = str(make_report(storage)) if isinstance(storage, LocalStorage) else None
     except LeaseHeldError:
         raise
     except OutputError as error:  # OUT was fine at the start: this is no longer about how the command was given
@@ -254,7 +258,7 @@ def generate(
         "network_calls": board.num_calls,
         "seconds": round(time.monotonic() - started_s, 1),
         "manifest": [storage.uri(f"manifest/shard-{shard:05d}.parquet") for shard in manifest.sealed_shards()],
-        "report": str(make_report(storage)) if isinstance(storage, LocalStorage) else None,
+        "report": page,
     }
     if ledger.abort_reason:
         raise RunAbortedError(ledger.abort_reason, "see `miga status OUT`; the same command goes on with what is left")
@@ -264,7 +268,7 @@ def generate(
 def make_ledger(plan: Plan) -> Ledger:
     """The state of a run of which nothing is known yet."""
     run, workers = plan.config.run, plan.config.workers
-    shares = workers.share_windows and plan.sampler.windows_per_batch == 1
+    share: Share = workers.share if plan.sampler.windows_per_batch == 1 else "nothing"
     return Ledger(
         prompts_per_shard=run.prompts_per_shard,
         max_attempts=run.max_attempts,
@@ -272,7 +276,7 @@ def make_ledger(plan: Plan) -> Ledger:
         min_finished_rows=run.min_finished_rows,
         lookahead=workers.lookahead,
         work_of=lambda row: expected_calls(plan.sampler, plan.spec.num_latents(row.num_frames)),
-        parallelism_of=lambda row: useful_workers(plan.sampler, plan.spec.num_latents(row.num_frames)) if shares else 1,
+        parallelism_of=lambda row: useful_slots(plan.sampler, plan.spec.num_latents(row.num_frames), share),
         max_videos=workers.max_videos,
         max_uploads=workers.uploads_ahead,
     )
@@ -283,12 +287,6 @@ def expected_calls(config: SamplerConfig, num_latents: int) -> float:
     """Network calls of a video, where every second evaluation that may start a search does."""
     count = count_calls(config, num_latents)
     return (count.total + count.most) / 2
-
-
-@functools.cache
-def useful_workers(config: SamplerConfig, num_latents: int) -> int:
-    """Workers that a video's windows keep busy at once, about: its calls over those that must follow one another."""
-    return max(1, round(expected_calls(config, num_latents) / config.num_steps))
 
 
 def run_parts(
@@ -380,8 +378,10 @@ def worker_settings(plan: Plan, out: str, slots: Slots) -> WorkerSettings:
         options=model_options(config),
         text_dtype=config.text_dtype,
         text_gpus=config.workers.text_gpus,
+        share=config.workers.share,
         checkpoint_every_s=config.run.checkpoint_every_s,
         keep_latents=config.run.keep_latents,
+        s3_patience_s=patience_of_environment() if out.startswith("s3://") else None,  # a node has another environment
     )
 
 

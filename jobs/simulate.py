@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.bench.table import format_table
-from jobs.generate import useful_workers
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_spec
-from miga.config import SamplerConfig, resolve_config
+from miga.config import resolve_config
 from miga.errors import OutputError, UsageError
+from miga.sharing import Share
 from pipeline.ledger import Assign, Decision, Ledger
 from pipeline.rows import PromptRow
-from pipeline.simulation import Outcome, Scenario, VideoCost, measure_speed_up, simulate, video_cost
+from pipeline.simulation import Outcome, Scenario, measure_speed_up, simulate, video_cost
 
 VIDEOS_PER_GPU: Final = 5
 SWEEP_GPUS: Final = 100
@@ -41,6 +41,7 @@ def make_scenarios(
     num_frames: Sequence[str],
     speeds: Sequence[str] = (),
     videos: int | None = None,
+    share: Share = "windows",
     **settings: Any,
 ) -> list[Scenario]:
     """A scenario per size of cluster and interval of checkpoints.
@@ -53,6 +54,7 @@ def make_scenarios(
         num_frames: lengths of videos, each `FRAMES` or `FRAMES:WEIGHT`; empty: the model's default.
         speeds: speeds of nodes, each `SPEED` or `SPEED:WEIGHT`; empty: all alike.
         videos: rows; None: `VIDEOS_PER_GPU` a GPU.
+        share: what idle workers take of others' videos.
         **settings: of `Scenario`.
 
     Raises:
@@ -62,7 +64,7 @@ def make_scenarios(
     spec = load_spec(SPEC_OF[family])
     lengths = parse_mix("--num-frames", num_frames or [str(spec.default_num_frames)], int)
     config = resolve_config(profile, spec)
-    costs = {frames: _cost(config, _num_latents(spec, frames)) for frames in lengths}
+    costs = {frames: video_cost(config, _num_latents(spec, frames), share) for frames in lengths}
     for flag, values in (("--gpus", gpus), ("--checkpoint-every-s", checkpoints_every_s)):
         if len(set(values)) < len(values):
             raise UsageError(f"{flag} names a value twice: {' '.join(map(str, values))}", "name each once")
@@ -74,26 +76,23 @@ def make_scenarios(
             lengths=lengths,
             speeds=parse_mix("--speeds", speeds or ["1"], float),
             checkpoint_every_s=interval_s,
+            share=share,
             **settings,
         )
         for size in gpus
         for interval_s in checkpoints_every_s
     ]
     first = scenarios[0]
-    if not first.share_windows:
+    if share == "nothing":
         return scenarios
     measured = {
         frames: replace(
             cost,
-            speed_up=measure_speed_up(config, _num_latents(spec, frames), cost.parallelism, first.search_rate),
+            speed_up=measure_speed_up(config, _num_latents(spec, frames), cost.parallelism, first.search_rate, share),
         )
         for frames, cost in costs.items()
     }
     return [replace(scenario, costs=measured) for scenario in scenarios]
-
-
-def _cost(config: SamplerConfig, num_latents: int) -> VideoCost:
-    return replace(video_cost(config, num_latents), parallelism=useful_workers(config, num_latents))
 
 
 def _num_latents(spec: BackboneSpec, num_frames: int) -> int:
@@ -209,7 +208,7 @@ def write_plots(outcomes: Sequence[Outcome], out: str, *, quiet: bool) -> list[s
 def as_json(outcome: Outcome) -> dict[str, Any]:
     """An outcome and the settings it came from; without checkpoints their interval is None."""
     scenario = outcome.scenario
-    settings = {name: value for name, value in vars(scenario).items() if isinstance(value, int | float)}
+    settings = {name: value for name, value in vars(scenario).items() if isinstance(value, int | float | str)}
     if scenario.checkpoint_every_s == math.inf:
         settings["checkpoint_every_s"] = None
     return {

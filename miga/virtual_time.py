@@ -7,17 +7,20 @@ Legend: B windows in a batch, F latents, C channels, H, W cells.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import math
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 import torch
 
 from miga.config import SamplerConfig
+from miga.cost import count_calls
 from miga.denoise_pass import WindowCall, run_call
 from miga.generate import Sampler
 from miga.noise import NamedNoise
@@ -25,34 +28,59 @@ from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
 from miga.reflection import SelfReflection
 from miga.schedule import NoiseSchedule, ddim_schedule, few_step_schedule, flow_euler_schedule, flow_unipc_schedule
+from miga.sharing import Share, WaitingCalls, slots_of
 from miga.two_stage import TwoStage
+
+_Task: TypeAlias = tuple[WindowCall, "Future[torch.Tensor]"]
 
 
 class VirtualExecutor:
     """A `WindowExecutor` with a clock of its own, which moves only in `advance`: the same course every time.
 
+    One slot is the host's, the others are its helpers'; who takes which call is decided as on a cluster (`sharing.py`).
+
     Args:
-        num_slots: calls that run at once.
+        num_gpus: the host's own, and one of each helper.
         run: computes a call; takes no virtual time.
         call_s: virtual seconds of a call.
+        share: what helpers take.
+
+    Attributes:
+        busy_s: of all slots together.
     """
 
     def __init__(
-        self, num_slots: int, run: Callable[[WindowCall], torch.Tensor], call_s: Callable[[WindowCall], float]
+        self,
+        num_gpus: int,
+        run: Callable[[WindowCall], torch.Tensor],
+        call_s: Callable[[WindowCall], float],
+        share: Share = "windows",
     ) -> None:
-        self.num_slots = num_slots
+        self.num_gpus = num_gpus
         self.now_s = 0.0
         self.busy_s = 0.0
+        self._share = share
         self._run = run
         self._call_s = call_s
         self._order = itertools.count()
-        self._waiting: list[tuple[int, int, WindowCall, Future[torch.Tensor]]] = []
-        self._running: list[tuple[float, int, WindowCall, Future[torch.Tensor]]] = []
+        self._waiting: WaitingCalls[_Task] = WaitingCalls(share)
+        self._running: list[tuple[float, int, bool, _Task]] = []
+        self._num_running = {True: 0, False: 0}  # on the host, and on helpers
 
-    def submit(self, call: WindowCall, priority: int) -> Future[torch.Tensor]:
+    @property
+    def num_slots(self) -> int:
+        """See `WindowExecutor`."""
+        return slots_of(self._share, self.num_gpus - 1)[0]
+
+    @property
+    def num_general_slots(self) -> int:
+        """See `WindowExecutor`."""
+        return slots_of(self._share, self.num_gpus - 1)[1]
+
+    def submit(self, call: WindowCall, priority: int, *, is_candidate: bool) -> Future[torch.Tensor]:
         """See `WindowExecutor.submit`."""
         future: Future[torch.Tensor] = Future()
-        heapq.heappush(self._waiting, (priority, next(self._order), call, future))
+        self._waiting.put((call, future), priority, is_candidate=is_candidate)
         self._start()
         return future
 
@@ -62,21 +90,33 @@ class VirtualExecutor:
         self.now_s = self._running[0][0]
         ended = []
         while self._running and self._running[0][0] <= self.now_s:
-            ended.append(heapq.heappop(self._running))
+            _, _, on_host, task = heapq.heappop(self._running)
+            self._num_running[on_host] -= 1
+            ended.append(task)
         self._start()
-        for _, _, call, future in ended:
+        for call, future in ended:
             try:
                 future.set_result(self._run(call))
             except Exception as error:
                 future.set_exception(error)
 
     def _start(self) -> None:
-        while self._waiting and len(self._running) < self.num_slots:
-            _, number, call, future = heapq.heappop(self._waiting)
+        while (taken := self._take()) is not None:
+            on_host, (call, future) = taken
             if future.set_running_or_notify_cancel():
                 seconds = self._call_s(call)
                 self.busy_s += seconds
-                heapq.heappush(self._running, (self.now_s + seconds, number, call, future))
+                self._num_running[on_host] += 1
+                heapq.heappush(self._running, (self.now_s + seconds, next(self._order), on_host, (call, future)))
+
+    def _take(self) -> tuple[bool, _Task] | None:
+        """The next call that can start, and whether on the host."""
+        num_idle_helpers = max(0, self.num_gpus - 1 - self._num_running[False])
+        if num_idle_helpers and (task := self._waiting.take_for_helper()) is not None:
+            return False, task
+        if not self._num_running[True] and (task := self._waiting.take_for_host(num_idle_helpers)) is not None:
+            return True, task
+        return None
 
 
 @dataclass(frozen=True)
@@ -108,16 +148,18 @@ def make_virtual_video(
     forward_s: float = 0.5,
     search_share: float = 0.0,
     has_branches: bool = True,
+    share: Share = "windows",
 ) -> VirtualVideo:
     """Makes a video of tiny latents in virtual time.
 
     Args:
         config: the sampler's settings.
         num_latents: length of the video.
-        num_slots: GPUs.
+        num_slots: GPUs: the host's, and one of each helper.
         forward_s: of one forward over a whole window; a guided call is two. Shorter windows take less in proportion.
         search_share: share of self-reflection's evaluations that start a search (each finds a better tail).
         has_branches: whether the two forwards of a guided call may run on two GPUs.
+        share: what helpers take.
     """
     denoiser: _PlainDenoiser = _BranchedDenoiser(config) if has_branches else _PlainDenoiser(config)
 
@@ -125,7 +167,7 @@ def make_virtual_video(
         num_forwards = 1 if call.branch is not None else denoiser.num_forwards(call.level_F)
         return num_forwards * forward_s * len(call.level_F) / config.window
 
-    executor = VirtualExecutor(num_slots, lambda call: run_call(denoiser, call), call_s)
+    executor = VirtualExecutor(num_slots, lambda call: run_call(denoiser, call), call_s, share)
     sampler = Sampler(denoiser, config, PromptTrack([0.0]), NamedNoise(0, _TINY), num_latents, executor=executor)
     if isinstance(sampler.method, TwoStage) and sampler.method.zigzag.reflection is not None:
         scripted = ScriptedReflection(config, sampler.stepper, None, _Script(config, search_share))
@@ -140,6 +182,43 @@ def make_virtual_video(
     sampler.close()
     return video
 
+
+_MEASURED_LATENTS: Final = (8, 16, 32, 64, 128, 256)
+"""Lengths whose chain is found in virtual time, in a second or two at most; between and beyond them it is linear."""
+
+
+@functools.cache
+def useful_slots(config: SamplerConfig, num_latents: int, share: Share) -> int:
+    """GPUs that a video can use, its host's included; more would gain little, or nothing.
+
+    Where helpers take any window, as many as all forwards of the video are times those that must follow one another:
+    with so many GPUs the work of each is as long as that chain. Searches are left out. Where helpers take candidates
+    alone, one for each candidate.
+    """
+    if share == "windows":
+        chain = max(1.0, _chain_forwards(config, num_latents))
+        return max(1, math.ceil(count_calls(config, num_latents).forwards / chain))
+    count = count_calls(config, num_latents)
+    may_search = count.per_search > 0 and count.num_evaluations > 1
+    return 1 + config.num_candidates if share == "candidates" and may_search else 1
+
+
+def _chain_forwards(config: SamplerConfig, num_latents: int) -> float:
+    """Forwards of a video that must follow one another."""
+    place = bisect(_MEASURED_LATENTS, num_latents, 1, len(_MEASURED_LATENTS) - 1)
+    before, behind = _MEASURED_LATENTS[place - 1 : place + 1]
+    first, last = _measured_chain(config, before), _measured_chain(config, behind)
+    return first + (last - first) * (num_latents - before) / (behind - before)
+
+
+@functools.cache
+def _measured_chain(config: SamplerConfig, num_latents: int) -> float:
+    config = replace(config, self_reflection=False)  # its scores are scripted in the method of the paper alone
+    return make_virtual_video(config, num_latents, _NO_END, forward_s=1.0).seconds
+
+
+_NO_END: Final = 100_000
+"""GPUs; more than any video has windows at a time."""
 
 _TINY = (1, 1, 2)
 

@@ -33,25 +33,29 @@ from miga.windows import Window
 
 RUN_AHEAD: Final = 8
 """Windows per slot that may be planned and not done; a pass that comes on top waits. A search leaves most slots to the
-windows of earlier passes: there must be enough of them."""
+windows of earlier passes, or, where helpers take candidates alone, the host's: there must be enough of them."""
 WAITING_PER_SLOT: Final = 1
 """Calls per slot that are handed over before a slot is free, so that it never waits for the next one."""
 
-CANDIDATES_FIRST: Final = -(10**9)
-"""Added to the priority of a search's windows: everything behind the judged latents waits for them."""
-
 
 class WindowExecutor(Protocol):
-    """Runs window calls: on this machine's GPU, on others, or in virtual time.
+    """Runs window calls: on this machine's GPU, on others, or in virtual time."""
 
-    Attributes:
-        num_slots: calls that can run at once just now; it may change at any time.
-    """
+    @property
+    def num_slots(self) -> int:
+        """Calls that can run at once just now; it may change at any time."""
+        ...
 
-    num_slots: int
+    @property
+    def num_general_slots(self) -> int:
+        """Of these slots, those that take any call; the others take those of a search's candidates alone."""
+        ...
 
-    def submit(self, call: WindowCall, priority: int) -> Future[torch.Tensor]:
+    def submit(self, call: WindowCall, priority: int, *, is_candidate: bool) -> Future[torch.Tensor]:
         """Queues a call (see `run_call`); of those that wait, the lowest priority goes first.
+
+        Where a slot may take either, those of a search's candidates go before all others: everything behind the judged
+        latents waits for them.
 
         Returns at once, and takes calls from any thread. The future's result is complete: on a GPU, nothing that
         writes it or reads the call's input is still running. It is as exact as here: the same bits wherever it ran. A
@@ -221,12 +225,9 @@ class LazyStepper(Stepper):
         def step(clean_FCHW: torch.Tensor) -> FrameQueue:
             return self.step(kept.materialised(), clean_FCHW[window.kept].to(queue.like.device))
 
-        return _Node([block for block, _, _ in seen], queue.like, call, step, self._priority(kept))
-
-    def _priority(self, kept: LazyQueue) -> int:
-        """The noisiest first: the tail is what the next pass's judgement waits for, and what has furthest to go."""
+        # the noisiest first: the tail is what the next pass's judgement waits for, and what has furthest to go
         steps_taken = self.schedule.num_steps - int(kept.level_F[0])
-        return steps_taken + (CANDIDATES_FIRST if self.candidate else 0)
+        return _Node([block for block, _, _ in seen], queue.like, call, step, steps_taken, self.candidate > 0)
 
 
 class _Node:
@@ -243,11 +244,13 @@ class _Node:
         call: Callable[[], WindowCall],
         finish: Callable[[torch.Tensor], Any],
         priority: int,
+        is_candidate: bool,
     ) -> None:
         self.sees = set(sees)
         self.call = call
         self.finish = finish
         self.priority = priority
+        self.is_candidate = is_candidate
         self.block = Block(like)
         self.num_missing = 0
         self.asked: WindowCall | None = None
@@ -278,9 +281,10 @@ class Wavefront:
         self._run_ahead = run_ahead
         self._changed = threading.Condition()
         self._events: SimpleQueue[_Event] = SimpleQueue()
-        self._ready: list[tuple[int, int, _Node]] = []
+        self._ready: dict[bool, list[tuple[int, int, _Node]]] = {True: [], False: []}  # of candidates, and others
         self._order = itertools.count()
         self._running: set[Future[torch.Tensor]] = set()
+        self._num_running = {True: 0, False: 0}
         self._num_planned = 0
         self._error: BaseException | None = None
         self._is_closed = False
@@ -318,7 +322,7 @@ class Wavefront:
 
     def run_windows(self, calls: Sequence[WindowCall]) -> list[torch.Tensor]:
         """A `RunWindows`: runs the calls side by side, and waits for all of them."""
-        nodes = [_Node([], call.x_FCHW[:0], lambda call=call: call, lambda clean: clean, 0) for call in calls]  # type: ignore[misc]
+        nodes = [_Node([], call.x_FCHW[:0], lambda call=call: call, lambda clean: clean, 0, False) for call in calls]  # type: ignore[misc]
         blocks = self.add(nodes)
         self.wait_for(blocks)
         return [block.value.to(call.x_FCHW.device) for block, call in zip(blocks, calls, strict=True)]
@@ -354,7 +358,7 @@ class Wavefront:
         with self._changed:
             self._is_closed = True
             self._error = self._error or RuntimeError("this video's run is closed")
-            self._ready.clear()
+            self._forget_ready()
             running = list(self._running)
             self._changed.notify_all()
         for future in running:
@@ -404,6 +408,7 @@ class Wavefront:
 
     def _take_in(self, node: _Node, branch: int, future: Future[torch.Tensor]) -> None:
         self._running.discard(future)
+        self._num_running[node.is_candidate] -= 1
         node.outputs[branch] = future.result()
         if len(node.outputs) < node.num_outputs:
             return
@@ -427,38 +432,62 @@ class Wavefront:
         return self._branched.combine(x_1FCHW, level_1F, [output[None] for output in outputs])[0]
 
     def _push(self, node: _Node) -> None:
-        heapq.heappush(self._ready, (node.priority, next(self._order), node))
+        heapq.heappush(self._ready[node.is_candidate], (node.priority, next(self._order), node))
 
     def _hand_over(self) -> bool:
-        """Submits what is ready, as much as the slots will need soon; whether there was anything.
+        """Submits what is ready, as much as the slots will need soon; whether there was anything."""
+        return sum(self._hand_over_kind(is_candidate) for is_candidate in (True, False)) > 0
+
+    def _hand_over_kind(self, is_candidate: bool) -> int:
+        """The same for windows of candidates, or for all others; how many it submitted.
 
         While slots would be left idle, the branches of a guided call go to two of them.
         """
-        num_before = len(self._ready)
-        while self._ready:
-            num_slots = max(1, self._executor.num_slots)
-            num_idle = num_slots - len(self._running)
+        ready, num_submitted = self._ready[is_candidate], 0
+        while ready:
+            num_slots, num_idle, num_rivals = self._slots(is_candidate)
             if num_idle <= -WAITING_PER_SLOT * num_slots:
                 break
-            _, _, node = heapq.heappop(self._ready)
+            _, _, node = heapq.heappop(ready)
             node.asked = node.call()
-            if self._branched is not None and len(self._ready) + 1 < num_idle:
+            if self._branched is not None and num_rivals < num_idle:
                 node.num_outputs = self._branched.num_branches(node.asked.level_F[None])
             for branch in range(node.num_outputs):
                 call = node.asked if node.num_outputs == 1 else replace(node.asked, branch=branch)
                 self._submit(node, branch, call)
-        return len(self._ready) < num_before
+            num_submitted += 1
+        return num_submitted
+
+    def _slots(self, is_candidate: bool) -> tuple[int, int, int]:
+        """Slots that take such a call, how many of them are idle, and how many windows are ready for them.
+
+        Calls that were handed over and wait for a slot make the second negative.
+        """
+        num_slots = max(1, self._executor.num_slots)
+        num_general = max(1, min(self._executor.num_general_slots, num_slots))
+        running, ready = self._num_running, {kind: len(nodes) for kind, nodes in self._ready.items()}
+        if num_general == num_slots:
+            return num_slots, num_slots - sum(running.values()), sum(ready.values())
+        if is_candidate:
+            num_taken = min(num_general, running[False] + ready[False])
+            return num_slots, num_slots - num_taken - running[True], ready[True]
+        return num_general, num_general - running[False], ready[False]
 
     def _submit(self, node: _Node, branch: int, call: WindowCall) -> None:
-        future = self._executor.submit(call, node.priority)
+        future = self._executor.submit(call, node.priority, is_candidate=node.is_candidate)
         self._running.add(future)
+        self._num_running[node.is_candidate] += 1
         future.add_done_callback(lambda ended: self._events.put((node, branch, ended)))
+
+    def _forget_ready(self) -> None:
+        for nodes in self._ready.values():
+            nodes.clear()
 
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, CancelledError):
             error = RuntimeError("a window of this video was cancelled")
         self._error = self._error or error
-        self._ready.clear()
+        self._forget_ready()
         for future in self._running:
             future.cancel()
 

@@ -28,6 +28,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from miga.errors import ConfigError
+from miga.sharing import Share
 from pipeline.rows import SEED_LIMIT, canonical_json
 
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -49,7 +50,10 @@ class WorkersConfig:
             or not the cluster has room yet: those that wait for it make an autoscaler add nodes (it must be told
             `gpus_per_actor` if it starts without a GPU). None means as many as there is room for.
         max_videos: videos in the making at a time; None means as many as there are actors.
-        share_windows: whether actors without a video of their own compute windows for those that have one.
+        share: what actors without a video of their own compute for those that have one. "windows": any window, so all
+            GPUs are busy, and one long video is made as fast as can be. "candidates": windows of self-reflection's
+            searches alone, so a search costs next to no time, and little goes over the network between nodes.
+            "nothing": they idle.
         uploads_ahead: finished videos of an actor that may still be uploading while it makes the next.
         cpus_per_actor: CPU slots that an actor takes.
         gpus_per_actor: GPUs that an actor takes; None means 1 where there are GPUs, otherwise 0.
@@ -64,7 +68,7 @@ class WorkersConfig:
     num_actors: Positive | None = None
     max_actors: Positive | None = None
     max_videos: Positive | None = None
-    share_windows: bool = True
+    share: Share = "windows"
     uploads_ahead: Annotated[int, Field(ge=0, le=16)] = 1
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
@@ -257,6 +261,11 @@ _WANTED: Final = {
     "dataclass_type": "must be a [section]",
     "dict_type": "must be a [section]",
 }
+_RENAMED: Final = {
+    "share_windows": 'it is `share` in [workers] now: true is share = "windows", false is share = "nothing"; '
+    'share = "candidates" is new',
+}
+"""Keys of earlier versions, with what to write instead."""
 _BOUNDS: Final = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 
 
@@ -267,14 +276,17 @@ def _explain(names: list[str], fault: Any) -> tuple[str, str]:
         known = _known_keys(names[:-1])
         section = f"[{names[-2]}]" if len(names) > 1 else "the top level"
         alike = difflib.get_close_matches(names[-1], known, 1)
-        hint = _elsewhere(names[-1]) or (f"did you mean {alike[0]!r}?" if alike else "")
+        hint = _RENAMED.get(names[-1]) or _elsewhere(names[-1]) or (f"did you mean {alike[0]!r}?" if alike else "")
         return f"unknown key {key!r}; {section} takes {', '.join(known)}", hint
     if names[:1] == ["sampler"] and len(names) > 1:
         wanted = "must be a number, text, true, false or a list of whole numbers"
         return f"{key} {wanted} (it is {_shown(fault['input'])})", ""
     wanted = _WANTED.get(fault["type"], "")
+    context = fault.get("ctx") or {}
+    if fault["type"] == "literal_error":
+        wanted = f"must be {context['expected']}"
     for name, words in _BOUNDS.items():
-        if name in (context := fault.get("ctx") or {}):
+        if name in context:
             wanted = f"must be {words} {context[name]}"
     return f"{key} {wanted or fault['msg']} (it is {_shown(fault['input'])})", ""
 

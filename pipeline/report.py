@@ -24,6 +24,8 @@ from urllib.parse import quote, unquote, urlsplit
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.storage_local import write_local
+
 REPORT_NAME: Final = "report.html"
 
 STAGES: Final = ("encode_text", "denoise", "decode", "encode_video", "upload")
@@ -67,15 +69,14 @@ def write_report(
 
     Returns:
         The path of the page.
+
+    Raises:
+        OutputError: if it cannot be written.
     """
     path = Path(folder) / REPORT_NAME
     page = render_report(rows, run, out_uri=os.fspath(folder) if out_uri is None else out_uri)
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        part.write_text(page, encoding="utf-8", newline="\n")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with write_local(path) as file:
+        file.write(page.encode())
     return path
 
 

@@ -134,8 +134,11 @@ class ManifestRow:
 
     def to_json(self) -> str:
         """The row as one JSON object, in column order; `from_json` gives the same row back, NaN included."""
-        values = {column.name: _plain(getattr(self, column.name)) for column in fields(self)}
-        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+        values = vars(self)
+        try:
+            return _ENCODER.encode(values)
+        except ValueError:  # a number that JSON does not have
+            return _ENCODER.encode({name: _plain(value) for name, value in values.items()})
 
     @classmethod
     def from_json(cls, text: str) -> ManifestRow:
@@ -178,14 +181,19 @@ _FLOATS: Final = frozenset(name for name in ManifestRow.__annotations__ if name.
 
 
 def _plain(value: Any) -> Any:
-    """A column as JSON says it; JSON has no NaN and no infinity, so these become the strings `float()` takes."""
+    """JSON has no NaN and no infinity: they become the strings that `float()` takes."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat()
     return value
+
+
+def _time(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat()
+
+
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_time)
 
 
 def canonical_json(value: Any) -> str:

@@ -25,7 +25,8 @@ from typing import Any, Final, TypeAlias
 from miga.config import SamplerConfig
 from miga.cost import count_calls
 from miga.errors import UsageError
-from miga.virtual_time import make_virtual_video
+from miga.sharing import SHARES, Share
+from miga.virtual_time import make_virtual_video, useful_slots
 from pipeline.ledger import Abort, Assign, Decision, Helpers, Ledger, Quarantine, ReadRows, Release, Retire, Suspend
 from pipeline.rows import BadRow, PromptRow
 
@@ -69,23 +70,29 @@ class VideoCost:
         return below[1] / num_workers
 
 
-def video_cost(config: SamplerConfig, num_latents: int) -> VideoCost:
-    """The calls of a video of `num_latents`, for a worker for each call of a denoise step, all at full speed."""
+def video_cost(config: SamplerConfig, num_latents: int, share: Share = "windows") -> VideoCost:
+    """The calls of a video of `num_latents`, for as many workers as it can use, all at full speed."""
     count = count_calls(config, num_latents)
     return VideoCost(
         calls=count.total,
         calls_per_search=count.per_search,
         num_evaluations=max(0, count.num_evaluations - 1) if count.per_search else 0,
-        parallelism=max(1, round(count.total / config.num_steps)),
+        parallelism=useful_slots(config, num_latents, share),
     )
 
 
 def measure_speed_up(
-    config: SamplerConfig, num_latents: int, parallelism: int, search_rate: float
+    config: SamplerConfig, num_latents: int, parallelism: int, search_rate: float, share: Share = "windows"
 ) -> tuple[tuple[int, float], ...]:
-    """How much faster a video is with helpers, from making it in virtual time: `VideoCost.speed_up`."""
-    sizes = sorted({1, parallelism} | {size for size in _SPEED_UP_SIZES if size < parallelism})
-    seconds = [make_virtual_video(config, num_latents, size, search_share=search_rate).seconds for size in sizes]
+    """How much faster a video is with helpers, from making it in virtual time: `VideoCost.speed_up`.
+
+    It is that of a video with the average number of searches, and is taken for all.
+    """
+    between = _SPEED_UP_SIZES if share == "windows" else range(2, parallelism)
+    sizes = sorted({1, parallelism} | {size for size in between if size < parallelism})
+    seconds = [
+        make_virtual_video(config, num_latents, size, search_share=search_rate, share=share).seconds for size in sizes
+    ]
     return tuple((size, seconds[0] / found) for size, found in zip(sizes, seconds, strict=True))
 
 
@@ -102,7 +109,7 @@ class Scenario:
         lengths: length of a video, in frames → share of the rows.
         call_s: of one call on a GPU of speed 1.
         search_rate: share of the evaluations that start a search.
-        share_windows: whether idle workers are lent.
+        share: what idle workers take of others' videos; the costs are to be of the same.
         load_s: from the start of a worker to its first call.
         resume_s: from assignment to the first call where there is a checkpoint.
         tail_s: of decoding and encoding after the last call, on the host.
@@ -127,7 +134,7 @@ class Scenario:
     speeds: Mapping[float, float] = field(default_factory=lambda: {1.0: 1.0})
     call_s: float = 1.4
     search_rate: float = 0.0
-    share_windows: bool = True
+    share: Share = "windows"
     load_s: float = 60.0
     resume_s: float = 5.0
     tail_s: float = 2.0
@@ -153,6 +160,7 @@ class Scenario:
             _check(name, getattr(self, name), "more than 0", getattr(self, name) > 0)
         for name in _TIMES:
             _check(name, getattr(self, name), "0 or more, and finite", 0 <= getattr(self, name) < math.inf)
+        _check("share", self.share, f"one of {', '.join(SHARES)}", self.share in SHARES)
         _check("search_rate", self.search_rate, "from 0 to 1", 0 <= self.search_rate <= 1)
         _check("call_s", self.call_s, "finite", self.call_s < math.inf)
         for name in ("speeds", "lengths"):
@@ -398,7 +406,7 @@ class _Cluster:
             max_attempts=scenario.max_attempts,
             lookahead=scenario.lookahead,
             work_of=lambda row: self._open[row.index].work,
-            parallelism_of=lambda row: scenario.costs[row.num_frames].parallelism if scenario.share_windows else 1,
+            parallelism_of=lambda row: 1 if scenario.share == "nothing" else scenario.costs[row.num_frames].parallelism,
             max_videos=scenario.max_videos,
             max_uploads=scenario.max_uploads,
         )

@@ -30,8 +30,12 @@ __all__ = [
 ]
 
 
-def open_storage(out: str | Path) -> Storage:
+def open_storage(out: str | Path, s3_patience_s: float | None = None) -> Storage:
     """The storage at `out`: a folder (made when first written to) or `s3://bucket/prefix`. It pickles.
+
+    Args:
+        out: the address.
+        s3_patience_s: seconds that an S3 server may be gone; None means what this process's environment says.
 
     Raises:
         OutputError: if `out` is neither, such as a file, or holds a password.
@@ -39,7 +43,7 @@ def open_storage(out: str | Path) -> Storage:
     text = str(out)
     refuse_secrets(text, OutputError, "OUT")
     if text.startswith("s3://"):
-        return S3Storage(text)
+        return S3Storage(text, s3_patience_s)
     if text.startswith("file://"):
         text = text.removeprefix("file://")
     if "://" in text:

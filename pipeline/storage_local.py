@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 import uuid
@@ -16,6 +17,10 @@ from pipeline.storage_base import PROBE_PREFIX, FileInfo, Leftover, checked_path
 
 PARTIAL_SUFFIX: Final = ".partial"
 """Ends the names of local files that are being written; a crash may leave one, and listings leave them out."""
+
+_PROCESS: Final = uuid.uuid4().hex[:16]
+_NUMBERS: Final = itertools.count()
+"""With the process id, which a fork changes, they name one file being written."""
 
 
 class LocalStorage:
@@ -88,9 +93,10 @@ class LocalStorage:
                 file.write(data)
             return True
         with _local_faults(place), _partial(place) as partial:
-            with _new(partial) as file:
-                file.write(data)
-                file.flush()
+            with _new(partial, buffering=0) as file:
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
                 os.fsync(file.fileno())
             if not _link(partial, place):
                 return place.read_bytes() == data
@@ -184,25 +190,27 @@ def write_local(place: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _partial(place: Path) -> Iterator[Path]:
+def _partial(place: Path) -> Iterator[str]:
     """A name beside `place` for a file being written; gone at the end, whatever happens."""
-    partial = place.with_name(f".{place.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+    folder, name = os.path.split(place)
+    partial = f"{folder}/.{name}.{_PROCESS}-{os.getpid()}-{next(_NUMBERS)}{PARTIAL_SUFFIX}"
     try:
         yield partial
     finally:
-        partial.unlink(missing_ok=True)
-
-
-def _new(partial: Path) -> BinaryIO:
-    """The file, new and open; its folder is made, again where `delete_many` has removed it meanwhile."""
-    for _ in range(3):
-        partial.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            return open(partial, "xb")
-    return open(partial, "xb")
+            os.unlink(partial)
 
 
-def _link(partial: Path, place: Path) -> bool:
+def _new(partial: str, buffering: int = -1) -> BinaryIO:
+    """The file, new and open; its folder is made where there is none, or `delete_many` has removed it meanwhile."""
+    for _ in range(3):
+        with suppress(FileNotFoundError):
+            return open(partial, "xb", buffering)
+        os.makedirs(os.path.dirname(partial), exist_ok=True)
+    return open(partial, "xb", buffering)
+
+
+def _link(partial: str, place: Path) -> bool:
     """Gives a finished file its final name unless that is taken.
 
     File systems without hard links get a check and a rename instead, which is safe for one run at a time only.

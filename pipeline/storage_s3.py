@@ -4,7 +4,7 @@ A server that is busy, resets connections, loses answers or is gone for a while 
 times, then here until `patience_s` is used up. What cannot get better (permissions, a missing bucket, a full one) fails
 at once.
 
-    MIGA_S3_PATIENCE_S    seconds that a server may be gone (default 300)
+    MIGA_S3_PATIENCE_S    seconds that a server may be gone (default 300); a run's workers are told what its driver has
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class S3Storage:
             raise OutputError(f"{root} names no place in a bucket", "write s3://bucket/prefix")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
-        self._patience_s = _patience_s() if patience_s is None else patience_s
+        self._patience_s = patience_of_environment() if patience_s is None else patience_s
         self._conditional = True
         self._fs = _s3_file_system(self._patience_s)
 
@@ -480,7 +480,12 @@ def _md5(data: bytes) -> str:
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
-def _patience_s() -> float:
+def patience_of_environment() -> float:
+    """Seconds that a server may be gone.
+
+    Raises:
+        OutputError: if the environment says no number.
+    """
     text = os.environ.get(PATIENCE_VARIABLE)
     if text is None:
         return PATIENCE_S

@@ -40,6 +40,9 @@ class Fault:
     cut: half of the answer's body comes, then the connection is reset.
     corrupt: the first byte of the answer's body is another.
     hold: the request waits until `released` is set, then the connection is reset.
+
+    Attributes:
+        client_port: from which the last request came that it struck.
     """
 
     kind: Kind
@@ -50,6 +53,7 @@ class Fault:
     every: int = 1
     num_seen: int = 0
     num_hit: int = 0
+    client_port: int | None = None
     released: threading.Event = field(default_factory=threading.Event)
 
     def takes(self, method: str, target: str) -> bool:
@@ -87,8 +91,7 @@ class FaultyS3:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for fault in self._faults:
-            fault.released.set()
+        self.recover()
         self._server.shutdown()
         self._server.server_close()
 
@@ -100,6 +103,15 @@ class FaultyS3:
         with self._lock:
             self._faults.append(fault)
         return fault
+
+    def recover(self) -> None:
+        """Nothing fails any more, and what came so far is forgotten."""
+        with self._lock:
+            for fault in self._faults:
+                fault.released.set()
+            self._faults.clear()
+            self.requests.clear()
+            self.is_gone = False
 
     def next_fault(self, method: str, target: str) -> Fault | None:
         """The fault of a request that has come."""
@@ -121,6 +133,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else an answer's body waits 40 ms for its headers to be acknowledged
     server: _Server
 
     def log_message(self, *arguments: object) -> None:
@@ -130,6 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         proxy = self.server.proxy
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = proxy.next_fault(self.command, self.path) or Fault("slow")
+        fault.client_port = self.client_address[1]
         if fault.kind in _ANSWERS:
             self._answer(*_ANSWERS[fault.kind])
             return

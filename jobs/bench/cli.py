@@ -72,12 +72,21 @@ def add_benches(parser: argparse.ArgumentParser) -> None:
     )
     cluster.add_argument("--gpus", type=int, default=8, help="simulated, each an actor (default: 8)")
     cluster.add_argument(
-        "--call-s", type=float, default=0.05, help="of a window, where a GPU takes 1.4 (default: 0.05)"
+        "--call-s", type=float, help="of a window, where a GPU takes 1.4 (default: 0.05, for reflection 0.1)"
     )
     cluster.add_argument("--videos", type=int, default=200, help="of mixed length, for busy (default: 200)")
     cluster.add_argument("--frames", type=int, default=1001, help="of the long video, for one-video (default: 1001)")
     cluster.add_argument(
         "--profiles", nargs="+", default=["paper", "swift"], metavar="PROFILE", help=f"for one-video: {PROFILE_HELP}"
+    )
+    cluster.add_argument(
+        "--reflection-frames", type=int, default=241, help="of the video, for reflection (default: 241)"
+    )
+    cluster.add_argument(
+        "--cells",
+        type=int,
+        default=28,
+        help="rows and columns of a latent, for reflection: the fewer, the more searches (default: 28)",
     )
     cluster.add_argument("--rows", type=int, default=20_000, help="for rows (default: 20000)")
     cluster.add_argument("--memory-rows", type=int, default=1_000_000, help="for memory (default: 1000000)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import tempfile
 import threading
@@ -21,7 +22,12 @@ from actors.metrics import RunMetrics
 from actors.progress import ProgressBoard
 from jobs.bench.profile_choice import split_profile
 from jobs.generate import make_ledger, make_plan, make_rows, run_parts, run_record
-from miga.errors import MigaError
+from miga.backbones.base import BackboneSpec
+from miga.backbones.registry import load_spec
+from miga.config import resolve_config
+from miga.errors import MigaError, UsageError
+from miga.sharing import Share
+from miga.virtual_time import make_virtual_video
 from pipeline.config import RunConfig, WorkersConfig
 from pipeline.manifest import Manifest
 from pipeline.rows import ManifestRow
@@ -31,6 +37,9 @@ from pipeline.storage import open_storage
 REAL_CALL_S: Final = 1.4
 """A guided window of Wan2.1 1.3B on the card that the figures stand for."""
 REAL_DECODE_S: Final = 0.05
+CALL_S: Final = 0.05
+REFLECTION_CALL_S: Final = 0.1
+"""Of the part where figures of a few percent are compared."""
 LENGTHS: Final = (41, 81, 121, 161)
 """Frames of the videos of mixed length."""
 
@@ -88,7 +97,8 @@ class ClusterRun:
         profile: as for the other benchmarks, overrides behind a colon.
         num_gpus: actors.
         call_s: of a call.
-        share_windows: whether idle actors help.
+        share: what idle actors take of others' videos.
+        cells: rows, and columns, of a latent; None: the simulated model's own.
 
     Attributes:
         rows: of the manifest.
@@ -104,17 +114,19 @@ class ClusterRun:
         profile: str,
         num_gpus: int,
         call_s: float,
-        share_windows: bool = True,
+        share: Share = "windows",
+        cells: int | None = None,
     ) -> None:
         from actors.runtime import ray_session
 
         scale = call_s / REAL_CALL_S
         name, overrides = split_profile(profile)
         config = RunConfig(
-            model=f"simulated:wan?call_s={call_s:g}&decode_s={REAL_DECODE_S * scale:g}",
+            model=f"simulated:wan?call_s={call_s:g}&decode_s={REAL_DECODE_S * scale:g}"
+            + ("" if cells is None else f"&cells={cells}"),
             profile=name,
             sampler=dict(overrides),
-            workers=WorkersConfig(num_actors=num_gpus, share_windows=share_windows),
+            workers=WorkersConfig(num_actors=num_gpus, share=share),
         )
         self.num_gpus = num_gpus
         with tempfile.TemporaryDirectory(prefix="miga-bench-") as folder:
@@ -189,29 +201,59 @@ def bench_one_video(
     return table
 
 
-def bench_reflection(sizes: Sequence[int], num_frames: int, call_s: float, profile: str) -> list[dict[str, Any]]:
-    """One video with self-reflection against the same without it, on each number of GPUs."""
-    row = {"prompt": "a red circle", "num_frames": num_frames}
-    table = []
-    without_s: dict[int, float] = {}
+def bench_reflection(
+    cases: Sequence[tuple[int, Share]], num_frames: int, call_s: float, profile: str, cells: int
+) -> list[dict[str, Any]]:
+    """One video with self-reflection against the same without it, on GPUs so many, whose idle ones take this or that.
+
+    Beside each wall time stands that of the same video in virtual time, where calls alone take time: as many searches,
+    evenly spread.
+
+    Args:
+        cases: GPUs and what idle ones take; the first is what the last column compares with.
+        num_frames: length of the video.
+        call_s: of a call.
+        profile: as for the other benchmarks.
+        cells: rows, and columns, of a latent: how often there is a search depends on them.
+
+    Raises:
+        UsageError: if the model makes no video of that length.
+    """
+    spec = load_spec(f"simulated:wan?cells={cells}")
+    num_latents = _num_latents(spec, num_frames)
+    row = {"prompt": "a red circle", "num_frames": num_frames, "seed": 0}
     name, overrides = split_profile(profile)
-    settings = ",".join(f"{key}={value}" for key, value in overrides.items())
-    for is_on in (False, True):
-        for num_gpus in sizes:
-            switch = f"self_reflection={str(is_on).lower()}"
-            run = ClusterRun([row], f"{name}:{settings + ',' if settings else ''}{switch}", num_gpus, call_s)
-            without_s.setdefault(num_gpus, run.wall_s)
+    table: list[dict[str, Any]] = []
+    for num_gpus, share in cases:
+        without: tuple[float, float] | None = None
+        for is_on in (False, True):
+            settings = {**overrides, "self_reflection": is_on}
+            text = ",".join(f"{key}={str(value).lower()}" for key, value in settings.items())
+            run = ClusterRun([row], f"{name}:{text}", num_gpus, call_s, share, cells)
             made = run.rows[0]
+            virtual_s = make_virtual_video(
+                resolve_config(name, spec, settings),
+                num_latents,
+                num_gpus,
+                forward_s=call_s / 2,
+                search_share=(made.num_searches + 0.5) / made.num_evaluations if made.num_searches else 0.0,
+                share=share,
+            ).seconds
+            without = without or (run.wall_s, virtual_s)
             table.append(
                 {
                     "GPUs": num_gpus,
+                    "idle ones take": share,
                     "self-reflection": is_on,
                     "calls": made.network_calls,
+                    "by helpers": f"{(made.helper_calls or 0) / run.num_calls:.0%}",
                     "evaluations": made.num_evaluations,
                     "searches": made.num_searches,
                     "wall, s": run.wall_s,
-                    "times without, as many GPUs": run.wall_s / without_s[num_gpus],
-                    "times without, one GPU": run.wall_s / without_s[sizes[0]],
+                    "times without": run.wall_s / without[0],
+                    "virtual time, s": virtual_s,
+                    "times without, virtual": virtual_s / without[1],
+                    "times without, one GPU": run.wall_s / (table[0]["wall, s"] if table else run.wall_s),
                 }
             )
     return table
@@ -221,8 +263,11 @@ def bench_cluster(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]
     """The tables that were asked for."""
     from jobs.bench.coordinator_speed import bench_memory_of_rows, bench_rows_per_second
 
-    gpus, call_s = options.gpus, options.call_s
-    scale = f"{REAL_CALL_S / call_s:.0f} times as fast as a GPU of {REAL_CALL_S} s a call"
+    if options.call_s is not None and not 0 < options.call_s < math.inf:
+        raise UsageError(f"--call-s {options.call_s:g} must be more than 0, and finite", "give seconds, such as 0.1")
+    gpus, call_s = options.gpus, options.call_s or CALL_S
+    scale = _scale(call_s)
+    reflection_call_s = options.call_s or REFLECTION_CALL_S
     makers: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
         "busy": (
             f"Videos of {LENGTHS[0]} to {LENGTHS[-1]} frames, profile paper; {scale}",
@@ -233,8 +278,15 @@ def bench_cluster(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]
             lambda: bench_one_video((1, gpus), options.frames, call_s, options.profiles),
         ),
         "reflection": (
-            f"One video of {LENGTHS[-1]} frames with self-reflection and without; {scale}",
-            lambda: bench_reflection((1, 4), LENGTHS[-1], call_s, "paper"),
+            f"One video of {options.reflection_frames} frames of {options.cells} x {options.cells} cells with "
+            f"self-reflection and without; {_scale(reflection_call_s)}",
+            lambda: bench_reflection(
+                ((1, "nothing"), (4, "windows"), (4, "candidates")),
+                options.reflection_frames,
+                reflection_call_s,
+                "paper",
+                options.cells,
+            ),
         ),
         "rows": (
             "Rows a second where videos take no time",
@@ -246,3 +298,14 @@ def bench_cluster(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]
         ),
     }
     return {makers[part][0]: makers[part][1]() for part in options.parts}
+
+
+def _num_latents(spec: BackboneSpec, num_frames: int) -> int:
+    try:
+        return spec.num_latents(num_frames)
+    except ValueError as error:
+        raise UsageError(f"--reflection-frames: {error}", "choose a length that the model makes") from None
+
+
+def _scale(call_s: float) -> str:
+    return f"{REAL_CALL_S / call_s:.0f} times as fast as a GPU of {REAL_CALL_S} s a call"

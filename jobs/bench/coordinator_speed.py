@@ -18,7 +18,7 @@ import ray
 from actors.backbone import CONCURRENCY_GROUPS
 from actors.coordinator import Coordinator
 from actors.inbox import Inbox
-from actors.messages import News, VideoEvent, VideoFinished, VideoMade, VideoResult, VideoTask, WorkerInfo
+from actors.messages import News, Question, VideoEvent, VideoFinished, VideoMade, VideoResult, VideoTask, WorkerInfo
 from actors.metrics import RunMetrics
 from actors.outbox import Outbox
 from actors.pool import Pool
@@ -92,12 +92,13 @@ class NoWorker:
     def set_helpers(self, *_: Any) -> None:
         """See `BackboneWorker`."""
 
-    @ray.method(concurrency_group="news")
-    def news(self, timeout_s: float, task: VideoTask | None = None, *_: Any) -> News:
+    @ray.method(concurrency_group="news", enable_task_events=False)
+    def news(self, question: bytes, *_: Any) -> bytes:
         """See `BackboneWorker`."""
-        if task is not None:
-            self.begin(task)
-        return News(events=self._outbox.take(timeout_s))
+        asked = Question.unpacked(question)
+        if asked.task is not None:
+            self.begin(asked.task)
+        return News(events=self._outbox.take(asked.timeout_s)).packed()
 
 
 def bench_rows_per_second(num_rows: int, num_workers: int) -> list[dict[str, Any]]:
@@ -204,8 +205,8 @@ class _LocalActor:
             self._asked = None
         return _Answer(True)
 
-    def _news(self, timeout_s: float, task: VideoTask | None = None, *_: Any) -> _Answer:
-        if task is not None:
+    def _news(self, question: bytes, *_: Any) -> _Answer:
+        if (task := Question.unpacked(question).task) is not None:
             self._events += _events(task)
         if self._events:
             return _Answer(self._taken())
@@ -215,9 +216,9 @@ class _LocalActor:
     def _set_helpers(self, *_: Any) -> None:
         pass
 
-    def _taken(self) -> News:
+    def _taken(self) -> bytes:
         taken, self._events = tuple(self._events), []
-        return News(events=taken)
+        return News(events=taken).packed()
 
 
 class _NoStorage:

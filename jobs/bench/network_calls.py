@@ -99,8 +99,7 @@ class NetworkCalls:
         if isinstance(self.backbone, WanBackbone):
             self.backbone.compile()
         else:
-            assert self.backbone.unet is not None
-            self.backbone.unet.compile()
+            self.backbone.network.compile()
 
     def _window(self, denoiser: Any) -> torch.Tensor:
         clean: torch.Tensor = denoiser(self.x_BFCHW, self.level_BF, [self.condition])
@@ -114,8 +113,7 @@ class NetworkCalls:
 
     def _wan_forwards(self) -> dict[str, Call]:
         assert isinstance(self.backbone, WanBackbone)
-        assert self.backbone.transformer is not None
-        ours, plain = self.backbone.transformer, plain_twin(self.backbone.transformer)
+        ours, plain = self.backbone.network, plain_twin(self.backbone.network)
         use_per_latent_timesteps(ours)
         x_BCFHW = self.x_BFCHW.transpose(1, 2).to(ours.dtype)
         timestep_B, timestep_BF = self._timesteps
@@ -140,7 +138,7 @@ class NetworkCalls:
 
     def _unet_forwards(self) -> dict[str, Call]:
         assert isinstance(self.backbone, VideoCrafter2Backbone)
-        unet, settings = self.backbone.unet, self.backbone.settings
+        unet, settings = self.backbone.network, self.backbone.settings
         assert unet is not None
         x_BCFHW = self.x_BFCHW.transpose(1, 2).to(unet.dtype)
         timestep_B, timestep_BF = (each.to(x_BCFHW.device) for each in self._timesteps)

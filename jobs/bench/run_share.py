@@ -69,8 +69,7 @@ def bench_run_share(profiles: Sequence[str], num_frames: int) -> dict[str, list[
         raise UsageError(f"--frames {num_frames}: {error}", "take the nearest") from None
     backbone = load_backbone("sprites", device="cpu")
     prompt, negative = backbone.encode_prompts([PROMPT, backbone.spec.negative_prompt])
-    assert backbone.transformer is not None
-    clock = ModuleClock(backbone.transformer)
+    clock = ModuleClock(backbone.network)
     configs = {profile: parse_profile(profile, backbone.spec) for profile in profiles}
     rows: list[dict[str, Any]] = []
     for profile, config in configs.items():

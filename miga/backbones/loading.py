@@ -29,6 +29,12 @@ PICKLES: Final = (".ckpt", ".pt", ".pth", ".bin")
 """How files are named that can run code when they are read."""
 
 
+def device_and_dtype(device: torch.device | str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    """What was asked for; else the GPU, where there is one, and bfloat16 there, float32 on a CPU."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+
+
 def resolve_folder(name_or_dir: str | Path, revision: str | None, patterns: Sequence[str]) -> Path:
     """The folder itself, or that of the hub's snapshot, downloaded as far as `patterns` ask and it is not cached yet.
 

@@ -128,11 +128,11 @@ def configure(
     if not has_known_parts(backbone.spec):
         backbone.spec = configured_spec(backbone.spec, options, revision)  # refuses all of them
         return
-    from miga.backbones.text import TextBackbone
+    from miga.backbones.pretrained import PretrainedBackbone
     from miga.backbones.wan import WanBackbone
     from miga.backbones.wan_lora import find_loras
 
-    assert isinstance(backbone, TextBackbone)
+    assert isinstance(backbone, PretrainedBackbone)
     loras = find_loras(options.lora)
     backbone.spec = configured_spec(backbone.spec, options, revision, loras)
     if isinstance(backbone, WanBackbone):

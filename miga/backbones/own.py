@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import torch
 
 from miga.backbones.base import Backbone, BackboneSpec, Component
-from miga.backbones.loading import first_line
+from miga.backbones.loading import device_and_dtype, first_line
 from miga.errors import MigaError, ModelError
 
 IMPORT_PATH: Final = re.compile(r"(?!\d)\w+(\.(?!\d)\w+)*:(?!\d)\w+(\.(?!\d)\w+)*")
@@ -68,8 +68,7 @@ def load_own(
             f"revision {revision!r} is said of {name!r}, which is imported, not downloaded",
             "leave it out; which weights were loaded is for the factory to say, in `spec.revision`",
         )
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    device, dtype = device_and_dtype(device, dtype)
     factory = _import(name)
     try:
         backbone = factory(components=tuple(components), device=device, dtype=dtype)

@@ -25,7 +25,7 @@ from miga.backbones.videocrafter2.spec import PUBLISHED_NAME, Settings, forward_
 from miga.backbones.videocrafter2.unet import UNetConfig, VideoCrafter2UNet
 from miga.backbones.wan import WanBackbone
 from miga.backbones.wan_padding import use_compact_padding
-from miga.backbones.wan_spec import ARCHITECTURES, WanArchitecture, resized
+from miga.backbones.wan_spec import ARCHITECTURES, WanArchitecture
 from miga.backbones.wan_spec import PUBLISHED as PUBLISHED_WAN
 from miga.errors import UsageError
 
@@ -154,7 +154,7 @@ def planned_spec(name: str, reduction: Reduction = FULL_SIZE) -> BackboneSpec:
     spec, architecture = PUBLISHED_WAN[MODELS[name]], wan_architecture(name, reduction)
     side = architecture.cell * architecture.patch[0]
     height, width = (_rounded(pixels * reduction.scale, side) for pixels in (spec.height, spec.width))
-    return replace(resized(spec, architecture, height, width), revision="random weights")
+    return replace(architecture.resized(spec, height, width), revision="random weights")
 
 
 def wan_architecture(name: str, reduction: Reduction = FULL_SIZE) -> WanArchitecture:
@@ -227,7 +227,7 @@ def _random_wan(
         fill_randomly(vae, device, torch.float32)
     layers = (architecture.num_layers, ARCHITECTURES[MODELS[name]].num_layers, "layers")
     label, is_full_size = _label(name, spec, PUBLISHED_WAN[MODELS[name]], reduction, layers)
-    backbone = WanBackbone(spec, device, transformer=transformer, vae=vae)
+    backbone = WanBackbone(spec, device, network=transformer, vae=vae)
     return RandomModel(backbone, label, is_full_size, architecture)
 
 
@@ -248,7 +248,7 @@ def _random_videocrafter2(
     layers = (config.num_res_blocks, UNetConfig().num_res_blocks, "blocks a level")
     published = PUBLISHED_VIDEOCRAFTER2[PUBLISHED_NAME]
     label, is_full_size = _label("videocrafter2", spec, published, reduction, layers)
-    return RandomModel(VideoCrafter2Backbone(spec, settings, device, unet=unet, vae=vae), label, is_full_size)
+    return RandomModel(VideoCrafter2Backbone(spec, device, settings, network=unet, vae=vae), label, is_full_size)
 
 
 def _wan_transformer(config: dict[str, Any]) -> WanTransformer3DModel:

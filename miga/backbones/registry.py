@@ -16,6 +16,7 @@ import torch
 from miga.backbones import own, simulated, wan_spec
 from miga.backbones.base import Backbone, BackboneSpec, Component
 from miga.backbones.loading import PICKLES, check_component, read_json, require_component, resolve_folder
+from miga.backbones.spec import is_published
 from miga.backbones.videocrafter2 import footprint
 from miga.backbones.videocrafter2 import spec as videocrafter2_spec
 from miga.backbones.videocrafter2.schedule import schedule_of
@@ -46,9 +47,9 @@ def family_of(name_or_dir: str, revision: str | None = None) -> str:
             f"model {name_or_dir!r} is a pickle, which is never loaded as it is",
             hint=f"if it is VideoCrafter2's model.ckpt, {videocrafter2_spec.CONVERT_HINT}",
         )
-    if name_or_dir in videocrafter2_spec.PUBLISHED and not path.is_dir():
+    if is_published(name_or_dir, videocrafter2_spec.PUBLISHED):
         return videocrafter2_spec.FAMILY
-    if name_or_dir in EMBEDDED or (name_or_dir in PUBLISHED_WAN and not path.is_dir()):
+    if name_or_dir in EMBEDDED or is_published(name_or_dir, PUBLISHED_WAN):
         return "wan"
     folder = resolve_folder(name_or_dir, revision, ["model_index.json"])
     if (folder / "model_index.json").exists():
@@ -102,6 +103,7 @@ def load_backbone(
         return simulated.SimulatedBackbone(name_or_dir, components)
     if own.is_import_path(name_or_dir):
         return own.load_own(name_or_dir, components, device, dtype, revision)
+    _refuse_unconverted(name_or_dir)
     from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
     from miga.backbones.wan import WanBackbone
 
@@ -116,6 +118,12 @@ def load_backbone(
     )
     backbone.spec = replace(backbone.spec, name=name_or_dir)
     return backbone
+
+
+def _refuse_unconverted(name_or_dir: str) -> None:
+    """A name that a model is known by, which is published as a pickle alone."""
+    if is_published(name_or_dir, videocrafter2_spec.PUBLISHED):
+        raise videocrafter2_spec.unconverted(name_or_dir)
 
 
 def is_on_hub(name_or_dir: str) -> bool:
@@ -154,9 +162,8 @@ def check_weights(name_or_dir: str, revision: str | None = None, *, download: bo
         return
     if is_on_hub(name_or_dir) and not download:
         return
+    _refuse_unconverted(name_or_dir)
     is_wan = family_of(name_or_dir, revision) == "wan"
-    if name_or_dir in videocrafter2_spec.PUBLISHED and not Path(name_or_dir).is_dir():
-        raise videocrafter2_spec.unconverted(name_or_dir)
     modules_of_folder = wan_spec.modules_of_folder if is_wan else footprint.modules_of_folder
     parts = ("tokenizer", "text_encoder", "transformer" if is_wan else "unet", "vae")
     patterns = (*wan_spec.JSON_FILES, *(f"{part}/*" for part in parts))

@@ -5,6 +5,7 @@ For measuring how a cluster is kept busy on any machine, and for tests of what g
     simulated:wan                                        Wan2.1's window, VAE and sampler settings; 1.4 s a window
     simulated:videocrafter2?call_s=0.6&decode_s=0.02     a call and a decoded latent take so long
     simulated:wan?call_s=0&faults=1                      prompts that begin with "fault:" make it happen (`Fault`)
+    simulated:wan?cells=20                               larger latents: self-reflection takes less noise for a fall
 
 Nothing is drawn, but all else is as with a model: latents (tiny ones) depend on prompt, noise, level and on their
 neighbours in the window, and are the same in the last bit wherever they are computed; frames depend on the latent
@@ -48,8 +49,7 @@ PREFIX: Final = "simulated:"
 SPEED_VARIABLE: Final = "MIGA_SIMULATED_SPEED"
 
 NUM_CHANNELS: Final = 4
-NUM_CELLS: Final = 4
-"""Rows, and columns, of a latent."""
+MAX_CELLS: Final = 128
 PIXELS_PER_CELL: Final = 8
 MAX_PROMPT_BYTES: Final = 4096
 
@@ -67,6 +67,8 @@ class SimulatedOptions:
         call_s: of a whole window with guidance, which is two forwards; without guidance half of it, shorter windows
             less in proportion.
         decode_s: of decoding a latent. It takes the GPU, as a call does.
+        cells: rows, and columns, of a latent. The score of a latent's noise fluctuates the less, the more there are: at
+            4 it falls by self-reflection's threshold in every second evaluation, at 32 in none.
         load_s: of loading the denoiser.
         text_s: of encoding a prompt.
         faults: whether prompts that begin with "fault:" make one happen.
@@ -75,6 +77,7 @@ class SimulatedOptions:
 
     call_s: float = 1.4
     decode_s: float = 0.05
+    cells: int = 4
     load_s: float = 0.0
     text_s: float = 0.0
     faults: bool = False
@@ -92,7 +95,7 @@ def load_spec(name: str, revision: str | None = None) -> BackboneSpec:
     Raises:
         ModelError: if the name is not one of a simulated model, or a revision is asked for.
     """
-    family, _ = parse_name(name)
+    family, options = parse_name(name)
     if revision is not None:
         raise ModelError(f"{name!r} has no revisions", "leave the revision out")
     return replace(
@@ -100,10 +103,10 @@ def load_spec(name: str, revision: str | None = None) -> BackboneSpec:
         name=name,
         revision="simulated-1",
         latent_channels=NUM_CHANNELS,
-        latent_height=NUM_CELLS,
-        latent_width=NUM_CELLS,
-        height=NUM_CELLS * PIXELS_PER_CELL,
-        width=NUM_CELLS * PIXELS_PER_CELL,
+        latent_height=options.cells,
+        latent_width=options.cells,
+        height=options.cells * PIXELS_PER_CELL,
+        width=options.cells * PIXELS_PER_CELL,
     )
 
 
@@ -131,7 +134,7 @@ def parse_name(name: str) -> tuple[str, SimulatedOptions]:
     return family, SimulatedOptions(**values)
 
 
-def _value(name: str, key: str, text: str) -> float | bool | str:
+def _value(name: str, key: str, text: str) -> float | int | bool | str:
     if key == "marks":
         if not text:
             raise ModelError(f"{name!r}: option 'marks' names no folder", "write marks=FOLDER, or leave it out")
@@ -140,6 +143,10 @@ def _value(name: str, key: str, text: str) -> float | bool | str:
         if text not in ("0", "1"):
             raise ModelError(f"{name!r}: option 'faults' is {text!r}", "write faults=1 or faults=0")
         return text == "1"
+    if key == "cells":
+        if re.fullmatch("[0-9]{1,3}", text) is None or not 1 <= int(text) <= MAX_CELLS:
+            raise ModelError(f"{name!r}: option 'cells' is {text!r}", f"give a whole number from 1 to {MAX_CELLS}")
+        return int(text)
     with contextlib.suppress(ValueError):
         if 0.0 <= (seconds := float(text)) < math.inf:
             return seconds

@@ -12,28 +12,19 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.nn import functional
 
-from miga.backbones.guided_denoiser import GuidedDenoiser
+from miga.backbones.guided_denoiser import GuidedDenoiser, TextCondition
 from miga.backbones.turns import Turn
 from miga.backbones.wan_padding import has_compact_padding
 from miga.backbones.wan_per_latent import use_per_latent_timesteps
 from miga.backbones.wan_spec import NUM_TEXT_TOKENS
 from miga.schedule import NoiseSchedule
 
-WanCondition = tuple[torch.Tensor, torch.Tensor]
-"""Text embeddings `[L, D]` of the prompt and of the negative prompt, without their padding."""
-
 
 class WanDenoiser(GuidedDenoiser):
-    """See `miga.backbones.base.BranchedDenoiser`.
+    """See `GuidedDenoiser`, which takes all but the first.
 
     Args:
         transformer: predicts `noise - clean`; is made to take time steps per latent (see `wan_per_latent.py`).
-        schedule: what the levels stand for.
-        window: most latents of a call.
-        guidance_scale: of classifier-free guidance; 1 means one forward a call instead of two.
-        guided_levels: it acts on latents of these levels alone, first and last included; None for all. A call without
-            any such latent takes one forward.
-        turn: what a forward has to wait for.
     """
 
     def __init__(
@@ -51,7 +42,7 @@ class WanDenoiser(GuidedDenoiser):
 
     @torch.no_grad()
     def predict_branch(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[WanCondition], branch: int
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[TextCondition], branch: int
     ) -> torch.Tensor:
         """Velocity `[B, C, F, H, W]`, float32, under the prompt (branch 0) or the negative prompt (1)."""
         x_BCFHW = x_BFCHW.transpose(1, 2).to(self.transformer.dtype)

@@ -6,14 +6,15 @@ it Wan's published values hold.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
 import torch
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import check_all_files, loading, read_json, read_settings, resolve_folder, revision_of
+from miga.backbones.loading import loading, read_json, read_settings, resolve_folder, revision_of
+from miga.backbones.spec import is_published, resized, spec_folder, why_no_multiple
 from miga.errors import ModelError
 
 NEGATIVE_PROMPT: Final = (
@@ -149,8 +150,13 @@ class WanArchitecture:
         return layers
 
     def resized(self, spec: BackboneSpec, height: int, width: int) -> BackboneSpec:
-        """The spec for frames of another size."""
-        return resized(spec, self, height, width)
+        """The spec for frames of another size.
+
+        Raises:
+            ModelError: if the model cannot make that size, naming the nearest that it can.
+        """
+        num_tokens = spec.window * self.tokens_per_latent(height, width)
+        return resized(spec, height, width, why_not_size(self, height, width), self.forward_flops(num_tokens))
 
     def forward_flops(self, num_tokens: int) -> float:
         """Floating-point operations of one forward of the transformer, matrix products only."""
@@ -165,40 +171,11 @@ def why_not_size(architecture: WanArchitecture, height: int, width: int) -> str 
     cell = architecture.cell
     for side, pixels, patch in (("height", height, architecture.patch[0]), ("width", width, architecture.patch[1])):
         step, most = cell * patch, cell * patch * architecture.most_patches
-        below = pixels // step * step
-        if below != pixels or not below:
-            near = f"{below} or {below + step}" if below else f"{step}"
-            return (
-                f"{side} {pixels} is no multiple of {step} (cells of {cell} by patches of {patch}); nearest is {near}"
-            )
+        if reason := why_no_multiple(side, pixels, step, f"cells of {cell} by patches of {patch}"):
+            return reason
         if pixels > most:
             return f"{side} {pixels} is more than the {most} pixels that the model has positions for"
     return None
-
-
-def resized(spec: BackboneSpec, architecture: WanArchitecture, height: int | None, width: int | None) -> BackboneSpec:
-    """The spec for frames of another size.
-
-    Args:
-        spec: of the model.
-        architecture: of the same model.
-        height: in pixels; None leaves it as it is.
-        width: the same.
-
-    Raises:
-        ModelError: if the model cannot make that size, naming the nearest that it can.
-    """
-    height, width = height or spec.height, width or spec.width
-    if reason := why_not_size(architecture, height, width):
-        raise ModelError(f"{spec.name!r} cannot make that size: {reason}", hint="choose such a height and width")
-    return replace(
-        spec,
-        height=height,
-        width=width,
-        latent_height=height // architecture.cell,
-        latent_width=width // architecture.cell,
-        forward_flops=architecture.forward_flops(spec.window * architecture.tokens_per_latent(height, width)),
-    )
 
 
 JSON_FILES: Final = (
@@ -254,12 +231,9 @@ def load_spec(name_or_dir: str | Path, *, revision: str | None = None) -> Backbo
         ModelError: if the model is missing, or is not one that this project can sample from.
     """
     name = str(name_or_dir)
-    if name in PUBLISHED and revision is None and not Path(name).is_dir():
+    if revision is None and is_published(name, PUBLISHED):
         return PUBLISHED[name]
-    folder = resolve_folder(name_or_dir, revision, JSON_FILES)
-    if folder == Path(name_or_dir).expanduser():  # of the hub only these files are here yet
-        check_all_files(folder)
-    return spec_of_folder(folder, name)
+    return spec_of_folder(spec_folder(name_or_dir, revision, JSON_FILES), name)
 
 
 def load_architecture(name_or_dir: str | Path, *, revision: str | None = None) -> WanArchitecture:
@@ -268,9 +242,8 @@ def load_architecture(name_or_dir: str | Path, *, revision: str | None = None) -
     Raises:
         ModelError: as `load_spec`.
     """
-    name = str(name_or_dir)
-    if name in ARCHITECTURES and not Path(name).is_dir():
-        return ARCHITECTURES[name]
+    if is_published(name_or_dir, ARCHITECTURES):
+        return ARCHITECTURES[str(name_or_dir)]
     return architecture_of_folder(resolve_folder(name_or_dir, revision, JSON_FILES))
 
 

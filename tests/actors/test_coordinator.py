@@ -19,6 +19,7 @@ from actors.inbox import Inbox
 from actors.messages import (
     HelperFailed,
     News,
+    Question,
     VideoCheckpointed,
     VideoEvent,
     VideoFailed,
@@ -87,9 +88,9 @@ class FakeActor:
         self.cluster.script(self, task)
         return Answer(True)
 
-    def do_news(self, timeout_s: float, task: VideoTask | None = None, *_: Any) -> Answer:
+    def do_news(self, question: bytes, *_: Any) -> Answer:
         self._asked = Answer()
-        if task is not None:
+        if (task := Question.unpacked(question).task) is not None:
             self.do_begin(task)
         self.say()
         return self._asked if self._asked is not None else self._last
@@ -112,7 +113,7 @@ class FakeActor:
         elif self._events:
             self._asked = None
             taken, self._events = tuple(self._events), []
-            asked.future().set_result(News(events=taken, num_calls=1.0, busy_s=1.0))
+            asked.future().set_result(News(events=taken, num_calls=1.0, busy_s=1.0).packed())
 
     def finish(self, task: VideoTask) -> None:
         row, attempt = task.row, task.attempt
@@ -242,7 +243,7 @@ def test_a_dead_workers_row_is_made_elsewhere_from_its_checkpoint(tmp_path: Path
         if task.attempt == 2:
             cluster.actors[0].finish(cluster.actors[0].tasks[0])
 
-    cluster = FakeCluster(tmp_path / "out", 3, script, workers={"share_windows": False})
+    cluster = FakeCluster(tmp_path / "out", 3, script, workers={"share": "nothing"})
     cluster.run()
     check_complete(cluster, 3)
     (first, second) = [task for task in cluster.tasks() if task.row == 1]
@@ -395,7 +396,7 @@ def test_the_pool_grows_and_shrinks_with_the_cluster(tmp_path: Path, monkeypatch
             cluster.tell(("node-0", 2), ("node-1", 3))
         cluster.inbox.put(lambda: cluster.inbox.put(then))
 
-    cluster = FakeCluster(tmp_path / "out", 12, script, workers={"num_actors": None, "share_windows": False})
+    cluster = FakeCluster(tmp_path / "out", 12, script, workers={"num_actors": None, "share": "nothing"})
     cluster.run()
     check_complete(cluster, 12)
     assert max(sizes) == 5
@@ -405,7 +406,7 @@ def test_the_pool_grows_and_shrinks_with_the_cluster(tmp_path: Path, monkeypatch
 def test_more_actors_than_there_is_room_for_are_asked_for_where_there_is_work(tmp_path: Path) -> None:
     """So that an autoscaler adds nodes: but no more than the rows that are left can use."""
     cluster = FakeCluster(
-        tmp_path / "out", 3, finish, workers={"num_actors": None, "max_actors": 50, "share_windows": False}
+        tmp_path / "out", 3, finish, workers={"num_actors": None, "max_actors": 50, "share": "nothing"}
     )
     cluster.run()
     check_complete(cluster, 3)

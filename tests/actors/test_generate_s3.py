@@ -12,8 +12,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from actors.backbone import BackboneWorker
+from actors.messages import VideoFailed
+from actors.runtime import Slots
+from jobs.generate import make_plan, worker_settings
+from pipeline.config import RunConfig
 from pipeline.storage import open_storage
 from pipeline.verify import verify
+from tests.actors.hosts import MODEL, Making, task
+from tests.faulty_s3 import FaultyS3
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
@@ -40,3 +47,23 @@ def test_prompts_and_out_may_lie_in_a_bucket(s3_root: str, s3_server: dict[str, 
     assert secret not in done.stdout + done.stderr
     for path in bucket.list():
         assert secret.encode() not in bucket.read_bytes(path), path
+
+
+def test_workers_are_as_patient_as_the_driver_was_told(
+    s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the environment of their node says."""
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    plan = make_plan(str(tmp_path / "prompts.txt"), s3_root, RunConfig(model=MODEL, profile="paper", num_frames=61))
+    monkeypatch.setenv("MIGA_S3_PATIENCE_S", "1")
+    settings = worker_settings(plan, s3_root, Slots(num_actors=1, cpus=1, gpus=0))
+    monkeypatch.setenv("MIGA_S3_PATIENCE_S", "1000")
+    with FaultyS3(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        worker = BackboneWorker(settings)
+        worker.load()
+        proxy.is_gone = True
+        ended = Making(worker, task(61), "a cat").end()
+    assert isinstance(ended, VideoFailed)
+    assert "no usable answer for 1 s" in ended.error
+    assert (ended.scope, ended.error_type) == ("run", "OutputError")

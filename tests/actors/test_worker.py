@@ -239,6 +239,26 @@ def test_windows_of_a_video_run_on_helpers_to_the_same_bits(tmp_path: Path, no_r
     assert host.news(0.0).num_calls < alone.num_calls
 
 
+@pytest.mark.parametrize("reflects", [True, False])
+@pytest.mark.parametrize("share", ["candidates", "nothing"])
+def test_helpers_take_what_the_run_lets_them_to_the_same_bits(
+    tmp_path: Path, no_ray: None, share: str, reflects: bool
+) -> None:
+    sampler = {"self_reflection": reflects}
+    host = worker(tmp_path, share=share, sampler=sampler)
+    actors = [FakeActor(worker(tmp_path, sampler=sampler)) for _ in range(3)]
+    host.set_helpers(0, 2, [(f"w{n}#1", actor) for n, actor in enumerate(actors)])
+    together = make(host, task(attempt=2)).result
+    assert together.sha256 == digest_of_plain_video(tmp_path, **sampler)
+    per_search = count_calls(settings(tmp_path, sampler=sampler).sampler, SPEC.num_latents(61)).per_search
+    of_candidates = per_search * sum(together.trace.searched)
+    assert together.num_helper_calls <= (of_candidates if share == "candidates" else 0)
+    if share == "candidates" and reflects:
+        assert together.num_helper_calls > of_candidates / 4
+    else:
+        assert sum(actor.num_calls for actor in actors) == 0
+
+
 @pytest.mark.parametrize(
     "error", [WorkerError("the GPU ran out of memory"), ConnectionError("gone"), KeyError("strange")]
 )

@@ -1,33 +1,42 @@
-"""What the fault tests share: a cluster of real processes, and the dataset of a run that nothing happened to."""
+"""What the fault tests share: a cluster of real processes, a bucket that fails as told, and runs that must not mind."""
 
 from __future__ import annotations
 
 import json
 import signal
+import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import pytest
 
-from tests.faults.harness import FaultCluster, Run, dataset, signal_quietly
-from tests.faulty_s3 import FaultyS3, bucket_client, s3_server
+from pipeline.manifest import Manifest
+from pipeline.storage import open_storage
+from tests.faults.harness import FaultCluster, Run, check_dataset, dataset, signal_quietly, wait_for
+from tests.faulty_s3 import Fault, FaultyS3, bucket_client
 
 CALL_S = 0.02
+PROMPTS_PER_SHARD = 4
 SETTINGS = """\
-model = "simulated:wan?call_s={call_s}&decode_s=0.001&faults=1&marks={marks}"
+model = "simulated:wan?call_s={call_s}&decode_s=0.001&faults={faults}&marks={marks}{model}"
 profile = "paper"
 [sampler]
 num_steps = 16
 handoff_level = 4
 [run]
 prompts_per_shard = 4
-checkpoint_every_s = 0.3
+checkpoint_every_s = {checkpoint_every_s}
 lease_ttl_s = 3.0
 max_failed_share = 1.0
 """
 LENGTHS = (161, 81, 241, 121)
+
+Prompts: TypeAlias = list[dict[str, Any]]
+Dataset: TypeAlias = dict[int, dict[str, Any]]
+T = TypeVar("T")
+Undisturbed: TypeAlias = Callable[[Prompts], Dataset]
 
 
 @dataclass
@@ -39,26 +48,113 @@ class Workshop:
     def run(
         self,
         out: str | Path,
-        prompts: list[dict[str, Any]],
+        prompts: Prompts,
         *,
         call_s: float = CALL_S,
+        checkpoint_every_s: float = 0.3,
+        faults: bool = True,
+        model: str = "",
         settings: str = "",
         **options: Any,
     ) -> Run:
-        """A run that is not started yet."""
-        name = f"run-{len(list(self.folder.iterdir()))}"
-        (self.folder / name).mkdir()
-        file, config = self.folder / name / "prompts.jsonl", self.folder / name / "run.toml"
-        marks = self.folder / name / "marks"
-        marks.mkdir()
+        """A run that is not started yet.
+
+        Args:
+            out: where it writes.
+            prompts: rows of its prompt file.
+            call_s: seconds of a network call.
+            checkpoint_every_s: how often a video is saved.
+            faults: whether prompts get the faults that they ask for.
+            model: more options of the simulated GPU, as "&load_s=2".
+            settings: more of the config: of [run], then other sections.
+            **options: of `Run`.
+        """
+        folder = self.folder / f"run-{len(list(self.folder.iterdir()))}"
+        marks = folder / "marks"
+        marks.mkdir(parents=True)
+        file, config = folder / "prompts.jsonl", folder / "run.toml"
         file.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
-        config.write_text(SETTINGS.format(call_s=call_s, marks=marks) + settings)
-        return Run(file, str(out), config, **options)
+        text = SETTINGS.format(
+            call_s=call_s, faults=int(faults), marks=marks, model=model, checkpoint_every_s=checkpoint_every_s
+        )
+        config.write_text(text + settings)
+        return Run(file, str(out), config, marks=marks, **options)
 
 
-def usual_prompts(count: int = 8, frames: tuple[int, ...] = LENGTHS) -> list[dict[str, Any]]:
+def usual_prompts(count: int = 8, frames: tuple[int, ...] = LENGTHS) -> Prompts:
     """Rows of several lengths."""
     return [{"prompt": f"a video {row}", "num_frames": frames[row % len(frames)]} for row in range(count)]
+
+
+@dataclass
+class Trial:
+    """A run that something happens to, and the dataset that it must come to all the same.
+
+    Attributes:
+        cluster: two nodes with two fake GPUs each.
+        out: where the run writes.
+        address: of the Ray that it is made on; None: it starts one of its own.
+        run: as it was made last.
+        expected: the rows and bytes of an undisturbed run of its prompts.
+    """
+
+    cluster: FaultCluster
+    out: str
+    address: str | None
+    _workshop: Workshop
+    _drivers: list[Run]
+    _undisturbed: Undisturbed
+    run: Run = field(init=False)
+    expected: Dataset = field(init=False)
+
+    def prepare(self, prompts: Prompts, **options: Any) -> Run:
+        """A run that is not started; for its options see `Workshop.run`."""
+        self.expected = self._undisturbed(prompts)
+        self.run = self._workshop.run(self.out, prompts, address=self.address, **options)
+        self._drivers.append(self.run)
+        return self.run
+
+    def start(self, prompts: Prompts, **options: Any) -> Run:
+        """A run that is started."""
+        return self.prepare(prompts, **options).start()
+
+    def begin(self, prompts: Prompts, **options: Any) -> Run:
+        """A run that has put its first checkpoint into storage: videos are in the making."""
+        run = self.start(prompts, **options)
+        self.until(lambda: run.files("checkpoint"), what="a first checkpoint")
+        return run
+
+    def until(self, condition: Callable[[], T], what: str) -> T:
+        """The first true value of `condition`, to which it comes while the run goes on."""
+
+        def found() -> T:
+            assert self.run.is_alive, f"the run ended before it came to {what}:\n{self.run.log[-3000:]}"
+            return condition()
+
+        return wait_for(found, what=what)
+
+    def second(self) -> Run:
+        """The same command once more, not started."""
+        run = Run(self.run.prompts, self.run.out, self.run.config, self.run.address, self.run.environment)
+        self._drivers.append(run)
+        return run
+
+    def ends_as_undisturbed(self, run: Run | None = None) -> dict[str, Any]:
+        """Waits for the end of the run (or of a second one); returns its summary.
+
+        Raises:
+            AssertionError: if a row is not made, or anything differs from the undisturbed run's dataset.
+        """
+        run = run or self.run
+        status, summary = run.wait()
+        num_ok = sum(row["status"] == "ok" for row in self.expected.values())
+        assert (status, summary["ok"]) == (0 if num_ok == len(self.expected) else 3, num_ok), (summary, run.log)
+        check_dataset(run.out, self.expected)
+        return summary
+
+    def attempts(self) -> dict[int, int]:
+        """Row → the attempt that was taken."""
+        return {row.row: row.attempt for row in Manifest(open_storage(self.out), PROMPTS_PER_SHARD).read_rows()}
 
 
 @pytest.fixture
@@ -68,34 +164,47 @@ def workshop(tmp_path: Path) -> Workshop:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[FaultCluster]:
+def s3_proxy(s3_server: dict[str, str]) -> Iterator[FaultyS3]:
+    """Before the S3 server, the same for all: the nodes of the cluster are told of it when they start."""
+    with FaultyS3(s3_server["AWS_ENDPOINT_URL"]) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def s3_environment(s3_server: dict[str, str], s3_proxy: FaultyS3) -> dict[str, str]:
+    """What leads to that proxy."""
+    return s3_server | {"AWS_ENDPOINT_URL": s3_proxy.url}
+
+
+@pytest.fixture(scope="session")
+def cluster(s3_environment: dict[str, str]) -> Iterator[FaultCluster]:
     """Two nodes with two fake GPUs each, and whatever nodes a test has left there."""
-    cluster = FaultCluster(num_nodes=2, gpus_per_node=2)
+    cluster = FaultCluster(num_nodes=2, gpus_per_node=2, environment=s3_environment)
     yield cluster
     cluster.shutdown()
 
 
 @pytest.fixture
 def whole_cluster(cluster: FaultCluster) -> FaultCluster:
-    """The cluster, with two nodes again whatever a test before has done to it."""
+    """The cluster, with two nodes again whatever a test before has done to it, and no actor that outlived its run."""
+    wait_for(lambda: not cluster.actors(), what="the actors of runs before to be gone", seconds=30)
     while len(cluster.nodes) < 2:
         cluster.add_node()
     return cluster
 
 
 @pytest.fixture(scope="session")
-def undisturbed(
-    cluster: FaultCluster, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[list[dict[str, Any]]], dict[int, dict[str, Any]]]:
-    """Prompts → the dataset of a run that nothing happens to; each distinct prompt set is made once."""
-    made: dict[str, dict[int, dict[str, Any]]] = {}
+def undisturbed(cluster: FaultCluster, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Prompts → the dataset of a run that nothing happens to, not even what a prompt asks for; made once for each."""
+    made: dict[str, Dataset] = {}
 
-    def make(prompts: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    def make(prompts: Prompts) -> Dataset:
         key = json.dumps(prompts)
         if key not in made:
             folder = tmp_path_factory.mktemp("undisturbed")
             (folder / "runs").mkdir()
-            run = Workshop(folder / "runs").run(folder / "out", prompts, call_s=0.0, address=cluster.address)
+            workshop = Workshop(folder / "runs")
+            run = workshop.run(folder / "out", prompts, call_s=0.0, faults=False, address=cluster.address)
             status, summary = run.finish()
             assert (status, summary["ok"]) == (0, len(prompts)), (summary, run.log)
             made[key] = dataset(run.out)
@@ -110,26 +219,45 @@ def drivers() -> Iterator[list[Run]]:
     runs: list[Run] = []
     yield runs
     for run in runs:
-        if run.process is not None and run.process.poll() is None:
+        if run.process is not None and run.is_alive:
             signal_quietly(run.process.pid, signal.SIGKILL)
             run.process.communicate()
 
 
+@pytest.fixture
+def trial(
+    whole_cluster: FaultCluster, workshop: Workshop, drivers: list[Run], undisturbed: Undisturbed, tmp_path: Path
+) -> Trial:
+    """On the cluster, into a local folder."""
+    return Trial(whole_cluster, str(tmp_path / "out"), whole_cluster.address, workshop, drivers, undisturbed)
+
+
 @dataclass
 class Bucket:
-    """A bucket behind a proxy that fails as told."""
+    """A bucket behind a proxy that fails as told.
+
+    Attributes:
+        root: a place in it.
+    """
 
     proxy: FaultyS3
-    environment: dict[str, str]
-    client: Any
+    root: str
+
+    def hold(self, target: str, method: str = "PUT") -> Fault:
+        """The next request of that kind stays on its way until the fault is released, and is then lost."""
+        return self.proxy.fail("hold", method=method, target=target)
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+def bucket(
+    s3_proxy: FaultyS3, s3_server: dict[str, str], s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Bucket]:
     """For this process too, which reads what the run has put there."""
-    with s3_server() as environment, FaultyS3(environment["AWS_ENDPOINT_URL"]) as proxy:
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        client = bucket_client()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield Bucket(proxy, environment | {"AWS_ENDPOINT_URL": proxy.url}, client)
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    name = f"faults-{uuid.uuid4().hex}"
+    bucket_client().create_bucket(Bucket=name)
+    for variable, value in s3_environment.items():
+        monkeypatch.setenv(variable, value)
+    yield Bucket(s3_proxy, f"s3://{name}/dataset")
+    s3_proxy.recover()

@@ -59,6 +59,29 @@ class Process:
     parent: int
     title: str
 
+    def is_in(self, method: str) -> bool:
+        """Whether this method of an actor is running, the last of those that are."""
+        return self.title.endswith(f".{method}")
+
+    def end(self) -> None:
+        """SIGKILL."""
+        signal_quietly(self.pid, signal.SIGKILL)
+
+    def sends_from(self, port: int) -> bool:
+        """Whether it holds the TCP connection (IPv4) that has this local port."""
+        sockets = {
+            columns[9]
+            for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+            if int((columns := line.split())[1].rpartition(":")[2], 16) == port
+        }
+        links = {f"socket:[{inode}]" for inode in sockets}
+        with contextlib.suppress(OSError):
+            for handle in Path(f"/proc/{self.pid}/fd").iterdir():
+                with contextlib.suppress(OSError):  # closed since
+                    if os.readlink(handle) in links:
+                        return True
+        return False
+
 
 class FaultCluster:
     """A head without GPUs, where the driver is, and worker nodes with one or more fake GPUs each.
@@ -105,9 +128,11 @@ class FaultCluster:
         self._cluster.remove_node(node, allow_graceful=False)
 
     def kill_raylet(self, node: Any) -> None:
-        """The raylet alone; its workers notice and end themselves."""
+        """The raylet alone; its workers notice and end themselves, once it is no zombie either."""
         self.nodes.remove(node)
-        signal_quietly(self.raylet_pid(node), signal.SIGKILL)
+        raylet = node.all_processes["raylet"][0].process
+        raylet.kill()
+        raylet.wait()
 
     def raylet_pid(self, node: Any) -> int:
         return int(node.all_processes["raylet"][0].process.pid)
@@ -129,6 +154,10 @@ class FaultCluster:
         """Processes of the backbone actors, on one node or on all."""
         parent = None if node is None else self.raylet_pid(node)
         return [process for process in self.processes(parent) if process.title.startswith("ray::BackboneWorker")]
+
+    def node_of(self, actor: Process) -> Any:
+        """The node that an actor is on."""
+        return next(node for node in self.nodes if self.raylet_pid(node) == actor.parent)
 
     def shutdown(self) -> None:
         """Ends every process of the cluster."""
@@ -157,7 +186,12 @@ def signal_quietly(pid: int, number: signal.Signals) -> None:
 
 @dataclass
 class Run:
-    """A dataset and the command that makes it."""
+    """A dataset and the command that makes it.
+
+    Attributes:
+        environment: of the driver, beside this process's.
+        marks: folder in which faults that strike once are noted.
+    """
 
     prompts: Path
     out: str
@@ -165,7 +199,13 @@ class Run:
     address: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    marks: Path | None = None
     process: subprocess.Popen[str] | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its driver is running."""
+        return self.process is not None and self.process.poll() is None
 
     def start(self) -> Run:
         """Starts the driver, or starts it again."""
@@ -239,6 +279,12 @@ def dataset(out: str) -> dict[int, dict[str, Any]]:
             "error_type": row.error_type,
         }
     return rows
+
+
+def quarantined(row: Mapping[str, Any], error_type: str) -> dict[str, Any]:
+    """What `dataset` says of that row where it is given up."""
+    lost = dict.fromkeys(("sha256", "num_frames", "network_calls"))
+    return dict(row) | lost | {"status": "failed", "error_type": error_type}
 
 
 def check_dataset(out: str, expected: Mapping[int, Mapping[str, Any]]) -> None:

@@ -97,7 +97,7 @@ def test_a_gpu_decodes_what_a_cpu_does(family: str, folders: dict[str, Path], de
 def test_per_latent_time_steps_are_bit_equal_to_a_uniform_one(name: str, device: torch.device) -> None:
     model = random_model(name, device=device, dtype=torch.bfloat16, reduction=FULL_WINDOW, with_vae=False)
     calls = NetworkCalls(model)
-    transformer: Any = model.backbone.transformer
+    transformer: Any = model.backbone.network
     x_BCFHW = calls.x_BFCHW.transpose(1, 2).to(torch.bfloat16)
     text_BLD = calls.texts_LD[0][None].to(device, torch.bfloat16)
     timestep_B = torch.tensor([993], device=device)

@@ -68,7 +68,7 @@ def tiny(name: str) -> RandomModel:
 def test_wan_at_full_size_has_every_weight(name: str) -> None:
     with shapes_only():
         model = random_model(name, device=CPU, dtype=torch.bfloat16)
-        network, vae = model.backbone.transformer, model.backbone.vae
+        network, vae = model.backbone.network, model.backbone.vae
     architecture = ARCHITECTURES[MODELS[name]]
     assert sum(weight.numel() for weight in network.parameters()) == architecture.transformer_parameters
     assert sum(weight.numel() for weight in vae.parameters()) == architecture.vae_parameters
@@ -79,7 +79,7 @@ def test_wan_at_full_size_has_every_weight(name: str) -> None:
 def test_videocrafter2_at_full_size_has_every_tensor_of_the_checkpoint() -> None:
     with shapes_only():
         model = random_model("videocrafter2", device=CPU, dtype=torch.bfloat16)
-        shapes = {name: list(tensor.shape) for name, tensor in model.backbone.unet.state_dict().items()}
+        shapes = {name: list(tensor.shape) for name, tensor in model.backbone.network.state_dict().items()}
         num_vae = sum(weight.numel() for weight in model.backbone.vae.parameters())
     recorded = json.loads(gzip.decompress((FIXTURES / "vc2_state_dict.json.gz").read_bytes()))["state_dict"]
     entries = {name: entry["shape"] if isinstance(entry, dict) else entry for name, entry in recorded.items()}
@@ -105,7 +105,7 @@ def test_dtypes_are_those_of_a_loaded_model(tmp_path: Path) -> None:
         random = WanTransformer3DModel(**TRANSFORMER_CONFIG)
     random.rope = WanTransformer3DModel(**TRANSFORMER_CONFIG).rope
     fill_randomly(random, CPU, torch.bfloat16)
-    expected = {name: weight.dtype for name, weight in loaded.transformer.named_parameters()}
+    expected = {name: weight.dtype for name, weight in loaded.network.named_parameters()}
     assert {name: weight.dtype for name, weight in random.named_parameters()} == expected
     assert set(expected.values()) == {torch.bfloat16, torch.float32}
 
@@ -127,20 +127,20 @@ def test_outputs_are_finite_and_depend_on_everything(name: str) -> None:
 
 def test_the_twin_is_diffusers_own_over_the_same_memory() -> None:
     backbone = tiny("wan-1.3b").backbone
-    twin = plain_twin(backbone.transformer)
-    fresh = WanTransformer3DModel.from_config(backbone.transformer.config)
-    fresh.load_state_dict(backbone.transformer.state_dict())
+    twin = plain_twin(backbone.network)
+    fresh = WanTransformer3DModel.from_config(backbone.network.config)
+    fresh.load_state_dict(backbone.network.state_dict())
     x, text = torch.randn(1, 16, 3, 4, 6), torch.randn(1, NUM_TEXT_TOKENS, 4096)
     with torch.no_grad():
         expected = fresh(x, torch.tensor([700]), text, return_dict=False)[0]
         assert torch.equal(twin(x, torch.tensor([700]), text, return_dict=False)[0], expected)
     assert not twin._forward_pre_hooks
-    ours = dict(backbone.transformer.named_parameters())
+    ours = dict(backbone.network.named_parameters())
     assert all(weight.data_ptr() == ours[name].data_ptr() for name, weight in twin.named_parameters())
 
 
 def test_same_weights_again() -> None:
-    first, second = (tiny("wan-1.3b").backbone.transformer.state_dict() for _ in range(2))
+    first, second = (tiny("wan-1.3b").backbone.network.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -298,7 +298,7 @@ def test_attention_that_fails_is_named_and_the_usual_one_is_back(monkeypatch: py
     assert "flash-attn" in rows["flash"]["why not"]
     assert "downloads" in rows["sage_hub"]["why not"]
     assert rows["_native_math"]["largest difference"] < 1e-4
-    processor = bench.model.backbone.transformer.blocks[0].attn1.processor
+    processor = bench.model.backbone.network.blocks[0].attn1.processor
     assert processor._attention_backend.value == "native"
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import main
+from miga.backbones.registry import load_spec
 from miga.config import resolve_config
 from miga.cost import count_calls
+from tests.cli import refused, run
+
+LARGE, SMALL = "Wan-AI/Wan2.1-T2V-14B-Diffusers", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 
 @pytest.fixture
@@ -19,29 +22,9 @@ def prompts(tmp_path: Path) -> Path:
     return file
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    status = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
-
-
-def refused(capsys: pytest.CaptureFixture[str], out: Path, *arguments: object) -> str:
-    """Runs `generate`, which must refuse: exit status 2, one message with a hint, nothing written."""
-    before = sorted(out.rglob("*")) if out.exists() else None
-    status, _, message = run(capsys, "generate", *arguments)
-    assert status == 2, message
-    assert message.startswith("miga: ")
-    assert "hint: " in message
-    assert "Traceback" not in message
-    assert (sorted(out.rglob("*")) if out.exists() else None) == before
-    return message
-
-
 def test_dry_run_counts_and_writes_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path, prompts: Path
 ) -> None:
-    from miga.backbones.registry import load_spec
-
     out = tmp_path / "out"
     status, stdout, _ = run(
         capsys, "generate", prompts, out, "--model", tiny_model, "--num-frames", 61, "--dry-run", "--json"
@@ -56,7 +39,7 @@ def test_dry_run_counts_and_writes_nothing(
     assert figures["estimated_bytes"] > 0
 
 
-@pytest.mark.parametrize("name", ["Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.1-T2V-14B-Diffusers"])
+@pytest.mark.parametrize("name", [SMALL, LARGE])
 @pytest.mark.parametrize(("profile", "calls"), [("paper", 946), ("swift", 255)])
 def test_dry_run_knows_the_published_models_without_network(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, prompts: Path, name: str, profile: str, calls: int
@@ -69,12 +52,76 @@ def test_dry_run_knows_the_published_models_without_network(
     assert json.loads(stdout)["network_calls"] == 2 * calls
 
 
-def test_generating_with_an_unreachable_model_fails_before_anything_is_written(
+def test_a_dry_run_says_what_goes_where(capsys: pytest.CaptureFixture[str], tmp_path: Path, prompts: Path) -> None:
+    arguments = (prompts, tmp_path / "out", "--model", LARGE, "--dry-run", "--json", "--card-gb")
+    status, out, message = run(capsys, "generate", *arguments, 24)
+    assert status == 0, message
+    memory = json.loads(out)["memory"]
+    assert memory["transformer"].endswith("in fp8")
+    assert "fp8" in memory["reason"]
+    assert memory["decoding"] == "takes turns with the network"
+    _, out, _ = run(capsys, "generate", *arguments, 48)
+    assert json.loads(out)["memory"]["decoding"] == "beside the network"
+    status, _, message = run(capsys, "generate", *arguments, 16)
+    assert status == 2
+    assert "what would fit: a card of 24 GB" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_the_text_encoder_goes(capsys: pytest.CaptureFixture[str], tmp_path: Path, prompts: Path) -> None:
+    config = tmp_path / "text.toml"
+    arguments = (prompts, tmp_path / "out", "--model", LARGE, "--dry-run", "--json", "--config", config, "--card-gb")
+    config.write_text('text_dtype = "bfloat16"\n')
+    _, out, _ = run(capsys, "generate", *arguments, 80)
+    assert json.loads(out)["memory"]["text encoder"] == "11.4 GB in bfloat16, of the machine's memory"
+    config.write_text('text_dtype = "bfloat16"\n[workers]\ntext_gpus = 0.2\ngpus_per_actor = 0.8\n')
+    _, out, _ = run(capsys, "generate", *arguments, 80)
+    assert json.loads(out)["memory"]["text encoder"] == "11.4 GB in bfloat16, of the card"
+    status, _, message = run(capsys, "generate", *arguments, 24)
+    assert status == 2
+    assert "text_gpus = 0 in [workers]" in message
+
+
+def test_videocrafter2_on_a_card(capsys: pytest.CaptureFixture[str], tmp_path: Path, prompts: Path) -> None:
+    arguments = ("--model", "VideoCrafter/VideoCrafter2", "--width", 1024, "--height", 576, "--dry-run", "--json")
+    status, out, message = run(capsys, "generate", prompts, tmp_path / "out", *arguments, "--card-gb", 24)
+    assert status == 0, message
+    costs = json.loads(out)
+    assert costs["size"] == "576x1024"
+    assert costs["memory"]["transformer"] == "2.8 GB in bfloat16"
+
+
+def test_another_size_costs_more(capsys: pytest.CaptureFixture[str], tmp_path: Path, prompts: Path) -> None:
+    hours = {}
+    for height, width in ((480, 832), (720, 1280)):
+        size = ("--height", height, "--width", width)
+        status, out, _ = run(
+            capsys, "generate", prompts, tmp_path / "out", "--model", LARGE, *size, "--dry-run", "--json"
+        )
+        assert status == 0
+        assert json.loads(out)["size"] == f"{height}x{width}"
+        hours[height] = json.loads(out)["estimated_hours"]
+    assert 2.3 < hours[720] / hours[480] < 2.3**2
+
+
+def test_hours_follow_forwards_and_the_length_of_a_call(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, prompts: Path
 ) -> None:
-    out = tmp_path / "out"
-    message = refused(capsys, out, prompts, out, "--model", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
-    assert "hub" in message
+    """`swift` guides no call of Stage 2: those take one forward. A window of 14 latents takes 2/3 of one of 21."""
+    config = tmp_path / "short.toml"
+    config.write_text("[sampler]\nwindow = 14\nguidance_scale = 1.0\n")
+    costs = {}
+    for name, options in {"swift": (), "short": ("--config", config)}.items():
+        run_options = ("--model", LARGE, "--num-frames", 161, "--dry-run", "--json", *options)
+        status, out, message = run(capsys, "generate", prompts, tmp_path / "out", *run_options)
+        assert status == 0, message
+        costs[name] = json.loads(out)
+    swift, short = costs["swift"], costs["short"]
+    assert (swift["network_calls"], swift["network_forwards"]) == (2 * 255, 2 * (2 * 255 - 27 - 9))
+    flops = load_spec(LARGE).forward_flops
+    assert swift["estimated_hours"] * 3600 == pytest.approx(swift["network_forwards"] * flops / 400e12)
+    assert short["network_forwards"] == short["network_calls"]
+    assert short["estimated_hours"] * 3600 == pytest.approx(short["network_calls"] * flops * 14 / 21 / 400e12)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +163,11 @@ def test_a_prompt_file_that_is_not_there_is_refused(
         (["--num-actors", "0"], "num_actors"),
         (["--model", "no-such-model"], "no-such-model"),
         (["--config", "no-such.toml"], "no-such.toml"),
+        (["--height", "33"], "height 33 is no multiple of 16"),
+        (["--width", "0"], "width must be at least 1"),
+        (["--lora", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--lora", "nowhere.safetensors:0.5"], "'nowhere.safetensors' does not exist"),
+        (["--attention", "flsh"], "did you mean 'flash'"),
     ],
 )
 def test_options_that_cannot_be_are_refused(

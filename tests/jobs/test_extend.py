@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -17,17 +18,15 @@ from pipeline.manifest import Manifest
 from pipeline.rows import ManifestRow, PromptRow
 from pipeline.run_folder import latents_path, open_run, open_state_path, video_path
 from pipeline.storage import open_storage
+from pipeline.verify import verify
 from tests.actors.hosts import MODEL, make, task, worker
 
 SHORT, LONG = 61, 101
 
 
-@pytest.fixture(scope="module")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finish_run(out: str | Path, folder: Path) -> None:
     """A run of three rows: one with its latents kept, one without, one that failed."""
-    folder = tmp_path_factory.mktemp("run")
     (folder / "prompts.txt").write_text("a cat\na dog\nfault: nan\n")
-    out = folder / "out"
     config = RunConfig(model=MODEL, profile="paper", num_frames=SHORT, run=RunSection(keep_latents=True))
     plan = make_plan(str(folder / "prompts.txt"), str(out), config)
     storage = open_storage(out)
@@ -44,7 +43,13 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         result = make(worker(out), what, *row.prompts).result
         manifest.record(maker.finished(row, key, 1, 0.0, result))
     manifest.seal(0)
-    return out
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    finish_run(folder / "out", folder)
+    return folder / "out"
 
 
 @pytest.fixture
@@ -53,11 +58,11 @@ def out(finished_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "moved"))
 
 
-def rows(out: Path) -> list[ManifestRow]:
+def rows(out: str | Path) -> list[ManifestRow]:
     return list(Manifest(open_storage(out), 1000).read_rows())
 
 
-def extend(capsys: pytest.CaptureFixture[str], out: Path, key: str, num_frames: int) -> tuple[int, str]:
+def extend(capsys: pytest.CaptureFixture[str], out: str | Path, key: str, num_frames: int) -> tuple[int, str]:
     status = main(["extend", str(out), key, "--num-frames", str(num_frames), "--json"])
     captured = capsys.readouterr()
     return status, captured.out if status == 0 else captured.err
@@ -92,6 +97,28 @@ def test_it_is_the_video_of_that_length_and_the_run_stays_as_it_is(
     status, text = extend(capsys, out, longer.key, LONG + 40)
     assert status == 0, text
     assert ManifestRow.from_json(text).sha256 == from_the_start(tmp_path, LONG + 40)
+
+
+@pytest.mark.s3
+def test_out_may_be_in_a_bucket(capsys: pytest.CaptureFixture[str], s3_root: str, tmp_path: Path) -> None:
+    finish_run(s3_root, tmp_path)
+    bucket = open_storage(s3_root)
+    before = {path: bucket.read_bytes(path) for path in bucket.list()}
+    status, text = extend(capsys, s3_root, rows(s3_root)[0].key[:8], LONG)
+    assert status == 0, text
+    longer = ManifestRow.from_json(text)
+    assert str(longer.uri).startswith(f"{s3_root}/extended/")
+    video = bucket.read_bytes(str(longer.uri).removeprefix(f"{s3_root}/"))
+    assert hashlib.sha256(video).hexdigest() == longer.sha256 == from_the_start(tmp_path, LONG)
+    after = {path: bucket.read_bytes(path) for path in bucket.list()}
+    assert {path: after[path] for path in before} == before
+    ends = {path.rpartition("-")[2] for path in after.keys() - before}
+    assert ends == {f"{LONG}.mp4", f"{LONG}.json", f"{LONG}.safetensors", "open.safetensors"}
+    assert verify(bucket).is_sound
+
+    # The same again: it is there.
+    assert extend(capsys, s3_root, rows(s3_root)[0].key, LONG)[0] == 0
+    assert {path: bucket.read_bytes(path) for path in bucket.list()} == after
 
 
 def test_a_half_made_one_is_gone_on_with(capsys: pytest.CaptureFixture[str], out: Path, tmp_path: Path) -> None:

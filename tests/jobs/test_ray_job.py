@@ -18,16 +18,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+
+from tests.processes import descendants, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
@@ -91,16 +92,6 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 150.0) -> Any:
-    deadline_s = time.monotonic() + seconds
-    while time.monotonic() < deadline_s:
-        with contextlib.suppress(OSError):
-            if found := condition():
-                return found
-        time.sleep(0.1)
-    raise AssertionError("it did not come to that in time")
-
-
 @contextlib.contextmanager
 def told_on_failure(cluster: Cluster, name: str) -> Iterator[None]:
     """What the job and Ray have written goes into the failure's message."""
@@ -111,23 +102,6 @@ def told_on_failure(cluster: Cluster, name: str) -> Iterator[None]:
         tails = [f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in written]
         status = cluster.info(name)
         raise AssertionError(f"{error}\n{status}\n" + "\n".join(tails)) from error
-
-
-def descendants(pid: int) -> dict[int, str]:
-    """Process → its command line, of everything a process has started."""
-    children: dict[int, list[int]] = {}
-    names: dict[int, str] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError):
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            names[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            children.setdefault(parent, []).append(int(folder.name))
-    found, todo = {}, [pid]
-    while todo:
-        for child in children.get(todo.pop(), []):
-            found[child] = names[child]
-            todo.append(child)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -201,27 +175,6 @@ def test_the_job_server_lets_nobody_in_without_the_token_and_listens_on_loopback
         if line.split()[3] == "0A" and int(line.split()[1].split(":")[1], 16) == port
     }
     assert listening == {"0100007F"}  # 127.0.0.1, and no other address
-
-
-def test_a_local_run_has_its_dashboard_on_loopback() -> None:
-    script = (
-        "import sys\n"
-        "from actors.runtime import ray_session\n"
-        "from pipeline.config import WorkersConfig\n"
-        "with ray_session(WorkersConfig(num_actors=1)):\n"
-        "    print('up', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    with subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as session:
-        assert session.stdout
-        assert session.stdout.readline() == "up\n"
-        dashboards = [command for command in descendants(session.pid).values() if "dashboard.py" in command]
-        session.communicate(timeout=60)
-    assert len(dashboards) == 1
-    assert "--host=127.0.0.1 " in dashboards[0]
 
 
 @pytest.mark.slow

@@ -22,7 +22,18 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
 
 
 def test_equal_videos_take_what_their_calls_take(capsys: pytest.CaptureFixture[str]) -> None:
-    quiet = ["--search-rate", "0", "--no-sharing", "--load-s", "0", "--upload-s", "0", "--checkpoint-every-s", "inf"]
+    quiet = [
+        "--search-rate",
+        "0",
+        "--share",
+        "nothing",
+        "--load-s",
+        "0",
+        "--upload-s",
+        "0",
+        "--checkpoint-every-s",
+        "inf",
+    ]
     found = run(capsys, *quiet, "--call-s", "2")["runs"][0]
     spec = load_spec("simulated:wan")
     calls = count_calls(resolve_config("swift", spec), spec.num_latents(spec.default_num_frames)).total
@@ -31,6 +42,42 @@ def test_equal_videos_take_what_their_calls_take(capsys: pytest.CaptureFixture[s
     assert found["computed_h"] == pytest.approx(16 * 2 * calls / 3600)
     assert (found["num_ok"], found["num_quarantined"]) == (16, 0)
     assert found["settings"]["checkpoint_every_s"] is None
+
+
+def test_helpers_that_take_candidates_alone_make_no_other_window(capsys: pytest.CaptureFixture[str]) -> None:
+    """One video on eight GPUs: without searches nobody helps; with them they add less than on the host alone."""
+    alone = [
+        "--videos",
+        "1",
+        "--profile",
+        "paper",
+        "--num-frames",
+        "81",
+        "--load-s",
+        "0",
+        "--upload-s",
+        "0",
+        "--call-s",
+        "1",
+    ]
+    found = {
+        (share, rate): run(capsys, *alone, "--share", share, "--search-rate", rate)["runs"][0]
+        for share in ("windows", "candidates", "nothing")
+        for rate in ("0", "0.3")
+    }
+    spec = load_spec("simulated:wan")
+    calls = count_calls(resolve_config("paper", spec), spec.num_latents(81)).total
+    checkpoints_s, tail_s = 0.2 * found["nothing", "0"]["num_checkpoints"], 2.0
+    assert found["nothing", "0"]["makespan_s"] == pytest.approx(calls + checkpoints_s + tail_s)
+    assert found["candidates", "0"]["makespan_s"] == pytest.approx(found["nothing", "0"]["makespan_s"])
+    assert found["windows", "0"]["makespan_s"] < calls / 5
+    added = {
+        share: found[share, "0.3"]["makespan_s"] - found[share, "0"]["makespan_s"]
+        for share in ("candidates", "nothing")
+    }
+    assert abs(added["candidates"]) < added["nothing"] / 3, "the speed-up is that at the average number of searches"
+    assert found["candidates", "0.3"]["computed_h"] == pytest.approx(found["nothing", "0.3"]["computed_h"])
+    assert found["candidates", "0"]["settings"]["share"] == "candidates"
 
 
 def test_a_table_has_a_row_per_size_and_interval(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +141,12 @@ def test_plots_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
 def test_bad_values_are_refused(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*SMALL, *arguments]) == 2
     assert named in capsys.readouterr().err
+
+
+def test_what_helpers_cannot_take_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*SMALL, "--share", "helpers"])
+    assert "(choose from 'windows', 'candidates', 'nothing')" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made_is_said_before_anything_is_simulated(

@@ -172,9 +172,10 @@ def test_wrong_type(key: str, value: Any, wanted: str) -> None:
 
 
 def test_right_types() -> None:
-    check_overrides(
-        {"num_steps": 54, "guidance_scale": 5, "flow_shift": 3.0, "self_reflection": False, "method": "fifo"}
-    )
+    overrides = {"num_steps": 54, "guidance_scale": 5, "flow_shift": 3.0, "self_reflection": False, "method": "miga"}
+    check_overrides(overrides)
+    config = resolve_config("paper", SPEC, overrides)
+    assert {name: getattr(config, name) for name in overrides} == overrides
 
 
 def test_unknown_method() -> None:

@@ -475,9 +475,9 @@ def test_a_run_in_threads_that_take_their_time(tmp_path: Path) -> None:
 class Watched(RestlessExecutor):
     """Remembers which branches were asked for."""
 
-    def submit(self, call: Any, priority: int) -> Any:
+    def submit(self, call: Any, priority: int, *, is_candidate: bool) -> Any:
         self.branches = [*getattr(self, "branches", []), call.branch]
-        return super().submit(call, priority)
+        return super().submit(call, priority, is_candidate=is_candidate)
 
 
 def assert_same_in_threads(backbone: Any, config: SamplerConfig, num_latents: int = 7) -> None:

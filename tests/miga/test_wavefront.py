@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import gc
+import math
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, ClassVar, TypeAlias
 
 import pytest
 import torch
 
+from miga.backbones.registry import load_spec
 from miga.config import PROFILES, SamplerConfig, resolve_config
 from miga.cost import count_calls
 from miga.denoise_pass import WindowCall, run_call
 from miga.generate import Sampler, VideoState
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
-from miga.virtual_time import VirtualExecutor, make_virtual_video
+from miga.sharing import SHARES, Share
+from miga.virtual_time import VirtualExecutor, make_virtual_video, useful_slots
 from miga.wavefront import RUN_AHEAD, WAITING_PER_SLOT, Block, LazyQueue, is_there, materialised
 from tests.miga.closed_form import (
     FEW_STEPS,
@@ -89,7 +92,7 @@ class RestlessExecutor:
     """Several threads that take any waiting call, whatever its priority, and any time over it."""
 
     def __init__(self, denoiser: Any, num_slots: int, seed: int = 0, longest_s: float = 0.0005) -> None:
-        self.num_slots = num_slots
+        self.num_slots = self.num_general_slots = num_slots
         self.denoiser = denoiser
         self.chance = random.Random(seed)
         self.longest_s = longest_s
@@ -97,7 +100,7 @@ class RestlessExecutor:
         self.lock = threading.Lock()
         self.threads = ThreadPoolExecutor(num_slots)
 
-    def submit(self, call: WindowCall, priority: int) -> Future[torch.Tensor]:
+    def submit(self, call: WindowCall, priority: int, *, is_candidate: bool) -> Future[torch.Tensor]:
         future: Future[torch.Tensor] = Future()
         with self.lock:
             self.waiting.append((call, future))
@@ -130,8 +133,13 @@ def restless() -> Iterator[Callable[..., RestlessExecutor]]:
         executor.threads.shutdown()
 
 
-def stepped(denoiser: Any, num_slots: int, call_s: Callable[[WindowCall], float] = lambda call: 1.0) -> VirtualExecutor:
-    return VirtualExecutor(num_slots, lambda call: run_call(denoiser, call), call_s)
+def stepped(
+    denoiser: Any,
+    num_gpus: int,
+    call_s: Callable[[WindowCall], float] = lambda call: 1.0,
+    share: Share = "windows",
+) -> VirtualExecutor:
+    return VirtualExecutor(num_gpus, lambda call: run_call(denoiser, call), call_s, share)
 
 
 def new_sampler(denoiser: Any, config: SamplerConfig, executor: Any = None, num_latents: int | None = 9) -> Sampler:
@@ -192,6 +200,23 @@ def test_in_any_order_and_time(
     assert threading.active_count() < 20
 
 
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize(("profile", "settings"), [("paper", {}), ("released", {}), ("scalingnoise", {})])
+def test_whatever_helpers_take(profile: str, settings: dict[str, Any], share: Share) -> None:
+    """Calls take times that come in no order, so passes and candidates get ahead of one another in other ways."""
+    config = profile_config(profile, **{"reflection_threshold": 0.0} | settings)
+    denoiser = GuidedDenoiser(config)
+    expected, expected_states = whole(new_sampler(denoiser, config))
+    for num_gpus in (1, 2, 6):
+        chance = random.Random(num_gpus)
+        executor = stepped(denoiser, num_gpus, lambda call, chance=chance: chance.random(), share)  # type: ignore[misc]
+        found, states = whole(new_sampler(denoiser, config, executor))
+        assert torch.equal(found, expected)
+        assert states[-1].trace == expected_states[-1].trace
+    if config.self_reflection:
+        assert any(expected_states[-1].trace.searched)
+
+
 @pytest.mark.parametrize("shape", [(3, 5, 7), (1, 1, 1), (16, 3, 11)])
 def test_steps_taken_window_by_window_round_alike(shape: tuple[int, int, int]) -> None:
     """Shapes that no vector register divides."""
@@ -224,24 +249,28 @@ def test_a_state_is_gone_on_with_either_way(profile: str) -> None:
 # ---- what runs beside what ----
 
 
+Held: TypeAlias = tuple[WindowCall, int, bool, "Future[torch.Tensor]"]
+
+
 class HeldExecutor:
-    """Runs a call only when told to; keeps what was submitted, in order."""
+    """Runs a call only when told to; keeps what was submitted, in order, and whether it was a candidate's."""
 
-    def __init__(self, denoiser: Any, num_slots: int) -> None:
+    def __init__(self, denoiser: Any, num_slots: int, num_general_slots: int | None = None) -> None:
         self.num_slots = num_slots
+        self.num_general_slots = num_general_slots or num_slots
         self.denoiser = denoiser
-        self.waiting: list[tuple[WindowCall, int, Future[torch.Tensor]]] = []
-        self.choose: Callable[[Sequence[tuple[WindowCall, int, Any]]], int] = lambda waiting: 0
-        self.history: list[tuple[WindowCall, int]] = []
+        self.waiting: list[Held] = []
+        self.choose: Callable[[Sequence[Held]], int] = lambda waiting: 0
+        self.history: list[tuple[WindowCall, bool]] = []
 
-    def submit(self, call: WindowCall, priority: int) -> Future[torch.Tensor]:
+    def submit(self, call: WindowCall, priority: int, *, is_candidate: bool) -> Future[torch.Tensor]:
         future: Future[torch.Tensor] = Future()
-        self.waiting.append((call, priority, future))
-        self.history.append((call, priority))
+        self.waiting.append((call, priority, is_candidate, future))
+        self.history.append((call, is_candidate))
         return future
 
     def advance(self) -> None:
-        call, _, future = self.waiting.pop(self.choose(self.waiting))
+        call, _, _, future = self.waiting.pop(self.choose(self.waiting))
         future.set_result(run_call(self.denoiser, call))
 
 
@@ -257,8 +286,8 @@ def test_later_passes_begin_before_earlier_ones_end(config: SamplerConfig) -> No
     executor = HeldExecutor(denoiser, 64)
     spread: list[int] = []
 
-    def tail(waiting: Sequence[tuple[WindowCall, int, Any]]) -> int:
-        passes = {pass_of(call) for call, _, _ in waiting if is_of_stage_1(call)}
+    def tail(waiting: Sequence[Held]) -> int:
+        passes = {pass_of(call) for call, *_ in waiting if is_of_stage_1(call)}
         spread.append(max(passes) - min(passes) if passes else 0)
         return max(range(len(waiting)), key=lambda number: int(waiting[number][0].level_F.max()))
 
@@ -282,10 +311,10 @@ def test_stage_2_runs_beside_stage_1_and_waits_for_it() -> None:
     executor = HeldExecutor(denoiser, 64)
     num_mixed = 0
 
-    def look(waiting: Sequence[tuple[WindowCall, int, Any]]) -> int:
+    def look(waiting: Sequence[Held]) -> int:
         nonlocal num_mixed
-        of_stage_1 = [rank for call, rank, _ in waiting if int(call.level_F.min()) >= config.handoff_level]
-        of_stage_2 = [rank for call, rank, _ in waiting if int(call.level_F.max()) < config.handoff_level]
+        of_stage_1 = [rank for call, rank, *_ in waiting if int(call.level_F.min()) >= config.handoff_level]
+        of_stage_2 = [rank for call, rank, *_ in waiting if int(call.level_F.max()) < config.handoff_level]
         if of_stage_1 and of_stage_2:
             num_mixed += 1
             assert max(of_stage_1) < min(of_stage_2)
@@ -298,25 +327,27 @@ def test_stage_2_runs_beside_stage_1_and_waits_for_it() -> None:
     assert num_mixed > 3
 
 
-def test_candidates_go_first_side_by_side_and_beside_windows_of_earlier_passes() -> None:
+def test_candidates_go_side_by_side_and_beside_windows_of_earlier_passes() -> None:
     config = make_config(self_reflection=True, reflection_threshold=-10.0, num_candidates=3)
     denoiser = MixingDenoiser(config)
     executor = HeldExecutor(denoiser, 64)
-    at_once: list[list[int]] = []
+    at_once: list[list[bool]] = []
 
-    def urgent(waiting: Sequence[tuple[WindowCall, int, Any]]) -> int:
-        at_once.append([rank for _, rank, _ in waiting])
-        return min(range(len(waiting)), key=lambda number: waiting[number][1])
+    def candidates_first(waiting: Sequence[Held]) -> int:
+        at_once.append([is_candidate for _, _, is_candidate, _ in waiting])
+        return max(range(len(waiting)), key=lambda number: waiting[number][2])
 
-    executor.choose = urgent
+    executor.choose = candidates_first
     sampler = make_lazy(denoiser, config, executor, 20)
     _, states = whole(sampler)
     sampler.close()
-    assert sum(states[-1].trace.searched) > 5
-    num_candidates = [sum(rank < 0 for rank in ranks) for ranks in at_once]
+    num_searches = sum(states[-1].trace.searched)
+    assert num_searches > 5
+    num_candidates = [sum(kinds) for kinds in at_once]
     assert max(num_candidates) >= 3
-    assert any(0 < candidates < len(ranks) for candidates, ranks in zip(num_candidates, at_once, strict=True))
-    assert all(min(ranks) < 0 for ranks in at_once if any(rank < 0 for rank in ranks))
+    assert any(0 < candidates < len(kinds) for candidates, kinds in zip(num_candidates, at_once, strict=True))
+    per_search = count_calls(config, 20).per_search
+    assert sum(is_candidate for _, is_candidate in executor.history) == num_searches * per_search
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, 7])
@@ -340,6 +371,29 @@ def test_run_ahead_is_bounded(num_slots: int) -> None:
     assert max(handed_over) <= (1 + WAITING_PER_SLOT) * num_slots
 
 
+@pytest.mark.parametrize("num_slots", [4, 9])
+def test_slots_for_candidates_are_not_kept_busy_with_other_windows(num_slots: int) -> None:
+    """Of other windows no more are handed over than one slot needs soon; of candidates as many as all do."""
+    config = make_config(
+        self_reflection=True, reflection_threshold=-10.0, num_candidates=3, num_steps=16, judged_group=8
+    )
+    denoiser = MixingDenoiser(config)
+    executor = HeldExecutor(denoiser, num_slots, num_general_slots=1)
+    handed_over: list[tuple[int, int]] = []
+
+    def last(waiting: Sequence[Held]) -> int:
+        candidates = sum(is_candidate for _, _, is_candidate, _ in waiting)
+        handed_over.append((candidates, len(waiting) - candidates))
+        return len(waiting) - 1
+
+    executor.choose = last
+    whole(make_lazy(denoiser, config, executor, 30))
+    most = 1 + WAITING_PER_SLOT
+    assert max(others for _, others in handed_over) == most
+    assert 3 <= max(candidates for candidates, _ in handed_over) <= most * num_slots
+    assert any(candidates >= 3 and others == most for candidates, others in handed_over), "neither waits for the other"
+
+
 def test_an_executor_may_gain_and_lose_slots() -> None:
     config = profile_config("paper")
     denoiser = GuidedDenoiser(config)
@@ -347,9 +401,9 @@ def test_an_executor_may_gain_and_lose_slots() -> None:
     executor, chance = stepped(denoiser, 1), random.Random(4)
     submit = executor.submit
 
-    def changing(call: WindowCall, priority: int) -> Future[torch.Tensor]:
-        executor.num_slots = chance.choice([1, 2, 9])
-        return submit(call, priority)
+    def changing(call: WindowCall, priority: int, *, is_candidate: bool) -> Future[torch.Tensor]:
+        executor.num_gpus = chance.choice([1, 2, 9])
+        return submit(call, priority, is_candidate=is_candidate)
 
     executor.submit = changing  # type: ignore[method-assign]
     assert torch.equal(whole(new_sampler(denoiser, config, executor))[0], expected)
@@ -382,6 +436,16 @@ def test_windows_go_before_branches() -> None:
     split = sum(branch is not None for branch in denoiser.asked)
     assert split <= 8, "at the ends of the video alone"
     assert executor.busy_s == len(denoiser.asked)
+
+
+def test_only_slots_that_take_a_call_are_a_reason_to_split_it() -> None:
+    """Seven helpers that take candidates alone: windows of three candidates are split, no other is."""
+    config = make_config(self_reflection=True, reflection_threshold=-10.0, num_candidates=3)
+    denoiser = GuidedDenoiser(config, lowest_guided=1)
+    executor = HeldExecutor(denoiser, 8, num_general_slots=1)
+    whole(make_lazy(denoiser, config, executor, 20))
+    assert {call.branch for call, is_candidate in executor.history if not is_candidate} == {None}
+    assert {0, 1} <= {call.branch for call, is_candidate in executor.history if is_candidate}
 
 
 def test_a_denoiser_without_branches_is_never_asked_for_them() -> None:
@@ -427,7 +491,7 @@ def test_an_executor_that_refuses_ends_the_video() -> None:
     config = make_config()
     denoiser = MixingDenoiser(config)
     executor = stepped(denoiser, 2)
-    executor.submit = lambda call, priority: (_ for _ in ()).throw(BrokenError("no"))  # type: ignore[method-assign]
+    executor.submit = lambda call, priority, **kind: (_ for _ in ()).throw(BrokenError("no"))  # type: ignore[method-assign]
     sampler = new_sampler(denoiser, config, executor)
     with pytest.raises(BrokenError, match="no"):
         whole(sampler)
@@ -441,9 +505,9 @@ def test_closing_leaves_no_thread_and_cancels_what_waits() -> None:
     futures: list[Future[torch.Tensor]] = []
 
     class Silent:
-        num_slots = 2
+        num_slots = num_general_slots = 2
 
-        def submit(self, call: WindowCall, priority: int) -> Future[torch.Tensor]:
+        def submit(self, call: WindowCall, priority: int, *, is_candidate: bool) -> Future[torch.Tensor]:
             futures.append(Future())
             return futures[-1]
 
@@ -509,13 +573,13 @@ def test_a_lazy_queue_is_the_queue() -> None:
 
 
 def wan_config(profile: str) -> SamplerConfig:
-    from miga.backbones.wan_spec import PUBLISHED
-
-    return resolve_config(profile, PUBLISHED["Wan-AI/Wan2.1-T2V-1.3B-Diffusers"])
+    return resolve_config(profile, load_spec("simulated:wan"))
 
 
 NUM_WAN_LATENTS = 251
 """Of 1,001 frames."""
+PAPERS_RATE = 1 / 46
+"""Searches per evaluation that the paper's own seconds speak of."""
 
 
 def test_one_slot_takes_all_calls_one_after_the_other() -> None:
@@ -561,3 +625,103 @@ def test_a_long_video_on_eight_slots(profile: str, search_share: float) -> None:
     )
     bound_s = base_s + (one.busy_s - base_busy_s) / 8
     assert bound_s <= eight.seconds <= 1.05 * bound_s
+
+
+class SearchTimes(VirtualExecutor):
+    """Notes the moments at which candidates' calls came and ended."""
+
+    searches: ClassVar[list[list[float]]] = []
+    """Per search, the first and the last of them."""
+
+    def submit(self, call: WindowCall, priority: int, *, is_candidate: bool) -> Future[torch.Tensor]:
+        future = super().submit(call, priority, is_candidate=is_candidate)
+        if is_candidate:
+            if self.now_s > self.searches[-1][1]:
+                self.searches.append([self.now_s, self.now_s])
+            future.add_done_callback(lambda ended: self._note_end())
+        return future
+
+    def _note_end(self) -> None:
+        self.searches[-1][1] = self.now_s
+
+
+@pytest.mark.parametrize("search_share", [PAPERS_RATE, 0.1])
+def test_a_search_takes_the_time_of_one_candidate(search_share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A helper for each: the calls of one, a second each, one after the other. Where windows of earlier passes run out,
+    the host takes some of them. All but the first few searches of a video fall where they do not."""
+    config = wan_config("paper")
+    monkeypatch.setattr("miga.virtual_time.VirtualExecutor", SearchTimes)
+    monkeypatch.setattr(SearchTimes, "searches", [[-1.0, -1.0]])
+    num_gpus = 1 + config.num_candidates
+    video = make_virtual_video(config, NUM_WAN_LATENTS, num_gpus, search_share=search_share, share="candidates")
+    took_s = [end - begin for begin, end in SearchTimes.searches[1:]]
+    assert len(took_s) == video.num_searches > 0
+    one_candidate = count_calls(config, NUM_WAN_LATENTS).per_search / config.num_candidates
+    assert all(one_candidate * config.num_candidates / num_gpus <= seconds <= one_candidate for seconds in took_s)
+    assert took_s[-1] == one_candidate == 32
+
+
+@pytest.mark.parametrize("num_gpus", [1, 2, 3, 4, 6])
+def test_what_searches_add_where_helpers_take_candidates_alone(num_gpus: int) -> None:
+    """Without helpers all their calls, with some never more than their even share of them; and the host, which makes
+    all else, is never idle but while it waits for a search."""
+    config = wan_config("paper")
+    counted = count_calls(config, NUM_WAN_LATENTS)
+    without = make_virtual_video(config, NUM_WAN_LATENTS, num_gpus, share="candidates")
+    assert without.seconds == counted.total, "nobody helps with other windows"
+    video = make_virtual_video(config, NUM_WAN_LATENTS, num_gpus, search_share=0.1, share="candidates")
+    added = video.num_searches * counted.per_search
+    assert video.num_calls == video.busy_s == counted.total + added
+    if num_gpus == 1:
+        assert video.seconds == counted.total + added
+    assert counted.total <= video.seconds <= counted.total + added / num_gpus
+
+
+@pytest.mark.parametrize(("family", "frames"), [("wan", 1001), ("wan", 321), ("videocrafter2", 160)])
+def test_reflection_on_four_gpus_at_the_papers_rate(family: str, frames: int) -> None:
+    """At most 1.05 times as long as without, where idle GPUs are kept for candidates."""
+    spec = load_spec(f"simulated:{family}")
+    config, num_latents = resolve_config("paper", spec), spec.num_latents(frames)
+    num_evaluations = count_calls(config, num_latents).num_evaluations
+    num_searches = math.ceil(num_evaluations * PAPERS_RATE)
+    share = (num_searches + 0.5) / num_evaluations
+    found = make_virtual_video(config, num_latents, 4, search_share=share, share="candidates")
+    assert found.num_searches == num_searches
+    assert found.seconds <= 1.05 * make_virtual_video(config, num_latents, 4, share="candidates").seconds
+
+
+def test_gpus_that_may_take_nothing_are_of_no_use() -> None:
+    config = wan_config("paper")
+    alone = make_virtual_video(config, 12, 1, search_share=0.1)
+    assert make_virtual_video(config, 12, 7, search_share=0.1, share="nothing") == alone
+
+
+# ---- how many GPUs a video can use ----
+
+
+@pytest.mark.parametrize("num_latents", [20, 41, 100, 251, 600, 5000])
+@pytest.mark.parametrize("family", ["wan", "videocrafter2"])
+def test_as_many_gpus_as_work_is_longer_than_its_chain(family: str, num_latents: int) -> None:
+    """Of MIGA: the base clip's steps, the passes of Stage 1, and Stage 2's over the last latents follow one another."""
+    config = resolve_config("paper", load_spec(f"simulated:{family}"))
+    num_initial = config.num_steps - config.num_base_groups - config.handoff_level
+    num_passes = num_initial + math.ceil(num_latents / config.zigzag_width)
+    chain = config.num_steps + num_passes + config.handoff_level - 1
+    expected = count_calls(config, num_latents).forwards / chain
+    assert useful_slots(config, num_latents, "windows") == pytest.approx(expected, abs=1, rel=0.03)
+    assert expected < 80
+
+
+def test_passes_of_stage_2_alone_follow_one_another() -> None:
+    config = resolve_config("stage-2-only", load_spec("simulated:wan"))
+    for num_latents in (41, 251, 1000):
+        count = count_calls(config, num_latents)
+        assert useful_slots(config, num_latents, "windows") == count.forwards / config.num_steps
+
+
+def test_a_gpu_for_each_candidate_where_there_may_be_searches() -> None:
+    paper, swift = wan_config("paper"), wan_config("swift")
+    assert useful_slots(paper, 251, "candidates") == 4
+    assert useful_slots(swift, 251, "candidates") == 1
+    assert useful_slots(replace(paper, self_reflection=False), 251, "candidates") == 1
+    assert useful_slots(paper, 251, "nothing") == 1

@@ -161,7 +161,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], FullDisk]:
 
     def make(fails_from: int) -> FullDisk:
         disk = FullDisk(fails_from)
-        monkeypatch.setattr(storage_local, "_new", lambda partial: _File(disk.guarding(new)(partial), disk))
+        monkeypatch.setattr(storage_local, "_new", lambda *how, **also: _File(disk.guarding(new)(*how, **also), disk))
         for name, call in (("fsync", lambda handle: None), ("link", link), ("replace", replace)):
             monkeypatch.setattr(os, name, disk.guarding(call))
         return disk

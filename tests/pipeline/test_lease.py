@@ -54,6 +54,12 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return open_storage(tmp_path / "out" if request.param == "local" else request.getfixturevalue("s3_root"))
 
 
+def pass_time(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """For all leases of this process."""
+    now_s = lease_module._now_s
+    monkeypatch.setattr(lease_module, "_now_s", lambda: now_s() + seconds)
+
+
 def never(seconds: float) -> None:
     raise AssertionError("nothing was to be waited for")
 
@@ -253,13 +259,14 @@ def test_a_holder_cut_off_from_the_storage_commits_no_more(proxy: FaultyS3, s3_r
 
 
 @pytest.mark.s3
-def test_a_short_outage_costs_nothing(proxy: FaultyS3, s3_root: str) -> None:
+def test_a_short_outage_costs_nothing(proxy: FaultyS3, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = S3Storage(s3_root, patience_s=30)
     with Lease.held(storage, ttl_s=1.0, owner=ELSEWHERE) as lease:
         proxy.is_gone = True
-        threading.Timer(1.5, setattr, (proxy, "is_gone", False)).start()
-        time.sleep(1.1)
-        lease.check()  # waits
+        pass_time(monkeypatch, 1.0)
+        threading.Timer(0.3, setattr, (proxy, "is_gone", False)).start()
+        lease.check()
+        assert not proxy.is_gone, "it waited"
         lease.check_now()
     with Lease.held(storage, ttl_s=1.0, owner=ELSEWHERE, wait=never) as lease:
         assert lease.epoch == 2, "released at its end"
@@ -275,10 +282,17 @@ def outcome(lease: Lease) -> MigaError | None:
 
 def test_a_full_disk_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = LocalStorage(tmp_path)
+    refused = threading.Event()
+
+    def full(handle: int) -> None:
+        refused.set()
+        raise OSError(28, "No space left on device")
+
     with Lease.held(storage, ttl_s=1.0) as lease:
-        monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        monkeypatch.setattr(os, "fsync", full)
+        assert refused.wait(10.0)
         beat = storage.read_bytes("lease/000001.beat")
-        time.sleep(1.2)
+        pass_time(monkeypatch, 1.0)
         lease.check()
         assert storage.read_bytes("lease/000001.beat") == beat
         monkeypatch.undo()

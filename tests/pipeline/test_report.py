@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from miga.errors import OutputError
 from pipeline.report import embedded_json, link_to, prompt_spans, render_report, totals, visible, write_report
 
 RUN = {
@@ -221,6 +222,12 @@ def test_page_is_put_in_place_whole(tmp_path: Any) -> None:
     assert path == tmp_path / "report.html"
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
     assert page_data(path.read_text(encoding="utf-8"))["cards"][0]["href"] == "./video/a.mp4"
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path: Any) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"report\.html: a part of the path is a file"):
+        write_report([row()], RUN, tmp_path / "file")
 
 
 def test_noscript_lists_every_row() -> None:

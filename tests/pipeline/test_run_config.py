@@ -23,6 +23,7 @@ self_reflection = false
 num_actors = 8
 cpus_per_actor = 2
 gpus_per_actor = 0.5
+share = "candidates"
 [video]
 codec = "libx265"
 crf = 20
@@ -52,6 +53,7 @@ def test_every_key(tmp_path: Path) -> None:
     assert config.sampler == {"num_candidates": 2, "reflection_threshold": 0.5, "self_reflection": False}
     assert type(config.sampler["num_candidates"]) is int
     assert config.workers.num_actors == 8
+    assert (config.workers.share, RunConfig().workers.share) == ("candidates", "windows")
     assert config.video.codec == "libx265"
     assert config.run.max_failed_share == 1
     assert parse_config(config.to_dict(), "again") == config
@@ -80,6 +82,21 @@ def test_every_key(tmp_path: Path) -> None:
         ("workers = 3", ["workers must be a [section]"]),
         ("[workers]\nnum_actors = 2.5", ["workers.num_actors must be a whole number (it is 2.5)"]),
         ("[workers]\ncpus_per_actor = 0", ["workers.cpus_per_actor must be more than 0"]),
+        (
+            '[workers]\nshare = "window"',
+            ["workers.share must be 'windows', 'candidates' or 'nothing' (it is \"window\")"],
+        ),
+        ("[workers]\nshare = true", ["workers.share must be 'windows', 'candidates' or 'nothing' (it is true)"]),
+        ('[workers]\nshares = "windows"', ["unknown key 'workers.shares'", "did you mean 'share'?"]),
+        (
+            "[workers]\nshare_windows = true",
+            ["unknown key 'workers.share_windows'", "`share` in [workers]", 'true is share = "windows"'],
+        ),
+        (
+            "share_windows = false",
+            ["unknown key 'share_windows'", "`share` in [workers]", 'false is share = "nothing"'],
+        ),
+        ('dtype = "fp16"', ["dtype must be 'auto', 'float32', 'bfloat16' or 'float16' (it is \"fp16\")"]),
         ("[video]\ncrf = 99", ["video.crf must be at most 63"]),
         ("[run]\nmax_failed_share = 1.5", ["run.max_failed_share must be at most 1"]),
         ("[run]\nmax_failed_share = nan", ["run.max_failed_share must be a finite number"]),

@@ -39,7 +39,7 @@ def test_equal_videos_that_divide_evenly_leave_nobody_idle() -> None:
 
 
 def test_without_sharing_the_rest_of_a_division_idles() -> None:
-    outcome = simulate(scenario(8, 41, share_windows=False))
+    outcome = simulate(scenario(8, 41, share="nothing"))
     assert outcome.makespan_s == pytest.approx(6 * CALLS)
     assert outcome.tail_start_s == pytest.approx(5 * CALLS)
     assert outcome.tail_s == pytest.approx(CALLS)
@@ -81,6 +81,20 @@ def test_the_speed_up_is_that_of_the_video_made_in_virtual_time() -> None:
     assert 2 < faster < 4
 
 
+def test_helpers_that_take_candidates_alone_are_one_for_each() -> None:
+    config = resolve_config("paper", load_spec("simulated:wan"))
+    cost = video_cost(config, 41, "candidates")
+    assert cost.parallelism == 1 + config.num_candidates
+    found = measure_speed_up(config, 41, cost.parallelism, 0.3, "candidates")
+    assert [size for size, _ in found] == [1, 2, 3, 4]
+    for size, speed_up in found:
+        seconds = [
+            make_virtual_video(config, 41, slots, search_share=0.3, share="candidates").seconds for slots in (1, size)
+        ]
+        assert speed_up == seconds[0] / seconds[1]
+    assert [speed_up for _, speed_up in measure_speed_up(config, 41, 4, 0.0, "candidates")] == [1.0] * 4
+
+
 def test_the_last_videos_share_the_workers_evenly() -> None:
     outcome = simulate(scenario(8, 2, VideoCost(calls=CALLS, parallelism=8)))
     assert outcome.makespan_s == pytest.approx(CALLS / 4)
@@ -89,7 +103,7 @@ def test_the_last_videos_share_the_workers_evenly() -> None:
 
 def test_speeds_weigh_what_workers_do() -> None:
     # one node of each speed: 8 videos take 100 s on speed 1 and 50 s on speed 2, so 24 of them take 100 s on both
-    values = {"speeds": {1.0: 1.0, 2.0: 1.0}, "share_windows": False}
+    values = {"speeds": {1.0: 1.0, 2.0: 1.0}, "share": "nothing"}
     outcomes = [simulate(scenario(16, 24, seed=seed, **values)) for seed in range(8)]
     mixed = [outcome for outcome in outcomes if outcome.ideal_s == pytest.approx(100)]
     assert mixed, "no seed gives one node of each"
@@ -109,7 +123,7 @@ def test_searches_come_at_their_rate() -> None:
 def test_a_kill_loses_half_an_interval_on_average() -> None:
     interval_s, kills_per_hour = 50.0, 3.0
     values = {"kills_per_gpu_hour": kills_per_hour, "checkpoint_every_s": interval_s, "max_attempts": 10}
-    outcome = simulate(scenario(40, 400, VideoCost(calls=4000), share_windows=False, **values))
+    outcome = simulate(scenario(40, 400, VideoCost(calls=4000), share="nothing", **values))
     assert outcome.num_kills > 500
     # uniform over the interval: its deviation is interval / sqrt(12)
     deviation_s = interval_s / math.sqrt(12 * outcome.num_kills)
@@ -127,7 +141,7 @@ def test_kills_come_at_their_rate() -> None:
 
 
 def test_a_notice_long_enough_saves_everything() -> None:
-    values = {"preemptions_per_node_hour": 0.5, "checkpoint_every_s": math.inf, "share_windows": False}
+    values = {"preemptions_per_node_hour": 0.5, "checkpoint_every_s": math.inf, "share": "nothing"}
     noticed = simulate(scenario(64, 200, VideoCost(calls=3000), notice_s=30.0, suspend_s=15.0, **values))
     assert noticed.num_preemptions > 5
     assert noticed.num_suspensions >= 8
@@ -142,7 +156,7 @@ def test_a_notice_long_enough_saves_everything() -> None:
 def test_without_checkpoints_a_row_is_given_up_after_its_attempts() -> None:
     num_videos, kills_per_hour = 2000, 20.0
     values = {"kills_per_gpu_hour": kills_per_hour, "checkpoint_every_s": math.inf, "max_attempts": 2}
-    outcome = simulate(scenario(20, num_videos, share_windows=False, progress_every_s=5.0, **values))
+    outcome = simulate(scenario(20, num_videos, share="nothing", progress_every_s=5.0, **values))
     dies = 1 - math.exp(-kills_per_hour / 3600 * CALLS)
     deviation = math.sqrt(dies**2 * (1 - dies**2) / num_videos)
     assert outcome.num_quarantined / num_videos == pytest.approx(dies**2, abs=5 * deviation)
@@ -161,7 +175,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
 
 def test_the_timeline_adds_up() -> None:
-    outcome = simulate(scenario(8, 41, share_windows=False))
+    outcome = simulate(scenario(8, 41, share="nothing"))
     width_s = outcome.makespan_s / len(outcome.timeline)
     assert sum(point[1] for point in outcome.timeline) * width_s == pytest.approx(
         outcome.busy_share * outcome.makespan_s, rel=0.02
@@ -186,6 +200,7 @@ def test_a_run_that_gets_nowhere_is_given_up() -> None:
         ({"search_rate": 1.5}, "search_rate"),
         ({"checkpoint_every_s": 0.0}, "checkpoint_every_s"),
         ({"gpus_per_node": 0}, "gpus_per_node"),
+        ({"share": "helpers"}, "share 'helpers' must be one of windows, candidates, nothing"),
         ({"speeds": {}}, "speeds"),
         ({"speeds": {-1.0: 1.0}}, "speeds"),
         ({"lengths": {9: 0.0}}, "lengths"),

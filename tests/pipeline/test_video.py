@@ -140,9 +140,11 @@ def test_truncated_file_does_not_count(tmp_path: Path) -> None:
         count_frames(made.path)
 
 
-def test_usable_settings() -> None:
-    check_codec(VideoConfig())
-    check_codec(VideoConfig(codec="mpeg4", crf=None, preset=None), height=48, width=80)
+@pytest.mark.parametrize("settings", [VideoConfig(), VideoConfig(codec="mpeg4", crf=None, preset=None)])
+def test_usable_settings_make_a_file(settings: VideoConfig, tmp_path: Path) -> None:
+    check_codec(settings, height=48, width=80)
+    made = write_video([colours(3, 48, 80)], tmp_path / "a.mp4", fps=8, settings=settings)
+    assert count_frames(made.path) == 3
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,59 +72,81 @@ def train(
     Returns:
         `model`, holding the averaged weights.
     """
-    parameters = list(model.parameters())
-    optimizers = _optimizers(model, schedule.learning_rate, weight_decay, muon)
-    averages = [parameter.detach().clone() for parameter in parameters]
-    first_step, elapsed_s = 0, 0.0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved_state)
-        averages = [average.to(parameters[0].device) for average in state["averages"]]
-        first_step, elapsed_s = state["step"], state["elapsed_s"]
-
-    def save(step: int) -> None:
-        temporary = state_file.with_suffix(".tmp")
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "averages": averages,
-                "step": step,
-                "elapsed_s": elapsed_s + time.monotonic() - started,
-            },
-            temporary,
-        )
-        os.replace(temporary, state_file)
-
+    training = _Training(model, _optimizers(model, schedule.learning_rate, weight_decay, muon))
+    first_step = training.load(state_file) if state_file.exists() else 0
     last_step = schedule.num_steps if stop_at is None else stop_at
-    started = saved = time.monotonic()
+    saved_s = time.monotonic()
     shown: dict[str, float] = {}
     with tqdm(total=schedule.num_steps, initial=first_step, desc=stage, mininterval=5.0) as bar:
         for step in range(first_step, last_step):
             loss, figures = loss_of(step)
-            model.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = schedule.at(step)
-                optimizer.step()
-            decay = min(ema_decay, (step + 1) / (step + 10))
-            with torch.no_grad():
-                torch._foreach_lerp_(averages, [parameter.detach() for parameter in parameters], 1.0 - decay)
+            training.step(loss, schedule.at(step), min(ema_decay, (step + 1) / (step + 10)))
             shown = {name: 0.98 * shown.get(name, value) + 0.02 * value for name, value in figures.items()}
             bar.update()
             bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
-            if time.monotonic() - saved > SAVE_EVERY_S:
-                save(step + 1)
-                saved = time.monotonic()
-    save(last_step)
-    with torch.no_grad():
-        for parameter, average in zip(parameters, averages, strict=True):
-            parameter.copy_(average)
+            if time.monotonic() - saved_s > SAVE_EVERY_S:
+                training.save(state_file, step + 1)
+                saved_s = time.monotonic()
+    training.save(state_file, last_step)
+    training.use_averages()
     return model
+
+
+class _Training:
+    """Weights, their moving averages, optimisers and the time spent: what a training goes on from."""
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.model = model
+        self.optimizers = optimizers
+        self.parameters = list(model.parameters())
+        self.averages = [parameter.detach().clone() for parameter in self.parameters]
+        self._elapsed_s = 0.0
+        self._started_s = time.monotonic()
+
+    def step(self, loss: torch.Tensor, learning_rate: float, ema_decay: float) -> None:
+        """One step of the optimisers, then one of the moving averages."""
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+        with torch.no_grad():
+            weights = [parameter.detach() for parameter in self.parameters]
+            torch._foreach_lerp_(self.averages, weights, 1.0 - ema_decay)
+
+    def use_averages(self) -> None:
+        """Puts the averages in place of the weights."""
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters, self.averages, strict=True):
+                parameter.copy_(average)
+
+    def save(self, file: Path, step: int) -> None:
+        """Whole or not at all; `step` is the next one to take."""
+        temporary = file.with_suffix(".tmp")
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "averages": self.averages,
+                "step": step,
+                "elapsed_s": self._elapsed_s + time.monotonic() - self._started_s,
+            },
+            temporary,
+        )
+        os.replace(temporary, file)
+
+    def load(self, file: Path) -> int:
+        """What `save` wrote; returns the next step to take."""
+        state = torch.load(file, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.averages = [average.to(self.parameters[0].device) for average in state["averages"]]
+        self._elapsed_s = state["elapsed_s"]
+        step: int = state["step"]
+        return step
 
 
 def _optimizers(model: nn.Module, learning_rate: float, weight_decay: float, muon: bool) -> list[torch.optim.Optimizer]:

@@ -10,27 +10,18 @@ from contextlib import nullcontext
 
 import torch
 
-from miga.backbones.guided_denoiser import GuidedDenoiser
+from miga.backbones.guided_denoiser import GuidedDenoiser, TextCondition
 from miga.backbones.turns import Turn
 from miga.backbones.videocrafter2.unet import VideoCrafter2UNet
 from miga.schedule import NoiseSchedule
 
-VideoCrafter2Condition = tuple[torch.Tensor, torch.Tensor]
-"""Text embeddings `[L, D]` of the prompt and of the negative prompt."""
-
 
 class VideoCrafter2Denoiser(GuidedDenoiser):
-    """See `miga.backbones.base.BranchedDenoiser`.
+    """See `GuidedDenoiser`, which takes all but these two.
 
     Args:
         unet: predicts the noise.
-        schedule: what the levels stand for.
-        window: most latents of a call.
-        guidance_scale: of classifier-free guidance; 1 means one forward a call instead of two.
         fps_condition: frames per second that the network is told.
-        guided_levels: guidance acts on latents of these levels alone, first and last included; None for all. A call
-            without any such latent takes one forward.
-        turn: what a forward has to wait for.
     """
 
     def __init__(
@@ -49,7 +40,7 @@ class VideoCrafter2Denoiser(GuidedDenoiser):
 
     @torch.no_grad()
     def predict_branch(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[VideoCrafter2Condition], branch: int
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[TextCondition], branch: int
     ) -> torch.Tensor:
         """Noise `[B, C, F, H, W]`, float32, under the prompt (branch 0) or the negative prompt (1)."""
         x_BCFHW = x_BFCHW.transpose(1, 2).to(self.unet.dtype)

@@ -11,7 +11,8 @@ import torch
 
 from miga.backbones.base import BackboneSpec
 from miga.backbones.loading import loading, read_json, resolve_folder
-from miga.backbones.videocrafter2.spec import JSON_FILES, PUBLISHED, resized, unet_config_of
+from miga.backbones.spec import is_published, resized
+from miga.backbones.videocrafter2.spec import JSON_FILES, PUBLISHED, forward_flops, unet_config_of, why_not_size
 from miga.backbones.videocrafter2.unet import NUM_INITIAL_HEADS, UNetConfig, VideoCrafter2UNet
 
 
@@ -49,8 +50,14 @@ class VideoCrafter2Architecture:
         return num_latents * spec.latent_height * spec.latent_width * widest * dtype.itemsize
 
     def resized(self, spec: BackboneSpec, height: int, width: int) -> BackboneSpec:
-        """The spec for frames of another size."""
-        return resized(spec, self.unet, height, width)
+        """The spec for frames of another size.
+
+        Raises:
+            ModelError: if the model cannot make that size, naming the nearest that it can.
+        """
+        cell = spec.height // spec.latent_height
+        flops = forward_flops(self.unet, spec.window, height // cell, width // cell)
+        return resized(spec, height, width, why_not_size(self.unet, cell, height, width), flops)
 
 
 @lru_cache(maxsize=8)
@@ -65,7 +72,7 @@ def load_architecture(name_or_dir: str | Path, *, revision: str | None = None) -
     Raises:
         ModelError: if the model is missing, or is not a converted VideoCrafter2.
     """
-    if str(name_or_dir) in PUBLISHED and not Path(name_or_dir).is_dir():
+    if is_published(name_or_dir, PUBLISHED):
         return VideoCrafter2Architecture()
     folder = resolve_folder(name_or_dir, revision, (*JSON_FILES, "text_encoder/config.json"))
     modules = modules_of_folder(folder)

@@ -5,19 +5,13 @@ The folder is what `miga convert` writes. Its `miga.json` holds `Settings`; with
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import (
-    check_all_files,
-    first_line,
-    read_json,
-    read_settings,
-    resolve_folder,
-    revision_of,
-)
+from miga.backbones.loading import first_line, read_json, read_settings, resolve_folder, revision_of
+from miga.backbones.spec import is_published, spec_folder, why_no_multiple
 from miga.backbones.videocrafter2.unet import NUM_INITIAL_HEADS, UNetConfig
 from miga.errors import ModelError
 from miga.schedule import DdimSpacing
@@ -215,12 +209,9 @@ def load_spec(name_or_dir: str | Path, *, revision: str | None = None) -> Backbo
         ModelError: if the model is missing, or is not a converted VideoCrafter2.
     """
     name = str(name_or_dir)
-    if name in PUBLISHED and not Path(name).is_dir():
+    if is_published(name, PUBLISHED):
         return PUBLISHED[name]
-    folder = resolve_folder(name_or_dir, revision, JSON_FILES)
-    if folder == Path(name_or_dir).expanduser():  # of the hub only these files are here yet
-        check_all_files(folder)
-    return spec_of_folder(folder, name)
+    return spec_of_folder(spec_folder(name_or_dir, revision, JSON_FILES), name)
 
 
 def spec_of_folder(folder: Path, name: str) -> BackboneSpec:
@@ -263,40 +254,9 @@ def why_not_size(unet: UNetConfig, cell: int, height: int, width: int) -> str | 
     halvings = len(unet.channel_mult) - 1
     step = cell * 2**halvings
     for side, pixels in (("height", height), ("width", width)):
-        if pixels % step or not pixels:
-            below = pixels // step * step
-            near = f"{below} or {below + step}" if below else f"{step}"
-            return (
-                f"{side} {pixels} is no multiple of {step} (cells of {cell}, halved {halvings} times by the network); "
-                f"nearest is {near}"
-            )
+        if reason := why_no_multiple(side, pixels, step, f"cells of {cell}, halved {halvings} times by the network"):
+            return reason
     return None
-
-
-def resized(spec: BackboneSpec, unet: UNetConfig, height: int | None, width: int | None) -> BackboneSpec:
-    """The spec for frames of another size.
-
-    Args:
-        spec: of the model.
-        unet: its configuration.
-        height: in pixels; None leaves it as it is.
-        width: the same.
-
-    Raises:
-        ModelError: if the model cannot make that size, naming the nearest that it can.
-    """
-    height, width, cell = height or spec.height, width or spec.width, spec.height // spec.latent_height
-    if reason := why_not_size(unet, cell, height, width):
-        raise ModelError(f"{spec.name!r} cannot make that size: {reason}", hint="choose such a height and width")
-    rows, columns = height // cell, width // cell
-    return replace(
-        spec,
-        height=height,
-        width=width,
-        latent_height=rows,
-        latent_width=columns,
-        forward_flops=forward_flops(unet, spec.window, rows, columns),
-    )
 
 
 def unet_config_of(folder: Path) -> UNetConfig:
@@ -323,7 +283,7 @@ def load_settings(name_or_dir: str | Path, *, revision: str | None = None) -> Se
     Raises:
         ModelError: as `load_spec`.
     """
-    if str(name_or_dir) in PUBLISHED and not Path(name_or_dir).is_dir():
+    if is_published(name_or_dir, PUBLISHED):
         return Settings()
     return settings_of_folder(resolve_folder(name_or_dir, revision, JSON_FILES))
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from jobs import generate
 from jobs.cli import main
+from tests import cli
 
 LARGE, SMALL = "Wan-AI/Wan2.1-T2V-14B-Diffusers", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -36,20 +37,10 @@ def nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs the command; it must end with a message and a hint, and leave nothing."""
+    """Has `generate` make a prompt under these options, which it must refuse; returns what it said."""
     (tmp_path / "prompts.txt").write_text("a red circle\n")
-
-    def run(*arguments: object) -> str:
-        out = tmp_path / "out"
-        status = main(["generate", str(tmp_path / "prompts.txt"), str(out), *map(str, arguments)])
-        message = capsys.readouterr().err
-        assert status == 2, message
-        assert "hint: " in message
-        assert "Traceback" not in message
-        assert not out.exists()
-        return message
-
-    return run
+    out = tmp_path / "out"
+    return lambda *options: cli.refused(capsys, out, tmp_path / "prompts.txt", out, *options)
 
 
 def nan(folder: Path) -> None:

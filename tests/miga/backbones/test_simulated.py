@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from miga.backbones.base import BackboneSpec, BranchedDenoiser
 from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.simulated import SimulatedBackbone, SimulatedGpu, SimulatedOptions, parse_name
 from miga.config import SamplerConfig, resolve_config
+from miga.consistency import consistency_score
 from miga.cost import count_calls
 from miga.errors import BadRowError, ModelError, NonFiniteError
 from miga.video import make_video
@@ -69,6 +71,8 @@ def window(backbone: SimulatedBackbone, config: SamplerConfig, prompt: str = "a 
             "wan",
             SimulatedOptions(call_s=2.0, decode_s=0.1, load_s=5.0, text_s=1.0, faults=True, marks="/tmp/a b"),
         ),
+        ("simulated:wan?cells=1", "wan", SimulatedOptions(cells=1)),
+        ("simulated:videocrafter2?cells=128", "videocrafter2", SimulatedOptions(cells=128)),
     ],
 )
 def test_a_name_says_the_family_and_its_times(name: str, family: str, options: SimulatedOptions) -> None:
@@ -89,6 +93,11 @@ def test_a_name_says_the_family_and_its_times(name: str, family: str, options: S
         ("simulated:wan?call_s=nan", "'nan'"),
         ("simulated:wan?call_s=inf", "'inf'"),
         ("simulated:wan?call_s=1&call_s=2", "twice"),
+        *(
+            (f"simulated:wan?cells={text}", "whole number from 1 to 128")
+            for text in ("0", "129", "-3", "2.5", "", "x", "²")
+        ),
+        ("simulated:wan?cell=8", "did you mean 'cells'"),
         ("simulated:wan?faults=yes", "faults=1"),
         ("simulated:wan?marks=", "names no folder"),
         ("simulated:wan?call_s=1&", "unknown option ''"),
@@ -118,6 +127,27 @@ def test_the_sampler_sees_the_published_model(name: str, window: int) -> None:
     for profile in ("paper", "swift", "fifo"):
         ours, theirs = (resolve_config(profile, each) for each in (spec, published))
         assert count_calls(ours, 60) == count_calls(theirs, 60)
+
+
+@pytest.mark.parametrize("cells", [1, 3, 20])
+def test_cells_are_the_size_of_a_latent_and_of_its_frames(cells: int) -> None:
+    backbone = load_backbone(f"{FAST}&cells={cells}")
+    assert backbone.spec.latent_shape == (4, cells, cells)
+    config = config_of(f"{FAST}&cells={cells}")
+    x, level, conditions = window(backbone, config)  # type: ignore[arg-type]
+    assert backbone.denoiser(config)(x, level, conditions).shape == x.shape
+    frames = backbone.frame_decoder().decode(x[0, :2])
+    assert frames.shape == (5, 8 * cells, 8 * cells, 3) == (5, backbone.spec.height, backbone.spec.width, 3)
+    assert load_spec(FAST).latent_shape == (4, 4, 4)
+
+
+@pytest.mark.parametrize("cells", [4, 16])
+def test_the_more_cells_the_less_the_score_of_noise_fluctuates(cells: int) -> None:
+    """A score is the mean of 7 x 14 cosines of independent directions, each of variance 1 over the number of cells."""
+    shape = load_spec(f"{FAST}&cells={cells}").latent_shape
+    noise = torch.randn(1500, 7 + 14, *shape, generator=torch.Generator().manual_seed(0))
+    scores = torch.tensor([consistency_score(x[14:], x[:14]) for x in noise])
+    assert scores.std().item() == pytest.approx(1 / (cells * math.sqrt(7 * 14)), rel=0.08)
 
 
 def test_calls_take_the_time_they_are_told(clock: FakeClock) -> None:

@@ -24,7 +24,7 @@ from miga.backbones.memory_plan import (
     queue_bytes,
 )
 from miga.backbones.wan_per_latent import use_per_latent_timesteps
-from miga.backbones.wan_spec import ARCHITECTURES, PUBLISHED, WanArchitecture, load_architecture, resized
+from miga.backbones.wan_spec import ARCHITECTURES, PUBLISHED, WanArchitecture, load_architecture
 from miga.backbones.wan_vae import WanFrameDecoder
 from miga.config import resolve_config
 from miga.errors import ModelError
@@ -113,7 +113,7 @@ def plan(name: str, card_gb: float, **changes: Any) -> MemoryPlan:
     spec: BackboneSpec = PUBLISHED[name]
     size = {side: changes.pop(side) for side in ("height", "width") if side in changes}
     if size:
-        spec = resized(spec, ARCHITECTURES[name], **size)
+        spec = ARCHITECTURES[name].resized(spec, **size)
     return plan_memory(ARCHITECTURES[name], spec, resolve_config("paper", spec), card_bytes(card_gb), **changes)
 
 

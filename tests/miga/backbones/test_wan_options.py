@@ -116,7 +116,7 @@ def test_backends_that_this_machine_cannot_run(backbone: WanBackbone, attention:
 
 def test_compiling_asks_for_whole_blocks(backbone: WanBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
-    monkeypatch.setattr(type(backbone.transformer), "compile_repeated_blocks", lambda _, **kwargs: asked.update(kwargs))
+    monkeypatch.setattr(type(backbone.network), "compile_repeated_blocks", lambda _, **kwargs: asked.update(kwargs))
     configure(backbone, ModelOptions(compile=True))
     assert asked == {"fullgraph": True}
 
@@ -132,8 +132,8 @@ def test_a_memory_plan_is_carried_out(backbone: WanBackbone) -> None:
     assert backbone.decodes_beside
     configure(backbone, ModelOptions(), memory=plan, device="cpu")
     assert not backbone.decodes_beside
-    assert backbone.transformer.blocks[0].ffn.net[2].weight.dtype == torch.float8_e4m3fn
-    assert backbone.transformer.condition_embedder.time_proj.weight.dtype == torch.float32
+    assert backbone.network.blocks[0].ffn.net[2].weight.dtype == torch.float8_e4m3fn
+    assert backbone.network.condition_embedder.time_proj.weight.dtype == torch.float32
     assert backbone.vae.dtype == torch.bfloat16
     rounded = backbone.denoiser(resolve_config("paper", backbone.spec, TINY))(x, level, [condition])
     error = float((rounded - exact).square().mean().sqrt() / exact.square().mean().sqrt())

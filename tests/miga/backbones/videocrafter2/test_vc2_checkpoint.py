@@ -69,7 +69,10 @@ def test_no_two_tensors_share_a_place(published: STATE) -> None:
 def test_full_size_modules_take_all_of_it(published: STATE) -> None:
     """The libraries' own check of names and shapes, beside ours."""
     for component, part in split_state(published, Architecture()).items():
-        Architecture().build(component).load_state_dict(part, strict=True, assign=True)
+        module = Architecture().build(component)
+        module.load_state_dict(part, strict=True, assign=True)
+        shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+        assert shapes == {name: tensor.shape for name, tensor in part.items()}
 
 
 def test_a_fused_projection_is_query_then_key_then_value() -> None:

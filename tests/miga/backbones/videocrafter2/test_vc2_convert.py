@@ -101,7 +101,7 @@ def sorted_numbers(tensors: Any) -> torch.Tensor:
 
 
 def test_the_loaded_network_gives_the_recorded_output(converted: Path) -> None:
-    unet = VideoCrafter2Backbone.from_pretrained(converted, device="cpu", components=("denoiser",)).unet
+    unet = VideoCrafter2Backbone.from_pretrained(converted, device="cpu", components=("denoiser",)).network
     recorded = recorded_unet()
     with torch.no_grad():
         out = unet(recorded["in.x"], recorded["in.t_perframe"], recorded["in.context"], recorded["in.fps"])

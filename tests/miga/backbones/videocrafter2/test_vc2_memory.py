@@ -41,7 +41,7 @@ def test_weights_of_the_published_model() -> None:
 def test_weights_of_a_folder(converted: Path) -> None:
     backbone = VideoCrafter2Backbone.from_pretrained(converted, device="cpu")
     plan = load_architecture(converted)
-    assert plan.transformer_bytes(itemsize=1) == count(backbone.unet)
+    assert plan.transformer_bytes(itemsize=1) == count(backbone.network)
     assert plan.vae_parameters == count(backbone.vae)
     assert plan.text_parameters == count(backbone.text.encoder)
 
@@ -157,7 +157,7 @@ def test_a_call_at_another_size_is_the_networks_own(converted: Path) -> None:
     level = torch.tensor([[1, 3, 3, 6, 8]])
     with torch.no_grad():
         fps = torch.tensor([backbone.settings.fps_condition])
-        eps = backbone.unet(x.transpose(1, 2), denoiser.schedule.timestep[level], text[None], fps).transpose(1, 2)
+        eps = backbone.network(x.transpose(1, 2), denoiser.schedule.timestep[level], text[None], fps).transpose(1, 2)
     alpha, sigma = (
         denoiser.schedule.at(table, level, x) for table in (denoiser.schedule.alpha, denoiser.schedule.sigma)
     )

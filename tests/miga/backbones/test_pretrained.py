@@ -1,0 +1,81 @@
+"""What holds of every family that is loaded from a folder: parts alone, their dtypes, downloads, bad prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+
+from miga.backbones.pretrained import PretrainedBackbone
+from miga.backbones.registry import load_backbone, load_spec
+from miga.errors import BadRowError
+
+MOST_TOKENS = {"wan": 512, "videocrafter2": 77}
+WORDS_OF_LONGEST = {"wan": "ball " * 511, "videocrafter2": "z " * 75}
+"""A token each; Wan's tokenizer adds an end mark, CLIP's a start mark too."""
+
+
+@pytest.fixture(scope="module")
+def backbone(folder: Path) -> PretrainedBackbone:
+    """Of the text encoder alone."""
+    backbone = load_backbone(str(folder), device="cpu", components=("text",))
+    assert isinstance(backbone, PretrainedBackbone)
+    return backbone
+
+
+def test_parts_are_loaded_alone(folder: Path, backbone: PretrainedBackbone) -> None:
+    assert backbone.text is not None
+    assert (backbone.network, backbone.vae) == (None, None)
+    rest = load_backbone(str(folder), device="cpu", components=("denoiser", "vae"))
+    assert rest.text is None
+    assert not any(weight.requires_grad for part in (rest.network, rest.vae) for weight in part.parameters())
+    checker = load_backbone(str(folder), device="cpu", components=("tokenizer",))
+    assert (checker.text.encoder, checker.network, checker.vae) == (None, None, None)
+    nothing = load_backbone(str(folder), device="cpu", components=())
+    assert (nothing.text, nothing.spec) == (None, load_spec(str(folder)))
+
+
+def test_the_vae_stays_in_float32(folder: Path) -> None:
+    backbone = load_backbone(str(folder), device="cpu", dtype=torch.bfloat16)
+    assert backbone.network.dtype == torch.bfloat16
+    assert backbone.text.encoder.dtype == torch.bfloat16
+    assert backbone.vae.dtype == torch.float32
+
+
+def test_only_the_files_of_the_parts_are_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def deliver(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert (name, revision) == ("someone/else", "v1")
+        asked.extend(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", deliver)
+    backbone = load_backbone("someone/else", revision="v1", device="cpu", components=("vae",))
+    assert backbone.spec.name == "someone/else"
+    assert {"vae/*", "miga.json"} < set(asked)
+    assert not any(pattern.startswith(("text_encoder/*", "transformer/*", "unet/*")) for pattern in asked)
+
+
+@pytest.mark.parametrize("blank", ["", "  \n\t", "&nbsp;"])
+def test_blank_prompt(backbone: PretrainedBackbone, blank: str) -> None:
+    with pytest.raises(BadRowError, match="blank"):
+        backbone.check_prompt(blank)
+
+
+def test_the_longest_prompt(backbone: PretrainedBackbone, family: str) -> None:
+    backbone.check_prompt(WORDS_OF_LONGEST[family])
+    assert len(backbone.encode_prompts([WORDS_OF_LONGEST[family]])[0]) == MOST_TOKENS[family]
+
+
+def test_prompt_that_is_too_long(folder: Path, backbone: PretrainedBackbone, family: str) -> None:
+    most, words = MOST_TOKENS[family], WORDS_OF_LONGEST[family].split()
+    too_long = " ".join([*words, words[0]])
+    checker = load_backbone(str(folder), device="cpu", components=("tokenizer",))
+    with pytest.raises(BadRowError, match=f"{most + 1} tokens, the model reads {most}") as error:
+        checker.check_prompt(too_long)
+    assert "shorten" in error.value.hint
+    with pytest.raises(BadRowError, match=f"{most + 1} tokens"):
+        backbone.encode_prompts([words[0], too_long])
