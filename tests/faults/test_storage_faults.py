@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults.conftest import Bucket, Trial, usual_prompts
 from tests.faults.harness import Run, signal_quietly, wait_for
+from tests.processes import descendants
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
@@ -58,8 +59,6 @@ def test_the_answer_is_lost_after_it_was_accepted(stage: str, bucket: Bucket, ru
 
 
 def test_an_actor_is_killed_while_it_uploads(bucket: Bucket, run: Run, trial: Trial) -> None:
-    from tests.actors.test_generate_run import descendants
-
     fault = bucket.proxy.fail("hold", times=2, method="PUT", target="/video/")
     run.start()
     assert run.process is not None
