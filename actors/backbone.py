@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -44,8 +46,9 @@ from miga.backbones.options import architecture_of, configure, configured_spec, 
 from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.simulated import is_simulated
 from miga.denoise_pass import WindowCall, run_call
-from miga.errors import WorkerError
+from miga.errors import CheckpointError, WorkerError
 from pipeline.storage import open_storage
+from pipeline.video import space_fault
 
 CONCURRENCY_GROUPS: Final = {"news": 1, "control": 1, "windows": 2}
 """Calls that are answered while a video is being made."""
@@ -168,6 +171,9 @@ class BackboneWorker:
                 f"the GPU ran out of memory: {str(error).splitlines()[0]}",
                 "use a card with more memory, or a smaller size",
             )
+        elif isinstance(error, OSError | CheckpointError):  # of this machine's disk or network, not of the row
+            fault = WorkerError(f"{type(error).__name__}: {error}")
+            error = space_fault(Path(tempfile.gettempdir()), fault)
         self._outbox.post(VideoFailed.of(task.row, task.attempt, error, needs_new_process=is_memory))
 
     @ray.method(num_returns=0, concurrency_group="control")
@@ -234,8 +240,8 @@ class BackboneWorker:
     # ---- telling ----
 
     @ray.method(concurrency_group="news", enable_task_events=False)
-    def news(self, question: bytes, *embeddings: Embedding) -> bytes:
-        """What has happened since the last time, as packed `News`; waits for something worth telling.
+    def answer(self, question: bytes, *embeddings: Embedding) -> bytes:
+        """Begins what it is told to, then answers with its `news`, packed.
 
         Args:
             question: a packed `Question`.
@@ -244,7 +250,11 @@ class BackboneWorker:
         asked = Question.unpacked(question)
         if asked.task is not None:
             self._making.submit(self.make_video, asked.task, *embeddings)
-        events = self._outbox.take(asked.timeout_s)
+        return self.news(asked.timeout_s).packed()
+
+    def news(self, timeout_s: float) -> News:
+        """What has happened since the last time; waits for something worth telling, but no longer than that."""
+        events = self._outbox.take(timeout_s)
         clock = self._clock
         return News(
             events=events,
@@ -252,7 +262,7 @@ class BackboneWorker:
             busy_s=clock.busy_s,
             call_running_s=clock.call_running_s,
             call_s=clock.call_s,
-        ).packed()
+        )
 
 
 class _RayHelper:

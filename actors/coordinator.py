@@ -4,8 +4,8 @@ It decides nothing itself. Every event goes to the ledger, and what the ledger a
 
     read a row → assign it → embeddings (once per distinct prompt) → worker → record its manifest row → seal the shard
 
-All it hears comes through one inbox: news of workers (`BackboneWorker.news`), the end of calls, nodes that come and go,
-writes that are done. Each worker has one call for news open, which fails when it dies.
+All it hears comes through one inbox: news of workers (`BackboneWorker.answer`), the end of calls, nodes that come and
+go, writes that are done. Each worker has one call for news open, which fails when it dies.
 """
 
 from __future__ import annotations
@@ -353,7 +353,7 @@ class Coordinator:
     def _ask_for_news(self, member: Member) -> None:
         (task, embeddings), member.outgoing = member.outgoing, (None, ())
         question = Question(timeout_s=max(BEAT_S, len(self._pool) / BEATS_PER_S), task=task)
-        reference = member.actor.news.remote(question.packed(), *embeddings)
+        reference = member.actor.answer.remote(question.packed(), *embeddings)
         self._inbox.when_ready(reference, partial(self._hear, member))
 
     def _hear(self, member: Member, future: Future[Any]) -> None:

@@ -1,7 +1,7 @@
 """What coordinator and workers say to each other: plain values, which Ray carries.
 
 The coordinator tells a worker what to do by calls that return nothing, and asks it for its news by one call that is
-answered when there are some (`BackboneWorker.news`). So a worker always has one call open, whose failure tells of its
+answered when there are some (`BackboneWorker.answer`). So a worker always has one call open, whose failure tells of its
 death, whatever it was doing; and a thousand workers cost the coordinator a few answers a second.
 
 Question and answer go as bytes (`packed`), which Ray carries as they are. What it pickles itself it pickles in Python,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -242,12 +243,20 @@ def _space_faults(path: Path) -> Iterator[None]:
     try:
         yield
     except WorkerError as error:
-        free = shutil.disk_usage(path.parent).free
-        if free < _LOW_SPACE_BYTES:
-            raise OutputError(f"{path.parent}: no space left to write a video ({free} bytes)", "free some space") from (
-                error
-            )
+        if (fault := space_fault(path.parent, error)) is not error:
+            raise fault from error
         raise
+
+
+def space_fault(folder: Path, error: WorkerError) -> WorkerError | OutputError:
+    """What is to be said of an error in a folder for videos in the making: that its disk is full, if it is."""
+    free = shutil.disk_usage(folder).free
+    if free >= _LOW_SPACE_BYTES:
+        return error
+    return OutputError(
+        f"{folder} on {platform.node()}: no space left to write a video ({free} bytes)",
+        "free some space, then run the same command again: it resumes",
+    )
 
 
 def check_codec(settings: VideoConfig, height: int = 64, width: int = 64) -> None:

@@ -93,7 +93,7 @@ class NoWorker:
         """See `BackboneWorker`."""
 
     @ray.method(concurrency_group="news", enable_task_events=False)
-    def news(self, question: bytes, *_: Any) -> bytes:
+    def answer(self, question: bytes, *_: Any) -> bytes:
         """See `BackboneWorker`."""
         asked = Question.unpacked(question)
         if asked.task is not None:
@@ -205,7 +205,7 @@ class _LocalActor:
             self._asked = None
         return _Answer(True)
 
-    def _news(self, question: bytes, *_: Any) -> _Answer:
+    def _answer(self, question: bytes, *_: Any) -> _Answer:
         if (task := Question.unpacked(question).task) is not None:
             self._events += _events(task)
         if self._events:

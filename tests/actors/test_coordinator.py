@@ -88,7 +88,7 @@ class FakeActor:
         self.cluster.script(self, task)
         return Answer(True)
 
-    def do_news(self, question: bytes, *_: Any) -> Answer:
+    def do_answer(self, question: bytes, *_: Any) -> Answer:
         self._asked = Answer()
         if (task := Question.unpacked(question).task) is not None:
             self.do_begin(task)

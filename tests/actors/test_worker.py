@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from actors import scratch
+from actors import hosting, scratch
 from actors.messages import (
     HelperFailed,
     VideoCheckpointed,
@@ -27,7 +30,7 @@ from actors.messages import (
 from miga.backbones.registry import load_backbone
 from miga.checkpoint import load_checkpoints
 from miga.cost import count_calls
-from miga.errors import OutputError, WorkerError
+from miga.errors import CheckpointError, OutputError, WorkerError
 from miga.video import make_video
 from pipeline.run_folder import open_state_path
 from pipeline.video import count_frames, write_video
@@ -150,6 +153,28 @@ def test_errors_say_what_is_to_be_done(
     assert failed.needs_new_process is needs_new_process
     assert not list(tmp_path.rglob("*.mp4"))
     assert make(host, task(attempt=2)).result.num_frames == 61, "it can make another video"
+
+
+@pytest.mark.parametrize("what", ["a folder", "latents"])
+@pytest.mark.parametrize(
+    ("free", "scope", "error_type"), [(100, "run", "OutputError"), (1 << 40, "worker", "WorkerError")]
+)
+def test_a_machine_s_disk_is_no_fault_of_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, free: int, scope: str, error_type: str
+) -> None:
+    """A full one ends the run, which says so; whatever else fails there is tried again elsewhere."""
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.EIO, "the disk does not answer") if what == "a folder" else CheckpointError("not written")
+
+    host = worker(tmp_path)
+    monkeypatch.setattr(hosting, "new_folder" if what == "a folder" else "save_checkpoint", fail)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    failed = Making(host, task(latents_path="latents/00000/00000000.safetensors")).end()
+    assert isinstance(failed, VideoFailed)
+    assert (failed.scope, failed.error_type) == (scope, error_type)
+    assert failed.retryable == (scope == "worker")
+    assert ("no space left" in failed.error and "it resumes" in failed.error) == (scope == "run")
 
 
 def test_the_next_video_begins_while_the_last_is_uploading(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 import pickle
 from dataclasses import fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -41,6 +41,16 @@ def test_manifest_row_comes_back_from_json() -> None:
     assert again.consistency[::2] == (0.1, math.inf)
     assert isinstance(again.fps, float)
     assert pickle.loads(pickle.dumps(ROW)).to_json() == text
+
+
+@pytest.mark.parametrize("scores", [(0.1, 0.25), (0.1, math.nan, -math.inf)])
+def test_json_has_every_column_in_order_and_times_in_utc(scores: tuple[float, ...]) -> None:
+    at_noon = datetime(2024, 2, 29, 12, 0, tzinfo=timezone(timedelta(hours=2)))
+    values = json.loads(replace(ROW, consistency=scores, created_at=at_noon).to_json())
+    assert list(values) == SCHEMA.names
+    assert values["created_at"] == "2024-02-29T10:00:00+00:00"
+    assert values["consistency"] == [score if math.isfinite(score) else str(score) for score in scores]
+    assert (values["searched_at"], values["error"]) == ([1], None)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "{", '{"key": 1, "colour": 2}'])
