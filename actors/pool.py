@@ -111,6 +111,11 @@ class Pool:
             del self._members[member.name]
         self._kill(member.actor)
 
+    def close(self) -> None:
+        """Ends all actors: another run of this process may need their slots."""
+        for member in self.members():
+            self.end(member)
+
     def retire(self, name: str) -> None:
         """Leaves that place empty for good."""
         self.retired.add(name)

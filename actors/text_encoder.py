@@ -127,6 +127,12 @@ class TextStage:
             self._errors.pop(self._kept.popitem(last=False)[0], None)
         return found
 
+    def close(self) -> None:
+        """Ends the worker, if it is still there."""
+        if self._encoder is not None:
+            ray.kill(self._encoder, no_restart=True)
+            self._encoder = None
+
     def _encoded(self, prompts: Sequence[str], future: Future[Any]) -> None:
         """A call has returned.
 
@@ -161,8 +167,7 @@ class TextStage:
         for prompt, reference in self._kept.items():
             if prompt not in self._errors:
                 self._kept[prompt] = ray.put(ray.get(reference))
-        ray.kill(self._encoder, no_restart=True)
-        self._encoder = None
+        self.close()
 
 
 def _last_line(error: BaseException) -> str:

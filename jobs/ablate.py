@@ -12,7 +12,6 @@ before anything is made.
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import multiprocessing
 import os
@@ -295,7 +294,6 @@ def ablate(plan: AblationPlan, *, address: str | None = None, quiet: bool = Fals
             say(f"setting {number} of {len(plan.samplers)}: {name}")
             session()
             generate(run_plan, address=address, quiet=quiet)
-            gc.collect()  # the actors of this run end with the last reference to them, and the next needs their places
     videos_of, failed = _score_all(plan, extractor, storage, say)
     filled = [
         fill_table(table, {name: videos_of[run] for name, run in plan.runs.items()}) for table in plan.grid.tables

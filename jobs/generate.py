@@ -5,6 +5,7 @@ Everything that can be wrong is found before a worker is started: the config, th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -339,6 +340,8 @@ def make_rows(
         stop: ends it.
         start_actor: makes a worker; by default one that holds the run's backbone.
     """
+    from ray.exceptions import RayError
+
     from actors.cluster_nodes import ClusterNodes
     from actors.coordinator import Coordinator
     from actors.inbox import Inbox
@@ -359,6 +362,9 @@ def make_rows(
     finally:
         nodes.close()
         recorder.close()
+        with contextlib.suppress(RayError):  # a cluster that is gone has ended them itself
+            pool.close()
+            text.close()
 
 
 def worker_settings(plan: Plan, out: str, slots: Slots) -> WorkerSettings:

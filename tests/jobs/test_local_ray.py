@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from pipeline.verify import verify
 from pipeline.video import read_frames
 from tests.ablation_grid import GRID
 from tests.cli import run
-from tests.processes import descendants
+from tests.processes import descendants, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -42,6 +43,13 @@ def test_its_dashboard_is_on_loopback() -> None:
     dashboards = [command for command in descendants(os.getpid()).values() if "dashboard.py" in command]
     assert len(dashboards) == 1
     assert "--host=127.0.0.1 " in dashboards[0]
+
+
+def workers() -> list[str]:
+    """Processes that hold a backbone or a text encoder."""
+    return [
+        title for title in descendants(os.getpid()).values() if re.match(r"ray::(Backbone|TextEncoder)Worker", title)
+    ]
 
 
 def test_retry_failed_makes_those_rows_and_no_others(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -86,6 +94,7 @@ def test_retry_failed_makes_those_rows_and_no_others(capsys: pytest.CaptureFixtu
     assert (after[1].sha256, after[1].key) == (before[1].sha256, before[1].key)
     assert after[1].uri != before[1].uri
     assert manifest.sealed_statuses(0) == dict.fromkeys(range(3), "ok")
+    wait_for(lambda: not workers())  # Ray goes on, and what comes next needs their slots
     found = verify(storage, prompts=str(moved))
     assert [(fault.kind, fault.where) for fault in found.faults] == [("missing", "row 4")]
 
