@@ -86,7 +86,7 @@ def add_benches(parser: argparse.ArgumentParser) -> None:
         "--cells",
         type=int,
         default=28,
-        help="rows and columns of a latent, for reflection: the fewer, the more searches (default: 28)",
+        help="rows and columns of a latent, for busy and reflection: the fewer, the more searches (default: 28)",
     )
     cluster.add_argument("--rows", type=int, default=20_000, help="for rows (default: 20000)")
     cluster.add_argument("--memory-rows", type=int, default=1_000_000, help="for memory (default: 1000000)")

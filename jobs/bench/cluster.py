@@ -157,11 +157,11 @@ class ClusterRun:
         return sum(row.network_calls or 0 for row in self.rows)
 
 
-def bench_busy(num_gpus: int, num_videos: int, call_s: float, profile: str) -> list[dict[str, Any]]:
+def bench_busy(num_gpus: int, num_videos: int, call_s: float, profile: str, cells: int) -> list[dict[str, Any]]:
     """Many videos of mixed length, searches included."""
     chosen = random.Random(0)
     rows = [{"prompt": f"scene {number}", "num_frames": chosen.choice(LENGTHS)} for number in range(num_videos)]
-    run = ClusterRun(rows, profile, num_gpus, call_s)
+    run = ClusterRun(rows, profile, num_gpus, call_s, cells=cells)
     return [
         {
             "GPUs": num_gpus,
@@ -270,8 +270,8 @@ def bench_cluster(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]
     reflection_call_s = options.call_s or REFLECTION_CALL_S
     makers: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
         "busy": (
-            f"Videos of {LENGTHS[0]} to {LENGTHS[-1]} frames, profile paper; {scale}",
-            lambda: bench_busy(gpus, options.videos, call_s, "paper"),
+            f"Videos of {LENGTHS[0]} to {LENGTHS[-1]} frames of {options.cells} x {options.cells} cells, profile paper; {scale}",
+            lambda: bench_busy(gpus, options.videos, call_s, "paper", options.cells),
         ),
         "one-video": (
             f"One video of {options.frames} frames on one GPU and on {gpus}; {scale}",
