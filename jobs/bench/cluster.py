@@ -270,7 +270,8 @@ def bench_cluster(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]
     reflection_call_s = options.call_s or REFLECTION_CALL_S
     makers: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
         "busy": (
-            f"Videos of {LENGTHS[0]} to {LENGTHS[-1]} frames of {options.cells} x {options.cells} cells, profile paper; {scale}",
+            f"Videos of {LENGTHS[0]} to {LENGTHS[-1]} frames of {options.cells} x {options.cells} cells, "
+            f"profile paper; {scale}",
             lambda: bench_busy(gpus, options.videos, call_s, "paper", options.cells),
         ),
         "one-video": (
