@@ -26,7 +26,7 @@ profile = "paper"
 num_steps = 16
 handoff_level = 4
 [run]
-prompts_per_shard = 4
+prompts_per_shard = {prompts_per_shard}
 checkpoint_every_s = {checkpoint_every_s}
 lease_ttl_s = 3.0
 max_failed_share = 1.0
@@ -75,7 +75,12 @@ class Workshop:
         file, config = folder / "prompts.jsonl", folder / "run.toml"
         file.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
         text = SETTINGS.format(
-            call_s=call_s, faults=int(faults), marks=marks, model=model, checkpoint_every_s=checkpoint_every_s
+            call_s=call_s,
+            faults=int(faults),
+            marks=marks,
+            model=model,
+            prompts_per_shard=PROMPTS_PER_SHARD,
+            checkpoint_every_s=checkpoint_every_s,
         )
         config.write_text(text + settings)
         return Run(file, str(out), config, marks=marks, **options)
