@@ -18,7 +18,6 @@ import pytest
 
 from miga.errors import LeaseHeldError, LeaseLostError, MigaError, OutputError
 from pipeline import lease as lease_module
-from pipeline import storage_s3
 from pipeline.lease import Lease, Owner
 from pipeline.storage import LocalStorage, S3Storage, Storage, open_storage
 from tests.faulty_s3 import FaultyS3, wait_until
@@ -228,7 +227,6 @@ def test_the_holder_beats_and_notices_by_itself(storage: Storage) -> None:
 
 @pytest.fixture
 def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    monkeypatch.setattr(storage_s3, "S3_ATTEMPTS", 1)
     with FaultyS3(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
