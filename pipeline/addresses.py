@@ -60,6 +60,12 @@ def check_address(address: str, error: type[MigaError], name: str) -> None:
     Raises:
         MigaError: of class `error`.
     """
+    rest = address.partition("://")[2]
+    if rest and "::" in address and not _ARN.match(rest):
+        raise error(
+            f"{name}: the address holds '::', which chains file systems; one place is named here",
+            "name the file itself, or rename one that has '::' in its name",
+        )
     refuse_secrets(address, error, name)
     if found := _SLASH_TOO_FEW.match(address):
         scheme = found[1] or found[2]
@@ -76,11 +82,6 @@ def check_address(address: str, error: type[MigaError], name: str) -> None:
     scheme, separator, _ = address.partition("://")
     if not separator:
         return
-    if "::" in address and not _ARN.match(address.partition("://")[2]):
-        raise error(
-            f"{name}: the address holds '::', which chains file systems; one place is named here",
-            "name the file itself, or rename one that has '::' in its name",
-        )
     if _UNPRINTABLE.search(address):
         raise error(f"{name} holds unprintable characters: {printable(address)}", "name it without them")
     if scheme in ("s3", "s3a"):

@@ -184,7 +184,7 @@ class Lane:
                 done, _ = await asyncio.wait({task}, timeout=max(left_s, 0.01))
                 if done:
                     return task.result()
-            raise SilentServerError(f"the server was silent for {progress.idle_s:.0f} s")
+            raise SilentServerError(f"the server was silent for {progress.idle_s:.3g} s")
         finally:
             task.cancel()  # and not waited for: it may not let itself be cancelled
 
@@ -261,10 +261,26 @@ _lanes: dict[tuple[Any, ...], Lane] = {}
 _lock = threading.Lock()
 
 
-def lane(name: str) -> Lane:
-    """The lane of that name for the process's present environment; what waits in one does not hold up another."""
+Settings = frozenset[tuple[str, str]]
+"""Variables of the environment that a client goes by."""
+
+
+def present_settings() -> Settings:
+    """Those that stand there now."""
+    return frozenset(
+        (variable, value)
+        for variable, value in os.environ.items()
+        if variable.startswith("AWS_") or variable == "REQUESTS_CA_BUNDLE" or variable.lower().endswith("_proxy")
+    )
+
+
+def lane(name: str, settings: Settings) -> Lane:
+    """This process's lane of that name and of those settings; what waits in one lane does not hold up another.
+
+    Its client is made, at its first request, of what the environment says then.
+    """
     with _lock:
-        key = _key(name)
+        key = name, os.getpid(), settings
         found = _lanes.pop(key, None) or Lane()
         while len(_lanes) >= _MAX_LANES:
             oldest = _lanes.pop(next(iter(_lanes)))
@@ -279,15 +295,6 @@ def _leave(stuck: Lane) -> None:
     with _lock:
         for key in [key for key, there in _lanes.items() if there is stuck]:
             del _lanes[key]
-
-
-def _key(name: str) -> tuple[Any, ...]:
-    said = (
-        (variable, value)
-        for variable, value in os.environ.items()
-        if variable.startswith("AWS_") or variable == "REQUESTS_CA_BUNDLE" or variable.lower().endswith("_proxy")
-    )
-    return name, os.getpid(), frozenset(said)
 
 
 @atexit.register

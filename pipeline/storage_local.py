@@ -56,31 +56,18 @@ class LocalStorage:
         """See `Storage`."""
         place = self._at(path, check=False)
         with _local_faults(place):
-            found = place.lstat()
-        return FileInfo(path=path, bytes=found.st_size, modified_s=found.st_mtime)
+            return _info(path, place.lstat())
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """See `Storage`."""
-        waiting = [(prefix, True)]
-        while waiting:
-            path, is_folder = waiting.pop()
-            if not is_folder:
-                yield path
-                continue
-            start = f"{path}/" if path else ""
-            for entry in sorted(self._entries(path), key=lambda entry: entry.name, reverse=True):
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append((start + entry.name, True))
-                elif entry.is_file(follow_symlinks=False) and not entry.name.endswith(PARTIAL_SUFFIX):
-                    waiting.append((start + entry.name, False))
+        return (path for path, entry in self._walk(prefix) if not entry.name.endswith(PARTIAL_SUFFIX))
 
     def files(self, prefix: str = "") -> Iterator[FileInfo]:
         """See `Storage`."""
-        for path in self.list(prefix):
-            try:
-                yield self.stat(path)
-            except FileNotFoundError:  # removed since
-                continue
+        for path, entry in self._walk(prefix):
+            if not entry.name.endswith(PARTIAL_SUFFIX):
+                with suppress(FileNotFoundError):  # removed since
+                    yield _info(path, entry.stat(follow_symlinks=False))
 
     def children(self, prefix: str = "") -> Sequence[str]:
         """See `Storage`."""
@@ -90,15 +77,22 @@ class LocalStorage:
             if not entry.name.endswith(PARTIAL_SUFFIX) and (not prefix or not entry.is_symlink())
         )
 
+    def _walk(self, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Paths of all files below a folder, sorted, and what is known of them; without recursion, however deep."""
+        waiting: list[tuple[str, os.DirEntry[str] | None]] = [(prefix, None)]
+        while waiting:
+            path, found = waiting.pop()
+            if found is not None and found.is_file(follow_symlinks=False):
+                yield path, found
+                continue
+            start = f"{path}/" if path else ""
+            entries = self._entries(path) if found is None else _scan(Path(found.path))
+            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
+                if entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False):
+                    waiting.append((start + entry.name, entry))
+
     def _entries(self, prefix: str) -> Sequence[os.DirEntry[str]]:
-        """What is in a folder; nothing if there is none."""
-        folder = self._at(prefix, check=False) if prefix else self._root
-        with _local_faults(folder):
-            try:
-                with os.scandir(folder) as entries:
-                    return list(entries)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
+        return _scan(self._at(prefix, check=False) if prefix else self._root)
 
     def read_bytes(self, path: str, max_bytes: int | None = None) -> bytes:
         """See `Storage`."""
@@ -126,8 +120,10 @@ class LocalStorage:
                 while left:
                     left = left[file.write(left) :]
                 os.fsync(file.fileno())
-            if not _link(partial, place):
-                return self.read_bytes(path) == data
+            with _still_there(place):
+                is_new = _link(partial, place)
+            if not is_new:
+                return self.stat(path).bytes == len(data) and self.read_bytes(path) == data
             _sync_folder(place.parent)
         return True
 
@@ -166,19 +162,11 @@ class LocalStorage:
 
     def leftovers(self) -> Iterator[Leftover]:
         """See `Storage`."""
-        waiting = [""]
-        while waiting:
-            folder = waiting.pop()
-            for entry in sorted(self._entries(folder), key=lambda entry: entry.name):
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(path)
-                elif not entry.is_file(follow_symlinks=False):
-                    continue
-                elif entry.name.endswith(PARTIAL_SUFFIX) and entry.name.startswith("."):
-                    yield Leftover(kind="partial file", path=path)
-                elif entry.name.startswith(PROBE_PREFIX):
-                    yield Leftover(kind="probe", path=path)
+        for path, entry in self._walk():
+            if entry.name.endswith(PARTIAL_SUFFIX) and entry.name.startswith("."):
+                yield Leftover(kind="partial file", path=path)
+            elif entry.name.startswith(PROBE_PREFIX):
+                yield Leftover(kind="probe", path=path)
 
     def remove_leftover(self, leftover: Leftover) -> None:
         """See `Storage`."""
@@ -220,6 +208,20 @@ class LocalStorage:
                 if is_link:
                     raise _link_within(place)
         return place
+
+
+def _scan(folder: Path) -> Sequence[os.DirEntry[str]]:
+    """What is in a folder; nothing if there is none."""
+    with _local_faults(folder):
+        try:
+            with os.scandir(folder) as entries:
+                return list(entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+def _info(path: str, found: os.stat_result) -> FileInfo:
+    return FileInfo(path=path, bytes=found.st_size, modified_s=found.st_mtime)
 
 
 def checked_root(root: str) -> str:
@@ -334,8 +336,20 @@ def write_local(place: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, place)
+        with _still_there(place):
+            os.replace(partial, place)
         _sync_folder(place.parent)
+
+
+@contextmanager
+def _still_there(place: Path) -> Iterator[None]:
+    """What was removed before it had its final name is not what the caller takes a `FileNotFoundError` for."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise OutputError(
+            f"{place} was removed while it was being written", "run the same command again: it resumes"
+        ) from error
 
 
 @contextmanager

@@ -28,7 +28,16 @@ from typing import Any, Final, TypeVar
 
 from miga.errors import OutputError, OutputFullError
 from pipeline.addresses import check_address, without_secrets
-from pipeline.s3_client import AwakeClock, Body, ClientSettingsError, Progress, Request, SilentServerError, lane
+from pipeline.s3_client import (
+    AwakeClock,
+    Body,
+    ClientSettingsError,
+    Progress,
+    Request,
+    SilentServerError,
+    lane,
+    present_settings,
+)
 from pipeline.storage_base import PROBE_PREFIX, FileInfo, Leftover, check_size, checked_path
 from pipeline.storage_local import write_local
 
@@ -80,7 +89,7 @@ class S3Storage:
                 f"OUT: the address begins with no name of a bucket ({len(bucket)} characters before the first /)",
                 "write s3://bucket/prefix; a bucket's name is of letters, digits, '.', '_' and '-'",
             )
-        if "//" in prefix or any(part in (".", "..") for part in prefix.split("/")):
+        if prefix and any(part in ("", ".", "..") for part in prefix.split("/")):
             raise OutputError(f"{root} names no place in a bucket", "write s3://bucket/prefix")
         if len(prefix.encode()) > _MAX_PREFIX_BYTES:
             raise OutputError(
@@ -90,6 +99,7 @@ class S3Storage:
         self._prefix = f"{prefix}/" if prefix else ""
         self._patience_s = patience_of_environment() if patience_s is None else patience_s
         self._conditional = True
+        self._settings = present_settings()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "patience_s": self._patience_s, "conditional": self._conditional}
@@ -400,7 +410,7 @@ class S3Storage:
         while True:
             left_s = self._patience_s - clock.now_s
             try:
-                there = lane(name)
+                there = lane(name, self._settings)
                 there.make_ready()
                 clock.forget()
                 return there.ask(request, Progress(clock, max(_LEAST_IDLE_S, min(idle_s, left_s)), body_bytes))
