@@ -11,12 +11,14 @@ import os
 import re
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from miga.errors import MigaError
+from pipeline.addresses import printable
 
 _LOOKED_AT: Final = re.compile(r"AWS_\w+|REQUESTS_CA_BUNDLE|(https?|no)_proxy", re.IGNORECASE)
 _IN_HEADERS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_DEFAULT_REGION")
@@ -97,25 +99,34 @@ def _pair() -> Iterator[Fault]:
 
 def _files() -> Iterator[Fault]:
     """What ~/.aws says, and what depends on it."""
-    from botocore.exceptions import ConfigParseError, ProfileNotFound
-    from botocore.session import Session
+    from botocore.configloader import load_config, raw_config_parse
+    from botocore.exceptions import ConfigNotFound, ConfigParseError
 
-    session = Session()
+    whole: dict[str, Any] = {}
+    profiles: dict[str, dict[str, Any]] = {}
     try:
-        profile = session.get_scoped_config()
-        whole = session.full_config
-    except ProfileNotFound:
-        name = "AWS_DEFAULT_PROFILE" if "AWS_DEFAULT_PROFILE" in os.environ else "AWS_PROFILE"
-        known = ", ".join(sorted(session.available_profiles)[:10]) or "none"
-        yield (
-            f"{name} names the profile {os.environ.get(name, '')!r}, which is not there; there are: {known}",
-            f"unset {name}, or write the profile into {_AWS_FILES}",
-        )
-        return
+        with suppress(ConfigNotFound):
+            whole = load_config(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config"))
+            profiles = dict(whole["profiles"])
+        with suppress(ConfigNotFound):
+            for name, values in raw_config_parse(
+                os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+            ).items():
+                profiles[name] = profiles.get(name, {}) | values
     except ConfigParseError as error:
         yield f"{error.kwargs.get('path', _AWS_FILES)} cannot be read as a config file", "put its syntax right"
         return
-    yield from _region(session)
+    variable = next((name for name in ("AWS_DEFAULT_PROFILE", "AWS_PROFILE") if name in os.environ), None)
+    chosen = os.environ[variable] if variable else "default"
+    if variable and chosen not in profiles:
+        known = ", ".join(printable(name) for name in sorted(profiles)[:10]) or "none"
+        yield (
+            f"{variable} names the profile {chosen!r}, which is not there; there are: {known}",
+            f"unset {variable}, or write the profile into {_AWS_FILES}",
+        )
+        return
+    profile = profiles.get(chosen, {})
+    yield from _region(profile)
     endpoint, where = _endpoint(profile, whole)
     if endpoint is not None:
         yield from _fault_of_endpoint(endpoint, where)
@@ -123,15 +134,16 @@ def _files() -> Iterator[Fault]:
     yield from _proxy(endpoint or "https://s3.amazonaws.com")
 
 
-def _region(session: Any) -> Iterator[Fault]:
+def _region(profile: dict[str, Any]) -> Iterator[Fault]:
     from botocore.exceptions import InvalidRegionError
     from botocore.utils import validate_region_name
 
-    region = session.get_config_variable("region")
+    is_set = "AWS_DEFAULT_REGION" in os.environ
+    region = os.environ["AWS_DEFAULT_REGION"] if is_set else profile.get("region")
     try:
-        validate_region_name(region)
+        validate_region_name(str(region) if region is not None else None)
     except InvalidRegionError:
-        where = "AWS_DEFAULT_REGION" if "AWS_DEFAULT_REGION" in os.environ else "region (in ~/.aws/config)"
+        where = "AWS_DEFAULT_REGION" if is_set else "region (in ~/.aws/config)"
         yield f"{where} is {region!r}, which is no region's name", "write one such as us-east-1"
 
 
@@ -157,11 +169,14 @@ def _fault_of_endpoint(value: str, where: str) -> Iterator[Fault]:
         yield f"{where} holds a user or a password before the @", "leave them out of it: credentials are variables too"
         return
     scheme, separator, rest = value.partition("://")
-    if not separator or not rest:
-        bare = value.rstrip(":/") if separator else value.lstrip("/")
+    if separator and not rest:
+        yield f"{where} is {value!r}, which names no host", "write it as http://host:port"
+        return
+    if not separator:
+        bare = re.sub(r"^(https?:)?/*", "", value, flags=re.IGNORECASE)
         yield (
-            f"{where} is {value!r}: " + ("http:// or https:// is missing before it" if bare else "it names no host"),
-            f"write http://{bare} or https://{bare}" if bare else "write http://host:port",
+            f"{where} is {value!r}: http:// or https:// is missing before it",
+            f"write http://{bare} or https://{bare}",
         )
         return
     if scheme.lower() not in ("http", "https"):
