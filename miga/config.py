@@ -145,6 +145,16 @@ class SamplerConfig:
         return num_groups * self.zigzag_width
 
     @property
+    def num_initial_passes(self) -> int:
+        """(released) Passes of initialisation that fill the queue; a video of fewer groups gets one a group."""
+        return self.num_steps - self.num_base_groups - self.handoff_level - 2
+
+    def num_groups_asked(self, num_latents: int) -> int:
+        """(released) Groups that are made for a video: on Wan a base clip's more than it has, dropped at the end."""
+        num_dropped = self.num_base_groups if self.released_branch == "wan" else 0
+        return -(-num_latents // self.zigzag_width) + num_dropped
+
+    @property
     def lead(self) -> int:
         """Latents of context before a plain window's kept ones (see `position_0_context`)."""
         return int(self.position_0_context)
@@ -191,11 +201,10 @@ class SamplerConfig:
             self.stride < self.window, "stride", f"1 to {self.window - 1}: a window must see beyond what it keeps"
         )
         if self.self_reflection:
-            most = highest - self.handoff_level  # passes of initialisation
             self._check(
-                self.judged_group <= most, "judged_group",
-                f"at most {most}: the tail is judged after the passes of initialisation, once the judged group stands "
-                "behind the whole base clip",
+                self.judged_group <= self.num_initial_passes, "judged_group",
+                f"at most {self.num_initial_passes}: the tail is judged after the passes of initialisation, once the "
+                "judged group stands behind the whole base clip",
             )  # fmt: skip
 
     def _check_fifo(self) -> None:
