@@ -35,6 +35,7 @@ from safetensors.torch import save_file
 from miga.config import SamplerConfig
 from miga.errors import CheckpointError
 from miga.generate import VideoState
+from miga.outside_data import parse_json, shown
 from miga.queue import FrameQueue
 
 FORMAT: Final = "miga checkpoint"
@@ -303,7 +304,7 @@ def _opened(file: Path) -> Iterator[tuple[Any, dict[str, str]]]:
             metadata = opened.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise CheckpointError(f"{file} is not a checkpoint of a video", "name another file, or delete it")
-            version = json.loads(metadata["version"])
+            version = parse_json(metadata["version"])
             if type(version) is not int or not 1 <= version <= VERSION:
                 raise CheckpointError(
                     f"checkpoint {file} is of version {version!r}, this program reads version {VERSION}", START_AGAIN
@@ -317,7 +318,7 @@ def _opened(file: Path) -> Iterator[tuple[Any, dict[str, str]]]:
             yield opened, metadata
     except FileNotFoundError:
         raise
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{file} is no whole checkpoint: {type(error).__name__}: {error}", START_AGAIN) from error
 
 
@@ -350,7 +351,7 @@ def _check_same(file: Path, metadata: Mapping[str, str], video: _Video) -> Json:
         CheckpointError: unless the file was written for this video.
     """
     version, config, num_latents, seed, content = (
-        json.loads(metadata[name]) for name in ("version", "config", "num_latents", "seed", "state")
+        parse_json(metadata[name], finite=False) for name in ("version", "config", "num_latents", "seed", "state")
     )
     if not isinstance(config, dict) or type(num_latents) not in (int, types.NoneType):
         raise ValueError("it does not say of which video it is")
@@ -363,12 +364,12 @@ def _check_same(file: Path, metadata: Mapping[str, str], video: _Video) -> Json:
     now |= {f"sampler.{name}": value for name, value in json.loads(json.dumps(video.config.to_dict())).items()}
     if before != now:
         differing = [
-            f"{name} {_shown(before, name)} there, {_shown(now, name)} here"
+            f"{shown(name)[1:-1]} {_shown(before, name)} there, {_shown(now, name)} here"
             for name in dict.fromkeys([*now, *before])
             if name not in before or name not in now or before[name] != now[name]
         ]
         raise CheckpointError(
-            f"checkpoint {file} is of another video: {'; '.join(differing)}",
+            f"checkpoint {file} is of another video: {'; '.join(differing[:10])}",
             "go on with the settings it was made with, or " + START_AGAIN,
         )
     if version == 1 and not (_was_queued_alike(video.config, wanted) and _was_shared_alike(video, content)):
