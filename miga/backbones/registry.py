@@ -140,10 +140,10 @@ def check_schedule(name_or_dir: str, config: SamplerConfig, revision: str | None
     Raises:
         ConfigError: naming them, and the nearest that it does.
     """
-    if own.is_import_path(name_or_dir):
-        return
     if simulated.is_simulated(name_or_dir):
         schedule = simulated.schedule_of(config, simulated.load_spec(name_or_dir, revision).family)
+    elif own.is_import_path(name_or_dir):
+        return  # known once the model is loaded: the sampler looks at it then
     elif family_of(name_or_dir, revision) == videocrafter2_spec.FAMILY:
         schedule = videocrafter2_schedule(config, videocrafter2_spec.load_settings(name_or_dir, revision=revision))
     else:
