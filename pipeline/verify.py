@@ -19,14 +19,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors import SafetensorError, safe_open
-
-from miga.errors import InputError, OutputError, WorkerError
+from miga.checkpoint import check_file
+from miga.errors import CheckpointError, InputError, OutputError, WorkerError
 from pipeline.manifest import SCHEMA, SIDECAR_NAME, Manifest, read_parquet
 from pipeline.prompts import read_prompts
 from pipeline.references import latents_name, shard_files, shards_of, video_name
 from pipeline.rows import BadRow, ManifestRow, PromptRow, video_key
-from pipeline.run_folder import RunRecord, fingerprint, manifest_path, read_run, shard_of
+from pipeline.run_folder import RunRecord, fingerprint, manifest_path, open_state_path, read_run, shard_of
 from pipeline.storage import FileInfo, LocalStorage, Storage
 from pipeline.video import count_frames
 
@@ -269,9 +268,11 @@ class _Verifier:
         for row in made:
             if kept := latents_name(row):
                 self._latents(row, files.latents.get(kept), f"latents/{shard:05d}/{kept}")
+                if is_open := files.latents.get(open_state_path(kept)):
+                    self._latents(row, is_open, is_open.path)
 
     def _latents(self, row: ManifestRow, file: FileInfo | None, name: str) -> None:
-        """The latents kept of a row: nothing is noted of them but their address."""
+        """The latents kept of a row, or the state beside them that a longer video goes on from."""
         if file is None:
             self._fault("latents", name, f"the latents kept of row {row.row} are not there", _REMAKE)
             return
@@ -279,10 +280,10 @@ class _Verifier:
         if self._found.is_quick:
             return
         try:
-            with _local(self._storage, file.path) as local, safe_open(local, framework="pt"):
-                pass  # it reads the header, and compares the file's length with it
-        except SafetensorError as error:
-            self._fault("latents", name, f"the file is not whole ({error})", _REMAKE)
+            with _local(self._storage, file.path) as local:
+                check_file(local)
+        except CheckpointError as error:
+            self._fault("latents", name, f"the file is not whole ({error.message})", _REMAKE)
         except FileNotFoundError:
             self._fault("latents", name, "it was removed just now", _REMAKE)
         except OutputError as error:

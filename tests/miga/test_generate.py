@@ -349,5 +349,5 @@ def test_a_base_clip_that_cannot_be(clip: Any, message: str, method: str) -> Non
 @pytest.mark.parametrize("num_latents", [0, -1, 2.5, 9.0, True, "9"])
 def test_a_length_that_is_none(num_latents: Any) -> None:
     config = make_config()
-    with pytest.raises(ValueError, match="num_latents must be a whole number, at least 1, not"):
+    with pytest.raises(ValueError, match="num_latents must be at least 1, a whole number, not"):
         make_sampler(GaussianDenoiser(config), config, num_latents)
