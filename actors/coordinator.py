@@ -34,6 +34,7 @@ from actors.messages import (
     VideoFailed,
     VideoFinished,
     VideoMade,
+    VideoNote,
     VideoProgress,
     VideoResult,
     VideoSuspended,
@@ -445,6 +446,8 @@ class Coordinator:
                 self._metrics.saved(row, number)
                 share = self._share(attempt, event.num_calls)
                 self._todo.extend(ledger.checkpointed(row, number, name, now_s, checkpoint=event.path, share=share))
+            case VideoNote():
+                self._board.say(f"row {row}: {event.text}")
             case VideoSuspended():
                 self._metrics.suspended(row, number)
                 self._close(event.row, event.attempt)

@@ -145,6 +145,15 @@ class VideoCheckpointed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VideoNote:
+    """Something of an attempt that the user should know of, and that does not end it."""
+
+    row: int
+    attempt: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideoSuspended:
     """The attempt has stopped as it was asked to, behind a checkpoint."""
 
@@ -248,7 +257,14 @@ class HelperFailed:
 
 
 VideoEvent: TypeAlias = (
-    VideoProgress | VideoCheckpointed | VideoSuspended | VideoMade | VideoFinished | VideoFailed | HelperFailed
+    VideoProgress
+    | VideoCheckpointed
+    | VideoNote
+    | VideoSuspended
+    | VideoMade
+    | VideoFinished
+    | VideoFailed
+    | HelperFailed
 )
 
 

@@ -17,6 +17,7 @@ The key in that row is the longer video's own, and may be extended in turn.
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -261,13 +262,15 @@ def _result(worker: Any, show: Callable[[int], None]) -> VideoResult:
     Raises:
         MigaError: if nothing does.
     """
-    from actors.messages import VideoFailed, VideoFinished, VideoProgress
+    from actors.messages import VideoFailed, VideoFinished, VideoNote, VideoProgress
 
     while True:
         for event in worker.news(0.5).events:
             match event:
                 case VideoProgress():
                     show(event.num_latents_done)
+                case VideoNote():
+                    tqdm.write(f"row {event.row}: {event.text}", file=sys.stderr)
                 case VideoFinished():
                     return event.result
                 case VideoFailed():
