@@ -6,6 +6,7 @@ it Wan's published values hold.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
@@ -96,13 +97,7 @@ class WanArchitecture:
     @property
     def transformer_parameters(self) -> int:
         """Weights of the transformer, all told."""
-        width, ffn, patch = self.width, self.ffn_width, self.patch[0] * self.patch[1] * self.channels
-        attention = 4 * (width * width + width) + 2 * width
-        norm = 2 * width if self.has_cross_attention_norm else 0
-        block = 2 * attention + norm + 2 * width * ffn + ffn + width + 6 * width
-        time = (self.frequency_width + 1 + width + 1) * width + 6 * width * (width + 1)
-        text = (self.text_width + 1 + width + 1) * width
-        return self.num_layers * block + time + text + (patch + 1) * width + (width + 1) * patch + 2 * width
+        return sum(math.prod(shape) for shape in self.weights().values())
 
     def transformer_bytes(self, *, fp8: bool = False, itemsize: int = 2) -> int:
         """Of its weights, `itemsize` bytes each; with `fp8` one byte for those of the blocks' linear layers."""
@@ -128,26 +123,37 @@ class WanArchitecture:
         tokens = num_latents * self.tokens_per_latent(spec.height, spec.width)
         return tokens * self.activation_bytes_per_token(dtype)
 
-    def linear_layers(self) -> dict[str, tuple[int, int]]:
-        """Numbers in and out of every linear layer of the transformer, by its name: what a LoRA may change."""
-        width, patch = self.width, self.patch[0] * self.patch[1] * self.channels
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight of the transformer, by its name."""
+        width, head = self.width, self.patch[0] * self.patch[1] * self.channels
         embedder = "condition_embedder"
-        layers = {
+        weights: dict[str, tuple[int, ...]] = {
+            "patch_embedding.weight": (width, self.channels, 1, *self.patch),
+            "patch_embedding.bias": (width,),
+            "scale_shift_table": (1, 2, width),
+        }
+        linear = {
             f"{embedder}.time_embedder.linear_1": (self.frequency_width, width),
             f"{embedder}.time_embedder.linear_2": (width, width),
             f"{embedder}.time_proj": (width, 6 * width),
             f"{embedder}.text_embedder.linear_1": (self.text_width, width),
             f"{embedder}.text_embedder.linear_2": (width, width),
-            "proj_out": (width, patch),
+            "proj_out": (width, head),
         }
         for block in (f"blocks.{number}" for number in range(self.num_layers)):
-            for attention in ("attn1", "attn2"):
-                layers |= {f"{block}.{attention}.to_{part}": (width, width) for part in ("q", "k", "v", "out.0")}
-            layers |= {
+            for attention in (f"{block}.attn1", f"{block}.attn2"):
+                linear |= {f"{attention}.to_{part}": (width, width) for part in ("q", "k", "v", "out.0")}
+                weights |= {f"{attention}.norm_{part}.weight": (width,) for part in ("q", "k")}
+            linear |= {
                 f"{block}.ffn.net.0.proj": (width, self.ffn_width),
                 f"{block}.ffn.net.2": (self.ffn_width, width),
             }
-        return layers
+            weights[f"{block}.scale_shift_table"] = (1, 6, width)
+            if self.has_cross_attention_norm:
+                weights |= {f"{block}.norm2.weight": (width,), f"{block}.norm2.bias": (width,)}
+        for name, (ins, outs) in linear.items():
+            weights |= {f"{name}.weight": (outs, ins), f"{name}.bias": (outs,)}
+        return weights
 
     def resized(self, spec: BackboneSpec, height: int, width: int) -> BackboneSpec:
         """The spec for frames of another size.
