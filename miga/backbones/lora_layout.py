@@ -1,7 +1,7 @@
 """What each tensor of a LoRA's file changes: every one of them is used once, or the file is refused by its name.
 
-The layouts differ in names alone. A key is `PREFIX MODULE . ROLE`: the module under diffusers' name, Wan's own, or either
-with underscores (kohya, musubi-tuner); the role one of the two factors, their `alpha`, or a plain difference.
+The layouts differ in names alone. A key is `PREFIX MODULE . ROLE`: the module under diffusers' name, Wan's own, or
+either with underscores (kohya, musubi-tuner); the role one of the two factors, their `alpha`, or a plain difference.
 
 Legend: A `[rank, in]` and B `[out, rank]` are the two factors of a weight's change.
 """
@@ -194,7 +194,7 @@ def plan_lora(
     for module, keys in parts.items():
         try:
             plan.changes += _changes_of(module, keys, entries, alphas, settings, weights)
-        except _Refusal as refusal:
+        except _PlaceError as refusal:
             refused[refusal.why] += refusal.keys
         except ValueError as error:
             plan.problems.append(str(error))
@@ -204,7 +204,7 @@ def plan_lora(
     return plan
 
 
-class _Refusal(ValueError):
+class _PlaceError(ValueError):
     def __init__(self, why: str, keys: Sequence[str]) -> None:
         super().__init__(why)
         self.why, self.keys = why, list(keys)
@@ -258,10 +258,10 @@ def _changes_of(
     if not keys.keys() & {"down", "up", "up_bias", "alpha"}:
         return
     if not {"down", "up"} <= keys.keys():
-        raise _Refusal("one of a pair, whose other is not there", list(keys.values()))
+        raise _PlaceError("one of a pair, whose other is not there", list(keys.values()))
     down, up = (entries[keys[role]].shape for role in ("down", "up"))
     if not _is_product(up, down, weights.get(weight, ())):
-        raise _Refusal(f"another shape than the model's {list(weights.get(weight, ()))}", [keys["down"], keys["up"]])
+        raise _PlaceError(f"another shape than the model's {list(weights.get(weight, ()))}", [keys["down"], keys["up"]])
     factor = _factor(module, down[0], keys.get("alpha"), alphas, settings)
     yield Change(weight, (keys["up"], keys["down"]), factor)
     if key := keys.get("up_bias"):
@@ -271,9 +271,9 @@ def _changes_of(
 
 def _difference(target: str, key: str, entry: Entry, weights: Shapes) -> Change:
     if target not in weights:
-        raise _Refusal("the model's layer has no such weight", [key])
+        raise _PlaceError("the model's layer has no such weight", [key])
     if entry.shape != weights[target]:
-        raise _Refusal(f"another shape than the model's {list(weights[target])}", [key])
+        raise _PlaceError(f"another shape than the model's {list(weights[target])}", [key])
     return Change(target, (key,))
 
 
@@ -292,7 +292,7 @@ def _factor(
     if key is None:
         return 1.0 if settings is None else settings.factor(module, rank)
     if settings is not None:
-        raise _Refusal("an alpha beside the one that the file states of itself", [key])
+        raise _PlaceError("an alpha beside the one that the file states of itself", [key])
     if key not in alphas or not math.isfinite(alphas[key]):
-        raise _Refusal("an alpha that is no number", [key])
+        raise _PlaceError("an alpha that is no number", [key])
     return alphas[key] / rank

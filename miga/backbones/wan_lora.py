@@ -1,7 +1,7 @@
 """LoRAs of Wan's transformer: found, checked against the model, and fused into its weights.
 
-A file is read by diffusers' own loader, which knows the layouts of diffusers, ComfyUI and musubi-tuner. It is fused,
-not hung beside the weights: a call costs what it costs without, and nothing of it is left but the weights.
+What each tensor of a file changes is in `lora_layout.py`; the check before a run and the fusing share it. A LoRA is
+fused, not hung beside the weights: a call costs what it costs without, and nothing of it is left but the weights.
 
 Legend: A `[rank, in]` and B `[out, rank]` are the two factors of a weight's change.
 """
@@ -9,23 +9,29 @@ Legend: A `[rank, in]` and B `[out, rank]` are the two factors of a weight's cha
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
-from torch import nn
 
 from miga.backbones.loading import HUB_NAME, broken_tensors, file_digest, first_line, is_finite, named
-from miga.errors import ModelError
+from miga.backbones.lora_layout import AdapterSettings, Change, Entry, plan_lora
+from miga.errors import MigaError, ModelError
+from miga.outside_data import OutsideDataError, parse_json_object, validated
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
 
 HUB_FILE: Final = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.safetensors)")
 USUAL_FILE: Final = "pytorch_lora_weights.safetensors"
-TEXT_PREFIXES: Final = ("text_encoder", "lora_te", "conditioner", "text_model")
-FACTOR: Final = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])\.(?P<kind>weight|bias)")
+MAX_SCALE: Final = 1e4
+"""What is beyond it was not meant, and overflows half precision."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Lora:
     @property
     def label(self) -> str:
         """What stands in a model's revision: the content and the scale, not where the file lay."""
-        return f"lora:{self.digest}*{self.scale:g}"
+        return f"lora:{self.digest}*{self.scale!r}"
 
 
 def parse_lora(text: str) -> tuple[str, float]:
@@ -57,16 +63,16 @@ def parse_lora(text: str) -> tuple[str, float]:
         ModelError: if there is no name, or the scale is no number.
     """
     name, colon, tail = text.rpartition(":")
-    if not colon or Path(text).expanduser().exists():
+    if not colon or os.path.lexists(os.path.expanduser(text)):
         name, tail = text, "1"
     try:
         scale = float(tail)
     except ValueError:
         name, scale = text, 1.0  # a colon of the name's own: the file is then missed under its full name
-    if not name or not math.isfinite(scale):
+    if not name or not abs(scale) <= MAX_SCALE:
         raise ModelError(
             f"LoRA {text!r} is not FILE_OR_NAME[:scale]",
-            "such as style.safetensors:0.8, or owner/name/file.safetensors",
+            f"such as style.safetensors:0.8, or owner/name/file.safetensors; a scale is at most {MAX_SCALE:g}",
         )
     return name, scale
 
@@ -80,21 +86,35 @@ def find_loras(texts: Sequence[str]) -> list[Lora]:
     loras = []
     for text in texts:
         name, scale = parse_lora(text)
-        file = _find_file(name)
-        loras.append(Lora(name, scale, file, file_digest(file).hex()[:16]))
+        try:
+            file = _find_file(name)
+            digest = file_digest(file).hex()[:16]
+        except OSError as error:
+            raise ModelError(
+                f"LoRA {name!r} cannot be read: {first_line(error)}", "see to its permissions and its disk"
+            ) from error
+        loras.append(Lora(name, scale, file, digest))
     return loras
 
 
 def _find_file(name: str) -> Path:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path / _choose([file.name for file in path.glob("*.safetensors")], name)
-    if path.is_file():
-        if path.suffix != ".safetensors":
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        files = [file for file in os.listdir(path) if file.endswith(".safetensors") and not file.startswith(".")]
+        return _find_file(os.path.join(path, _choose(files, name)))
+    if os.path.isfile(path):
+        if not path.endswith(".safetensors"):
             raise ModelError(
                 f"LoRA {name!r} is no .safetensors file", "a pickle can run code: convert it to safetensors first"
             )
-        return path
+        return Path(path)
+    if os.path.islink(path):
+        raise ModelError(
+            f"LoRA {name!r} is a link to {os.readlink(path)!r}, which is not there",
+            "a cache of the hub copied without its blobs leaves such links: download the file again",
+        )
+    if os.path.lexists(path):
+        raise ModelError(f"LoRA {name!r} is no regular file", "name a .safetensors file")
     match = HUB_FILE.fullmatch(name)
     if not match and not HUB_NAME.fullmatch(name):
         raise ModelError(
