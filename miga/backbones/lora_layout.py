@@ -13,9 +13,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-from miga.backbones.loading import named
+from miga.backbones.weight_files import FLOATS, Entry, named
 
 Role: TypeAlias = Literal["down", "up", "up_bias", "alpha", "diff", "diff_b", "diff_m"]
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
@@ -47,9 +47,6 @@ _OTHER_KINDS: Final = {
     "a convolution in three factors": re.compile(r"lora_mid\b"),
     "one that changes shapes": re.compile(r"reshape_weight"),
 }
-FLOATS: Final = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-"""Types of numbers, as safetensors names them, that mean what they say without scales beside them."""
-
 WAN_NAMES: Final = (
     (r"^condition_embedder\.(text|time)_embedder\.linear_1", r"\1_embedding.0"),
     (r"^condition_embedder\.(text|time)_embedder\.linear_2", r"\1_embedding.2"),
@@ -66,13 +63,6 @@ WAN_NAMES: Final = (
     (r"\.ffn\.net\.2", ".ffn.2"),
 )
 """From diffusers' names of the transformer's modules to those of Wan's own program."""
-
-
-class Entry(NamedTuple):
-    """A tensor as a file's header describes it."""
-
-    dtype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -252,7 +242,8 @@ def _changes_of(
     weights: Shapes,
 ) -> Iterator[Change]:
     weight = module if module in weights else f"{module}.weight"
-    for role, target in (("diff", weight), ("diff_m", weight), ("diff_b", f"{module}.bias")):
+    differences: dict[Role, str] = {"diff": weight, "diff_m": weight, "diff_b": f"{module}.bias"}
+    for role, target in differences.items():
         if key := keys.get(role):
             yield _difference(target, key, entries[key], weights)
     if not keys.keys() & {"down", "up", "up_bias", "alpha"}:

@@ -15,7 +15,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from miga.backbones.loading import load_component, loading, read_json
+from miga.backbones.loading import load_component, loading
 from miga.backbones.pretrained import PretrainedBackbone
 from miga.backbones.text import TextEncoder
 from miga.backbones.wan_attention import set_attention_backend
@@ -24,11 +24,13 @@ from miga.backbones.wan_lora import Lora, fuse_loras
 from miga.backbones.wan_padding import use_compact_padding
 from miga.backbones.wan_per_latent import use_per_latent_timesteps
 from miga.backbones.wan_schedule import schedule_of
-from miga.backbones.wan_spec import JSON_FILES, TIED_TEXT_WEIGHTS, spec_of_folder
+from miga.backbones.wan_spec import JSON_FILES, TIED_TEXT_WEIGHTS, spec_of_folder, text_config_of_folder
 from miga.backbones.wan_text import WanTextEncoder
 from miga.backbones.wan_vae import WanFrameDecoder
+from miga.backbones.weight_files import read_json
 from miga.config import SamplerConfig
 from miga.errors import ModelError
+from miga.outside_data import shown
 
 
 class WanBackbone(PretrainedBackbone):
@@ -47,11 +49,13 @@ class WanBackbone(PretrainedBackbone):
     @staticmethod
     def load_tokenizer(folder: Path) -> Any:
         """By the class that model_index.json names: `AutoTokenizer` does not know every one that transformers saves."""
-        entry = read_json(folder / "model_index.json").get("tokenizer") or [None, None]
-        kind = getattr(transformers, str(entry[1]), None)
-        if kind is None or "Tokenizer" not in str(entry[1]):
+        entry = read_json(folder / "model_index.json").get("tokenizer")
+        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+        kind: Any = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+        is_tokenizer = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase)
+        if not is_tokenizer:
             raise ModelError(
-                f"model_index.json of {str(folder)!r} names no tokenizer of transformers, but {entry[1]!r}",
+                f"model_index.json of {str(folder)!r} names no tokenizer of transformers, but {shown(name)}",
                 hint="T5TokenizerFast is what Wan's models name",
             )
         with loading("tokenizer", folder):
@@ -62,7 +66,10 @@ class WanBackbone(PretrainedBackbone):
     @staticmethod
     def load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
         """UMT5."""
-        return load_component(transformers.UMT5EncoderModel, "text_encoder", folder, dtype, ignore=TIED_TEXT_WEIGHTS)
+        config = text_config_of_folder(folder)
+        return load_component(
+            transformers.UMT5EncoderModel, "text_encoder", folder, dtype, ignore=TIED_TEXT_WEIGHTS, config=config
+        )
 
     @staticmethod
     def load_network(folder: Path, device: torch.device, dtype: torch.dtype) -> WanTransformer3DModel:

@@ -12,17 +12,18 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from miga.backbones.loading import HUB_NAME, broken_tensors, file_digest, first_line, is_finite, named
-from miga.backbones.lora_layout import AdapterSettings, Change, Entry, plan_lora
-from miga.errors import MigaError, ModelError
+from miga.backbones.loading import HUB_NAME, broken_tensors_of, file_digest, is_finite
+from miga.backbones.lora_layout import AdapterSettings, Change, plan_lora
+from miga.backbones.weight_files import Entry, first_line, named, opened
+from miga.errors import ModelError
 from miga.outside_data import OutsideDataError, parse_json_object, validated
 
 if TYPE_CHECKING:
@@ -228,21 +229,8 @@ def _plan(lora: Lora, weights: Mapping[str, tuple[int, ...]]) -> list[Change]:
     return plan.changes
 
 
-@contextmanager
-def _opened(lora: Lora) -> Iterator[Any]:
-    """The file; whatever safetensors raises becomes a `ModelError`."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(lora.file, "pt") as file:
-            yield file
-    except (MigaError, MemoryError):
-        raise
-    except Exception as error:  # of safetensors, or OSError
-        raise ModelError(
-            f"LoRA {lora.name!r} cannot be read: {type(error).__name__}: {first_line(error)}",
-            "the file is broken, or no safetensors: download it again",
-        ) from error
+def _opened(lora: Lora) -> AbstractContextManager[Any]:
+    return opened(lora.file, f"LoRA {lora.name!r}")
 
 
 def _settings(lora: Lora, metadata: Mapping[str, str]) -> AdapterSettings | None:
@@ -262,8 +250,5 @@ def _settings(lora: Lora, metadata: Mapping[str, str]) -> AdapterSettings | None
 
 
 def _refuse_broken(lora: Lora) -> None:
-    with _opened(lora):
-        status = lora.file.stat()
-        broken = broken_tensors(lora.file, status.st_size, status.st_mtime_ns)
-    if broken:
+    if broken := broken_tensors_of(lora.file):
         raise ModelError(f"LoRA {lora.name!r} holds NaN or infinity: {named(broken)}", "download it again")

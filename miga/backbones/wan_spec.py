@@ -7,15 +7,26 @@ it Wan's published values hold.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import os
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
 import torch
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import loading, read_json, read_settings, resolve_folder, revision_of
+from miga.backbones.loading import loading, read_settings, require_component, resolve_folder, revision_of
+from miga.backbones.model_config import (
+    Umt5Config,
+    WanTransformerConfig,
+    WanVaeConfig,
+    check_scheduler,
+    class_name_of,
+    left_out,
+    read_config,
+)
 from miga.backbones.spec import is_published, resized, spec_folder, why_no_multiple
+from miga.backbones.weight_files import read_json
 from miga.errors import ModelError
 
 NEGATIVE_PROMPT: Final = (
@@ -254,71 +265,100 @@ def load_architecture(name_or_dir: str | Path, *, revision: str | None = None) -
 
 
 def architecture_of_folder(folder: Path) -> WanArchitecture:
-    """The sizes of the parts of a model in a local folder."""
-    vae, transformer = (read_json(folder / part / "config.json") for part in ("vae", "transformer"))
+    """The sizes of the parts of a model in a local folder.
+
+    Raises:
+        ModelError: if a configuration is missing, or none of such a part.
+    """
+    vae, transformer = _vae_config(folder), _transformer_config(folder)
     vae_parameters = sum(weight.numel() for weight in _vae_of_folder(folder).parameters())
-    vae_width = (vae.get("decoder_base_dim") or vae.get("base_dim", 96)) / 96  # that of Wan's is 96
-    _, *patch = transformer.get("patch_size", (1, 2, 2))
+    vae_width = (vae.decoder_base_dim or vae.base_dim) / 96  # that of Wan's is 96
     return WanArchitecture(
-        width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
-        ffn_width=transformer["ffn_dim"],
-        num_layers=transformer["num_layers"],
-        patch=(patch[0], patch[1]),
-        cell=int(vae.get("scale_factor_spatial", 8)),
-        channels=int(vae.get("z_dim", 16)),
-        text_width=transformer.get("text_dim", 4096),
-        frequency_width=transformer.get("freq_dim", 256),
-        has_cross_attention_norm=bool(transformer.get("cross_attn_norm", True)),
-        most_patches=transformer.get("rope_max_seq_len", 1024),
+        width=transformer.width,
+        ffn_width=transformer.ffn_dim,
+        num_layers=transformer.num_layers,
+        patch=transformer.patch_size[1:],
+        cell=vae.cell,
+        channels=vae.z_dim,
+        text_width=transformer.text_dim,
+        frequency_width=transformer.freq_dim,
+        has_cross_attention_norm=transformer.cross_attn_norm,
+        most_patches=transformer.rope_max_seq_len,
         vae_parameters=vae_parameters,
-        text_parameters=_text_parameters(folder),
+        text_parameters=_text_parameters(folder, transformer.text_dim),
         vae_cache_per_cell=round(WanArchitecture.vae_cache_per_cell * vae_width),
         vae_peak_per_cell=round(WanArchitecture.vae_peak_per_cell * vae_width),
     )
 
 
-def _text_parameters(folder: Path) -> int:
+def _transformer_config(folder: Path) -> WanTransformerConfig:
+    return read_config(folder, "transformer", WanTransformerConfig)
+
+
+def _vae_config(folder: Path) -> WanVaeConfig:
+    return read_config(folder, "vae", WanVaeConfig)
+
+
+def _text_parameters(folder: Path, text_width: int) -> int:
     """Weights of the text encoder by its configuration, where that is at hand; else Wan's."""
     file = folder / "text_encoder" / "config.json"
-    if not file.exists():
+    if not os.path.lexists(file):
         return WanArchitecture().text_parameters
-    config = read_json(file)
-    width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
-    positions = config.get("relative_attention_num_buckets", 32) * config["num_heads"]
-    layer = 4 * width * inner + 3 * width * config["d_ff"] + 2 * width + positions
-    return int(config["vocab_size"] * width + config["num_layers"] * layer + width)
+    config = read_config(folder, "text_encoder", Umt5Config)
+    if config.d_model != text_width:
+        raise ModelError(
+            f"{str(file)!r}: d_model is {config.d_model}, and the transformer reads texts of text_dim {text_width}",
+            hint="they are of two models: download it again",
+        )
+    return config.num_parameters
 
 
-def modules_of_folder(folder: Path) -> dict[str, torch.nn.Module]:
+def text_config_of_folder(folder: Path) -> Any:
+    """transformers' configuration of the text encoder, of nothing but the values that were checked.
+
+    Raises:
+        ModelError: if it is missing, or none of UMT5.
+    """
+    from transformers import UMT5Config
+
+    require_component("text_encoder", folder)
+    return UMT5Config(**asdict(read_config(folder, "text_encoder", Umt5Config)))
+
+
+def modules_of_folder(folder: Path) -> dict[str, tuple[torch.nn.Module, str]]:
     """The modules of a model in a local folder, on the meta device: names and shapes, no memory.
+
+    Beside each of them stands what its configuration leaves out, for a hint where the weights do not fit.
 
     Raises:
         ModelError: if a configuration is missing, or none of such a module.
     """
     from diffusers import WanTransformer3DModel
 
+    values = asdict(_transformer_config(folder))
     with loading("transformer", folder), torch.device("meta"):
-        transformer = WanTransformer3DModel.from_config(read_json(folder / "transformer" / "config.json"))
+        transformer = WanTransformer3DModel(**values)
     return {
-        "transformer": transformer,
-        "vae": _vae_of_folder(folder),
-        "text_encoder": _text_encoder_of_folder(folder),
+        "transformer": (transformer, left_out(folder, "transformer", WanTransformerConfig)),
+        "vae": (_vae_of_folder(folder), left_out(folder, "vae", WanVaeConfig)),
+        "text_encoder": (_text_encoder_of_folder(folder), left_out(folder, "text_encoder", Umt5Config)),
     }
 
 
 def _vae_of_folder(folder: Path) -> torch.nn.Module:
     from diffusers import AutoencoderKLWan
 
+    values = asdict(_vae_config(folder))
     with loading("vae", folder), torch.device("meta"):
-        vae: torch.nn.Module = AutoencoderKLWan.from_config(read_json(folder / "vae" / "config.json"))
+        vae: torch.nn.Module = AutoencoderKLWan(**values)
     return vae
 
 
 def _text_encoder_of_folder(folder: Path) -> torch.nn.Module:
-    from transformers import UMT5Config, UMT5EncoderModel
+    from transformers import UMT5EncoderModel
 
+    config = text_config_of_folder(folder)
     with loading("text_encoder", folder), torch.device("meta"):
-        config = UMT5Config.from_dict(read_json(folder / "text_encoder" / "config.json"))
         encoder: torch.nn.Module = UMT5EncoderModel(config)
     return encoder
 
@@ -329,23 +369,35 @@ def spec_of_folder(folder: Path, name: str) -> BackboneSpec:
     Args:
         folder: where the files are.
         name: what the user called it.
+
+    Raises:
+        ModelError: if it is no model of this kind, or a configuration cannot be read.
     """
     _check_pipeline(folder)
-    vae, transformer = (read_json(folder / part / "config.json") for part in ("vae", "transformer"))
-    for part, config, wanted in (
-        ("vae", vae, "AutoencoderKLWan"),
-        ("transformer", transformer, "WanTransformer3DModel"),
+    for part, wanted in (("vae", "AutoencoderKLWan"), ("transformer", "WanTransformer3DModel")):
+        kind = class_name_of(read_json(folder / part / "config.json"))
+        if kind != wanted:
+            raise ModelError(f"{part} of {name!r} is {kind}, not {wanted}", hint=_SUPPORTED)
+    vae, transformer = _vae_config(folder), _transformer_config(folder)
+    if transformer.in_channels != vae.z_dim or transformer.added_kv_proj_dim is not None:
+        raise ModelError(
+            f"{name!r} is conditioned on images, not on text alone: its transformer takes {transformer.in_channels} "
+            f"channels, a latent has {vae.z_dim}",
+            hint=_SUPPORTED,
+        )
+    file = folder / "transformer" / "config.json"
+    for key, is_other, wanted in (
+        ("image_dim", transformer.image_dim is not None, "null"),
+        ("patch_size", transformer.patch_size[0] != 1, "[1, rows, columns]"),
+        ("out_channels", transformer.out_channels not in (None, vae.z_dim), f"{vae.z_dim}, those of a latent"),
     ):
-        if config.get("_class_name") != wanted:
-            raise ModelError(f"{part} of {name!r} is {config.get('_class_name')}, not {wanted}", hint=_SUPPORTED)
-    channels = int(vae.get("z_dim", 16))
-    if transformer.get("in_channels", 16) != channels or transformer.get("added_kv_proj_dim") is not None:
-        raise ModelError(f"{name!r} is conditioned on images, not on text alone", hint=_SUPPORTED)
+        if is_other:
+            raise ModelError(f"{str(file)!r}: {key} is {getattr(transformer, key)}, not {wanted}", hint=_SUPPORTED)
+    check_scheduler(folder, "flow_prediction")
     settings, architecture = read_settings(folder, Settings), architecture_of_folder(folder)
     if reason := why_not_size(architecture, settings.height, settings.width):
         raise ModelError(f"{name!r}: {reason}", hint="correct miga.json")
-    frames_per_latent = int(vae.get("scale_factor_temporal", 4))
-    return spec_of(name, revision_of(folder), settings, architecture, frames_per_latent)
+    return spec_of(name, revision_of(folder), settings, architecture, vae.frames_per_latent)
 
 
 _SUPPORTED = "text-to-video models of Wan2.1's layout are supported, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -366,16 +418,19 @@ def _check_mmdit(kind: str, folder: Path) -> None:
 
 
 def _check_pipeline(folder: Path) -> None:
-    if not (folder / "model_index.json").exists() and (folder / "config.json").exists():
+    if not os.path.lexists(folder / "model_index.json") and (folder / "config.json").exists():
         config = read_json(folder / "config.json")
-        kind = str(config.get("_class_name") or (config.get("architectures") or ["a single network"])[0])
+        architectures = config.get("architectures")
+        named = architectures[0] if isinstance(architectures, list) and architectures else "a single network"
+        kind = class_name_of({"_class_name": config.get("_class_name") or named})
         _check_mmdit(kind, folder)
         if kind == "WanModel":
             raise ModelError(f"model folder {str(folder)!r} is in the layout of Wan's own program", hint=_SUPPORTED)
         raise ModelError(f"model folder {str(folder)!r} holds {kind}, not a pipeline", hint=_SUPPORTED)
     index = read_json(folder / "model_index.json")
-    _check_mmdit(str(index.get("_class_name")), folder)
-    if index.get("_class_name") != "WanPipeline":
-        raise ModelError(f"{str(folder)!r} is a {index.get('_class_name')}, not a WanPipeline", hint=_SUPPORTED)
-    if (index.get("transformer_2") or [None])[0] is not None:
+    kind = class_name_of(index)
+    _check_mmdit(kind, folder)
+    if kind != "WanPipeline":
+        raise ModelError(f"{str(folder)!r} is a {kind}, not a WanPipeline", hint=_SUPPORTED)
+    if index.get("transformer_2") not in (None, [], [None, None]):
         raise ModelError(f"{str(folder)!r} has two transformers, as Wan2.2's 14B models do", hint=_SUPPORTED)

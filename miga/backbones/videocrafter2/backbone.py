@@ -8,22 +8,14 @@ folder · `text.py` prompts to embeddings · `unet.py` the network · `schedule.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import (
-    check_files,
-    load_component,
-    loading,
-    require_all,
-    require_finite,
-    require_weights,
-)
+from miga.backbones.loading import load_component, loading, require_finite
 from miga.backbones.pretrained import PretrainedBackbone
 from miga.backbones.text import TextEncoder
 from miga.backbones.videocrafter2.denoiser import VideoCrafter2Denoiser
@@ -33,14 +25,14 @@ from miga.backbones.videocrafter2.spec import (
     Settings,
     settings_of_folder,
     spec_of_folder,
+    text_config_of_folder,
     unet_config_of,
 )
 from miga.backbones.videocrafter2.text import VideoCrafter2TextEncoder
 from miga.backbones.videocrafter2.unet import VideoCrafter2UNet
 from miga.backbones.videocrafter2.vae import VideoCrafter2FrameDecoder
+from miga.backbones.weight_files import entries_of, opened, require_fitting, weight_files
 from miga.config import SamplerConfig
-
-UNET_FILE: Final = "diffusion_pytorch_model.safetensors"
 
 
 class VideoCrafter2Backbone(PretrainedBackbone):
@@ -71,21 +63,21 @@ class VideoCrafter2Backbone(PretrainedBackbone):
     @staticmethod
     def load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
         """OpenCLIP's text tower."""
-        return load_component(CLIPTextModel, "text_encoder", folder, dtype)
+        return load_component(CLIPTextModel, "text_encoder", folder, dtype, config=text_config_of_folder(folder))
 
     @staticmethod
     def load_network(folder: Path, device: torch.device, dtype: torch.dtype) -> VideoCrafter2UNet:
         """Tensor by tensor onto the device, so that no second copy is ever in memory."""
         with loading("unet", folder):
-            check_files("unet", folder)
-            require_weights("unet", folder)
+            names = entries_of("unet", folder).keys()
             with torch.device("meta"):
                 unet = VideoCrafter2UNet(unet_config_of(folder))
-            wanted = unet.state_dict()
-            with safe_open(folder / "unet" / UNET_FILE, framework="pt") as file:
-                names = set(file.keys())
-                require_all("unet", folder, wanted.keys() - names, left_over=names - wanted.keys())
-                state = {name: file.get_tensor(name).to(device, dtype) for name in sorted(names)}
+            wanted = unet.state_dict().keys()
+            require_fitting("unet", folder, missing=sorted(wanted - names), left_over=sorted(names - wanted))
+            state: dict[str, torch.Tensor] = {}
+            for path in weight_files("unet", folder):
+                with opened(path) as file:
+                    state |= {name: file.get_tensor(name).to(device, dtype) for name in file.keys()}  # noqa: SIM118
             unet.load_state_dict(state, assign=True)
         require_finite("unet", folder, unet)
         return unet.eval().requires_grad_(False)

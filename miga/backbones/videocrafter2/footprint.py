@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -10,9 +10,17 @@ from typing import ClassVar
 import torch
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import loading, read_json, resolve_folder
+from miga.backbones.loading import loading, resolve_folder
+from miga.backbones.model_config import ClipTextConfig, ImageVaeConfig, left_out, read_config
 from miga.backbones.spec import is_published, resized
-from miga.backbones.videocrafter2.spec import JSON_FILES, PUBLISHED, forward_flops, unet_config_of, why_not_size
+from miga.backbones.videocrafter2.spec import (
+    JSON_FILES,
+    PUBLISHED,
+    forward_flops,
+    text_config_of_folder,
+    unet_config_of,
+    why_not_size,
+)
 from miga.backbones.videocrafter2.unet import NUM_INITIAL_HEADS, UNetConfig, VideoCrafter2UNet
 
 
@@ -76,31 +84,34 @@ def load_architecture(name_or_dir: str | Path, *, revision: str | None = None) -
         return VideoCrafter2Architecture()
     folder = resolve_folder(name_or_dir, revision, (*JSON_FILES, "text_encoder/config.json"))
     modules = modules_of_folder(folder)
-    width = read_json(folder / "vae" / "config.json")["block_out_channels"][0] / 128  # that of the published one is 128
+    width = read_config(folder, "vae", ImageVaeConfig).block_out_channels[0] / 128  # that of the published one is 128
     return VideoCrafter2Architecture(
         unet=unet_config_of(folder),
-        vae_parameters=sum(weight.numel() for weight in modules["vae"].parameters()),
-        text_parameters=sum(weight.numel() for weight in modules["text_encoder"].parameters()),
+        vae_parameters=sum(weight.numel() for weight in modules["vae"][0].parameters()),
+        text_parameters=sum(weight.numel() for weight in modules["text_encoder"][0].parameters()),
         vae_peak_per_cell=round(VideoCrafter2Architecture.vae_peak_per_cell * width),
     )
 
 
-def modules_of_folder(folder: Path) -> dict[str, torch.nn.Module]:
+def modules_of_folder(folder: Path) -> dict[str, tuple[torch.nn.Module, str]]:
     """The modules of a model in a local folder, on the meta device: names and shapes, no memory.
+
+    Beside each of them stands what its configuration leaves out, for a hint where the weights do not fit.
 
     Raises:
         ModelError: if a configuration is missing, or none of such a module.
     """
     from diffusers import AutoencoderKL
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
-    modules: dict[str, torch.nn.Module] = {}
+    vae, text = asdict(read_config(folder, "vae", ImageVaeConfig)), text_config_of_folder(folder)
+    unet = unet_config_of(folder)
+    modules: dict[str, tuple[torch.nn.Module, str]] = {}
     with torch.device("meta"):
         with loading("unet", folder):
-            modules["unet"] = VideoCrafter2UNet(unet_config_of(folder))
+            modules["unet"] = VideoCrafter2UNet(unet), left_out(folder, "unet", UNetConfig)
         with loading("vae", folder):
-            modules["vae"] = AutoencoderKL.from_config(read_json(folder / "vae" / "config.json"))
+            modules["vae"] = AutoencoderKL(**vae), left_out(folder, "vae", ImageVaeConfig)
         with loading("text_encoder", folder):
-            config = CLIPTextConfig.from_dict(read_json(folder / "text_encoder" / "config.json"))
-            modules["text_encoder"] = CLIPTextModel(config)
+            modules["text_encoder"] = CLIPTextModel(text), left_out(folder, "text_encoder", ClipTextConfig)
     return modules

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-import safetensors
 import torch
 from diffusers import WanTransformer3DModel
 
-from miga.backbones import registry
+from miga.backbones import loading, registry
 from miga.backbones.base import Backbone
 from miga.errors import ModelError
 from tests.faulty_folder import (
@@ -35,7 +34,7 @@ def faults_of_all(family: str) -> dict[str, tuple[Change, str]]:
     return {
         "no model_index.json": (remove("model_index.json"), "no model_index.json"),
         "broken model_index.json": (truncate("model_index.json"), "cannot read"),
-        "model_index.json is a list": (write("model_index.json", "[]"), "no JSON object"),
+        "model_index.json is a list": (write("model_index.json", "[]"), "holds a list, not an object"),
         "another pipeline": (change_json("model_index.json", _class_name="MyPipeline"), "is a MyPipeline, not a"),
         "another VAE": (change_json("vae/config.json", _class_name="MyVAE"), "MyVAE, not Autoencoder"),
         "no network": (remove(network), "no config.json"),
@@ -148,8 +147,8 @@ def test_faulty_folder(copied: Path, family: str, fault: str, monkeypatch: pytes
 
 def test_a_sound_folder_passes_and_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    safe_open = safetensors.safe_open
-    monkeypatch.setattr(safetensors, "safe_open", lambda file, *args: read.append(file.name) or safe_open(file, *args))
+    opened = loading.opened
+    monkeypatch.setattr(loading, "opened", lambda file: read.append(file.name) or opened(file))
     for _ in range(2):
         assert look_at(folder).text is not None
         assert sorted(read) == [WEIGHTS, WEIGHTS, "model.safetensors"]
