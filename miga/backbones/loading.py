@@ -35,6 +35,16 @@ LARGE_FILE_BYTES: Final = 64 * 2**20
 SAMPLE_BYTES: Final = 64 * 2**10
 NUM_SAMPLES: Final = 64
 HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
+MOST_FRAMES: Final = 10_000_000
+HIGHEST: Final = {
+    "window": 10_000,
+    "num_frames": 100_000,
+    "height": 2**15,
+    "width": 2**15,
+    "fps": 1000,
+    "fps_condition": 1000,
+}
+"""What settings of `miga.json` may at most be; others `MOST_FRAMES`."""
 COMPONENTS: Final = ("transformer", "unet", "vae", "text_encoder")
 """Folders of weights."""
 PARTS: Final = (*COMPONENTS, "tokenizer", "scheduler")
@@ -307,7 +317,7 @@ def read_settings(folder: Path, kind: type[_T]) -> _T:
         ModelError: for an unknown key, a wrong type or a value out of range.
     """
     file = folder / "miga.json"
-    given = read_json(file) if file.exists() else {}
+    given = read_json(file) if os.path.lexists(file) else {}
     types = get_type_hints(kind)
     if problems := [problem for key, value in given.items() for problem in _problems(key, value, types)]:
         raise ModelError(f"{str(file)!r}: {'; '.join(problems)}", hint=f"known keys: {', '.join(types)}")
@@ -328,9 +338,11 @@ def _problems(key: str, value: Any, types: Mapping[str, Any]) -> list[str]:
     wanted = get_origin(wanted) or wanted
     if type(value) is not wanted:  # a bool is an int too
         return [f"{key} must be of type {wanted.__name__}, not {value!r}"]
-    lowest = 2 if key == "window" else 1
+    lowest, highest = 2 if key == "window" else 1, HIGHEST.get(key, MOST_FRAMES)
     if wanted is int and value < lowest:
         return [f"{key} must be {lowest} or above, not {value}"]
+    if wanted is int and value > highest:
+        return [f"{key} must be {highest:,} or below, not {value:,}"]
     if key == "sampler":
         settings = {field.name for field in fields(SamplerConfig)}
         return [f"unknown key {name!r} in sampler" for name in sorted(value.keys() - settings)]

@@ -6,7 +6,7 @@ are bounded, since modules of any size are built from them, if only on the meta 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
@@ -63,22 +63,18 @@ class WanVaeConfig:
     base_dim: Annotated[int, Field(ge=1, le=4096)] = 96
     decoder_base_dim: Annotated[int, Field(ge=1, le=4096)] | None = None
     z_dim: Annotated[int, Field(ge=1, le=1024)] = 16
-    dim_mult: Annotated[list[Few], Field(min_length=1, max_length=8)] = field(default_factory=lambda: [1, 2, 4, 4])
+    dim_mult: Annotated[tuple[Few, ...], Field(min_length=1, max_length=8)] = (1, 2, 4, 4)
     num_res_blocks: Annotated[int, Field(ge=1, le=16)] = 2
-    attn_scales: Annotated[list[float], Field(max_length=8)] = field(default_factory=list)
-    temperal_downsample: Annotated[list[bool], Field(max_length=7)] = field(default_factory=lambda: [False, True, True])
+    attn_scales: Annotated[tuple[float, ...], Field(max_length=8)] = ()
+    temperal_downsample: Annotated[tuple[bool, ...], Field(max_length=7)] = (False, True, True)
     dropout: Rate = 0.0
-    latents_mean: list[float] = field(
-        default_factory=lambda: [
+    latents_mean: tuple[float, ...] = (
             -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
             0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
-        ]
     )  # fmt: skip
-    latents_std: list[Annotated[float, Field(gt=0)]] = field(
-        default_factory=lambda: [
+    latents_std: tuple[Annotated[float, Field(gt=0)], ...] = (
             2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
             3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.916,
-        ]
     )  # fmt: skip
     is_residual: bool = False
     in_channels: Size = 3
@@ -158,15 +154,13 @@ class ImageVaeConfig:
 
     in_channels: Literal[3] = 3
     out_channels: Literal[3] = 3
-    down_block_types: Annotated[list[Literal["DownEncoderBlock2D"]], Field(max_length=8)] = field(
-        default_factory=lambda: ["DownEncoderBlock2D"]
+    down_block_types: Annotated[tuple[Literal["DownEncoderBlock2D"], ...], Field(max_length=8)] = (
+        "DownEncoderBlock2D",
     )
-    up_block_types: Annotated[list[Literal["UpDecoderBlock2D"]], Field(max_length=8)] = field(
-        default_factory=lambda: ["UpDecoderBlock2D"]
-    )
-    block_out_channels: Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=1, max_length=8)] = (
-        field(default_factory=lambda: [64])
-    )
+    up_block_types: Annotated[tuple[Literal["UpDecoderBlock2D"], ...], Field(max_length=8)] = ("UpDecoderBlock2D",)
+    block_out_channels: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=8192)], ...], Field(min_length=1, max_length=8)
+    ] = (64,)
     layers_per_block: Annotated[int, Field(ge=1, le=16)] = 1
     act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
     latent_channels: Annotated[int, Field(ge=1, le=1024)] = 4
@@ -253,12 +247,17 @@ def checked_config(file: Path, values: dict[str, Any], kind: type[T]) -> T:
         ) from error
 
 
+def arguments(config: Any) -> dict[str, Any]:
+    """A configuration as its library wants it: lists, not tuples."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+
+
 def left_out(folder: Path, component: str, kind: type[Any]) -> str:
     """Of a configuration, which keys it leaves out and what was taken for them: an end for a hint, or nothing."""
     values = read_json(folder / component / "config.json")
     defaults = {entry.name: getattr(kind(), entry.name) for entry in fields(kind) if entry.name not in values}
     listed = ", ".join(f"{name} ({shown(value)})" for name, value in defaults.items())
-    return f"; config.json leaves out, so that diffusers' defaults are taken: {listed}" if listed else ""
+    return f"; {component}/config.json leaves out, so that diffusers' defaults are taken: {listed}" if listed else ""
 
 
 def class_name_of(values: dict[str, Any]) -> str:

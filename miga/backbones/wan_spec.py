@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
@@ -20,6 +21,7 @@ from miga.backbones.model_config import (
     Umt5Config,
     WanTransformerConfig,
     WanVaeConfig,
+    arguments,
     check_scheduler,
     class_name_of,
     left_out,
@@ -271,7 +273,8 @@ def architecture_of_folder(folder: Path) -> WanArchitecture:
         ModelError: if a configuration is missing, or none of such a part.
     """
     vae, transformer = _vae_config(folder), _transformer_config(folder)
-    vae_parameters = sum(weight.numel() for weight in _vae_of_folder(folder).parameters())
+    with loading("vae", folder):
+        vae_parameters = sum(weight.numel() for weight in _vae(vae).parameters())
     vae_width = (vae.decoder_base_dim or vae.base_dim) / 96  # that of Wan's is 96
     return WanArchitecture(
         width=transformer.width,
@@ -321,8 +324,12 @@ def text_config_of_folder(folder: Path) -> Any:
     """
     from transformers import UMT5Config
 
+    return UMT5Config(**arguments(_text_config(folder)))
+
+
+def _text_config(folder: Path) -> Umt5Config:
     require_component("text_encoder", folder)
-    return UMT5Config(**asdict(read_config(folder, "text_encoder", Umt5Config)))
+    return read_config(folder, "text_encoder", Umt5Config)
 
 
 def modules_of_folder(folder: Path) -> dict[str, tuple[torch.nn.Module, str]]:
@@ -333,33 +340,41 @@ def modules_of_folder(folder: Path) -> dict[str, tuple[torch.nn.Module, str]]:
     Raises:
         ModelError: if a configuration is missing, or none of such a module.
     """
+    modules: dict[str, tuple[torch.nn.Module, str]] = {}
+    with loading("transformer", folder):
+        config = _transformer_config(folder)
+        modules["transformer"] = _transformer(config), left_out(folder, "transformer", WanTransformerConfig)
+    with loading("vae", folder):
+        modules["vae"] = _vae(_vae_config(folder)), left_out(folder, "vae", WanVaeConfig)
+    with loading("text_encoder", folder):
+        modules["text_encoder"] = _text_encoder(_text_config(folder)), left_out(folder, "text_encoder", Umt5Config)
+    return modules
+
+
+@lru_cache(maxsize=4)
+def _transformer(config: WanTransformerConfig) -> torch.nn.Module:
     from diffusers import WanTransformer3DModel
 
-    values = asdict(_transformer_config(folder))
-    with loading("transformer", folder), torch.device("meta"):
-        transformer = WanTransformer3DModel(**values)
-    return {
-        "transformer": (transformer, left_out(folder, "transformer", WanTransformerConfig)),
-        "vae": (_vae_of_folder(folder), left_out(folder, "vae", WanVaeConfig)),
-        "text_encoder": (_text_encoder_of_folder(folder), left_out(folder, "text_encoder", Umt5Config)),
-    }
+    with torch.device("meta"):
+        transformer: torch.nn.Module = WanTransformer3DModel(**arguments(config))
+    return transformer
 
 
-def _vae_of_folder(folder: Path) -> torch.nn.Module:
+@lru_cache(maxsize=4)
+def _vae(config: WanVaeConfig) -> torch.nn.Module:
     from diffusers import AutoencoderKLWan
 
-    values = asdict(_vae_config(folder))
-    with loading("vae", folder), torch.device("meta"):
-        vae: torch.nn.Module = AutoencoderKLWan(**values)
+    with torch.device("meta"):
+        vae: torch.nn.Module = AutoencoderKLWan(**arguments(config))
     return vae
 
 
-def _text_encoder_of_folder(folder: Path) -> torch.nn.Module:
-    from transformers import UMT5EncoderModel
+@lru_cache(maxsize=4)
+def _text_encoder(config: Umt5Config) -> torch.nn.Module:
+    from transformers import UMT5Config, UMT5EncoderModel
 
-    config = text_config_of_folder(folder)
-    with loading("text_encoder", folder), torch.device("meta"):
-        encoder: torch.nn.Module = UMT5EncoderModel(config)
+    with torch.device("meta"):
+        encoder: torch.nn.Module = UMT5EncoderModel(UMT5Config(**arguments(config)))
     return encoder
 
 

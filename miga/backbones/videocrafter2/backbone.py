@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from miga.backbones.base import BackboneSpec
 from miga.backbones.loading import load_component, loading, require_finite
+from miga.backbones.model_config import arguments
 from miga.backbones.pretrained import PretrainedBackbone
 from miga.backbones.text import TextEncoder
 from miga.backbones.videocrafter2.denoiser import VideoCrafter2Denoiser
@@ -63,7 +64,8 @@ class VideoCrafter2Backbone(PretrainedBackbone):
     @staticmethod
     def load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
         """OpenCLIP's text tower."""
-        return load_component(CLIPTextModel, "text_encoder", folder, dtype, config=text_config_of_folder(folder))
+        config = CLIPTextConfig(**arguments(text_config_of_folder(folder)))
+        return load_component(CLIPTextModel, "text_encoder", folder, dtype, config=config)
 
     @staticmethod
     def load_network(folder: Path, device: torch.device, dtype: torch.dtype) -> VideoCrafter2UNet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +11,7 @@ import torch
 
 from miga.backbones.base import BackboneSpec
 from miga.backbones.loading import loading, resolve_folder
-from miga.backbones.model_config import ClipTextConfig, ImageVaeConfig, left_out, read_config
+from miga.backbones.model_config import ClipTextConfig, ImageVaeConfig, arguments, left_out, read_config
 from miga.backbones.spec import is_published, resized
 from miga.backbones.videocrafter2.spec import (
     JSON_FILES,
@@ -68,10 +68,8 @@ class VideoCrafter2Architecture:
         return resized(spec, height, width, why_not_size(self.unet, cell, height, width), flops)
 
 
-@lru_cache(maxsize=8)
 def _num_parameters(config: UNetConfig) -> int:
-    with torch.device("meta"):
-        return sum(weight.numel() for weight in VideoCrafter2UNet(config).parameters())
+    return sum(weight.numel() for weight in _unet(config).parameters())
 
 
 def load_architecture(name_or_dir: str | Path, *, revision: str | None = None) -> VideoCrafter2Architecture:
@@ -101,17 +99,36 @@ def modules_of_folder(folder: Path) -> dict[str, tuple[torch.nn.Module, str]]:
     Raises:
         ModelError: if a configuration is missing, or none of such a module.
     """
-    from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel
-
-    vae, text = asdict(read_config(folder, "vae", ImageVaeConfig)), text_config_of_folder(folder)
-    unet = unet_config_of(folder)
     modules: dict[str, tuple[torch.nn.Module, str]] = {}
-    with torch.device("meta"):
-        with loading("unet", folder):
-            modules["unet"] = VideoCrafter2UNet(unet), left_out(folder, "unet", UNetConfig)
-        with loading("vae", folder):
-            modules["vae"] = AutoencoderKL(**vae), left_out(folder, "vae", ImageVaeConfig)
-        with loading("text_encoder", folder):
-            modules["text_encoder"] = CLIPTextModel(text), left_out(folder, "text_encoder", ClipTextConfig)
+    with loading("unet", folder):
+        modules["unet"] = _unet(unet_config_of(folder)), left_out(folder, "unet", UNetConfig)
+    with loading("vae", folder):
+        modules["vae"] = _vae(read_config(folder, "vae", ImageVaeConfig)), left_out(folder, "vae", ImageVaeConfig)
+    with loading("text_encoder", folder):
+        encoder = _text_encoder(text_config_of_folder(folder))
+        modules["text_encoder"] = encoder, left_out(folder, "text_encoder", ClipTextConfig)
     return modules
+
+
+@lru_cache(maxsize=4)
+def _unet(config: UNetConfig) -> torch.nn.Module:
+    with torch.device("meta"):
+        return VideoCrafter2UNet(config)
+
+
+@lru_cache(maxsize=4)
+def _vae(config: ImageVaeConfig) -> torch.nn.Module:
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        vae: torch.nn.Module = AutoencoderKL(**arguments(config))
+    return vae
+
+
+@lru_cache(maxsize=4)
+def _text_encoder(config: ClipTextConfig) -> torch.nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        encoder: torch.nn.Module = CLIPTextModel(CLIPTextConfig(**arguments(config)))
+    return encoder

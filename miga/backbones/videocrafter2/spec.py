@@ -5,7 +5,7 @@ The folder is what `miga convert` writes. Its `miga.json` holds `Settings`; with
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -301,23 +301,21 @@ class UNetSizes:
     in_channels: Size = 4
     out_channels: Size = 4
     model_channels: Size = 320
-    channel_mult: Annotated[list[Few], Field(min_length=1, max_length=8)] = field(default_factory=lambda: [1, 2, 4, 4])
+    channel_mult: Annotated[tuple[Few, ...], Field(min_length=1, max_length=8)] = (1, 2, 4, 4)
     num_res_blocks: Annotated[int, Field(ge=1, le=16)] = 2
-    attention_resolutions: Annotated[list[Size], Field(max_length=8)] = field(default_factory=lambda: [4, 2, 1])
+    attention_resolutions: Annotated[tuple[Size, ...], Field(max_length=8)] = (4, 2, 1)
     num_head_channels: Size = 64
     transformer_depth: Annotated[int, Field(ge=1, le=16)] = 1
     context_dim: Size = 1024
     temporal_length: Annotated[int, Field(ge=1, le=2**16)] = 16
 
 
-def text_config_of_folder(folder: Path) -> Any:
-    """transformers' configuration of the text encoder, of nothing but the values that were checked.
+def text_config_of_folder(folder: Path) -> ClipTextConfig:
+    """The text encoder's configuration.
 
     Raises:
         ModelError: if it is missing, none of CLIP, or of another width than the UNet reads.
     """
-    from transformers import CLIPTextConfig
-
     require_component("text_encoder", folder)
     config, unet = read_config(folder, "text_encoder", ClipTextConfig), unet_config_of(folder)
     if config.hidden_size != unet.context_dim:
@@ -326,7 +324,7 @@ def text_config_of_folder(folder: Path) -> Any:
             f"reads texts of context_dim {unet.context_dim}",
             hint="they are of two models: convert the checkpoint again",
         )
-    return CLIPTextConfig(**asdict(config))
+    return config
 
 
 def load_settings(name_or_dir: str | Path, *, revision: str | None = None) -> Settings:

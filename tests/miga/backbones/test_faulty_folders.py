@@ -7,7 +7,6 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 
 from miga.backbones import loading, registry
 from miga.backbones.base import Backbone
@@ -24,6 +23,7 @@ from tests.faulty_folder import (
     truncate,
     write,
 )
+from tests.tiny_wan import shard
 
 TEXT_WEIGHTS = "text_encoder/model.safetensors"
 NETWORKS = {"wan": "transformer", "videocrafter2": "unet"}
@@ -73,9 +73,7 @@ def shards(fault: str) -> Change:
     """The transformer in two files, of which the second did not arrive whole."""
 
     def change(folder: Path) -> None:
-        transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", local_files_only=True)
-        (folder / "transformer" / WEIGHTS).unlink()
-        transformer.save_pretrained(folder / "transformer", max_shard_size="60KB")
+        shard(folder)
         files = sorted((folder / "transformer").glob("*.safetensors"))
         assert len(files) == 2
         if fault == "missing":
