@@ -22,12 +22,14 @@ from miga.backbones.weight_files import (
     named,
     opened,
     read_json,
+    require_file,
     require_fitting,
     visible_files,
     weight_files,
 )
-from miga.config import SamplerConfig
-from miga.errors import MigaError, ModelError
+from miga.config import SamplerConfig, check_overrides
+from miga.errors import ConfigError, MigaError, ModelError
+from miga.outside_data import shown
 
 _T = TypeVar("_T")
 
@@ -45,6 +47,8 @@ HIGHEST: Final = {
     "fps_condition": 1000,
 }
 """What settings of `miga.json` may at most be; others `MOST_FRAMES`."""
+MOST_TOKENS: Final = 2**24
+MOST_EXTRA_TOKENS: Final = 10_000
 COMPONENTS: Final = ("transformer", "unet", "vae", "text_encoder")
 """Folders of weights."""
 PARTS: Final = (*COMPONENTS, "tokenizer", "scheduler")
@@ -213,6 +217,55 @@ def load_component(
     return model.eval().requires_grad_(False)
 
 
+def load_tokenizer(kind: Any, folder: Path, vocabulary: int) -> Any:
+    """A tokenizer of transformers from a model's folder, tried on a word.
+
+    Args:
+        kind: its class.
+        folder: of the model.
+        vocabulary: how many tokens the text encoder knows.
+
+    Raises:
+        ModelError: if a file is missing, broken or of another tokenizer.
+    """
+    place = folder / "tokenizer"
+    require_component("tokenizer", folder)
+    for name in visible_files(place):
+        if not os.path.isdir(place / name):
+            require_file(place / name)
+    if os.path.exists(place / "tokenizer_config.json"):
+        _check_tokenizer_config(place / "tokenizer_config.json")
+    with loading("tokenizer", folder):
+        tokenizer = kind.from_pretrained(place, local_files_only=True)
+        tokens = tokenizer("a", truncation=False, verbose=False).input_ids
+        size = len(tokenizer)
+        padded = tokenizer("a", padding="max_length", max_length=16, return_tensors="pt").input_ids.shape[1]
+        if (
+            not isinstance(tokens, list)
+            or not tokens
+            or not all(type(token) is int for token in tokens)
+            or padded != 16
+        ):
+            raise ValueError("it makes no tokens of 'a'")
+    if size > vocabulary:
+        raise ModelError(
+            f"the tokenizer in {str(place)!r} has {size:,} tokens, the text encoder knows {vocabulary:,}",
+            hint="they are of two models: download it again",
+        )
+    return tokenizer
+
+
+def _check_tokenizer_config(file: Path) -> None:
+    """Numbers that transformers would count up to."""
+    for key, value in read_json(file, any_integer=True).items():
+        most = MOST_EXTRA_TOKENS if key == "extra_ids" else MOST_TOKENS
+        if key != "model_max_length" and isinstance(value, int) and not 0 <= value <= most:
+            raise ModelError(
+                f"{str(file)!r}: {key} is {shown(value)}, and at most {most:,} are taken",
+                hint="download the model again",
+            )
+
+
 def require_finite(component: str, folder: Path, model: nn.Module) -> None:
     """Refuses weights that hold NaN or infinity: every video would come out broken.
 
@@ -343,7 +396,15 @@ def _problems(key: str, value: Any, types: Mapping[str, Any]) -> list[str]:
         return [f"{key} must be {lowest} or above, not {value}"]
     if wanted is int and value > highest:
         return [f"{key} must be {highest:,} or below, not {value:,}"]
-    if key == "sampler":
-        settings = {field.name for field in fields(SamplerConfig)}
-        return [f"unknown key {name!r} in sampler" for name in sorted(value.keys() - settings)]
+    return _sampler_problems(value) if key == "sampler" else []
+
+
+def _sampler_problems(values: Mapping[str, Any]) -> list[str]:
+    known = {field.name for field in fields(SamplerConfig)} - {"profile"}
+    if unknown := sorted(values.keys() - known):
+        return [f"unknown key {name!r} in sampler" for name in unknown]
+    try:
+        check_overrides(values)
+    except ConfigError as error:
+        return [f"{error.message}: {error.hint}"]
     return []

@@ -7,6 +7,7 @@ cross-attention · `wan_attention.py` its backends · `wan_lora.py` LoRAs · `wa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,7 +16,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from miga.backbones.loading import load_component, loading
+from miga.backbones.loading import load_component, load_tokenizer, require_component
 from miga.backbones.pretrained import PretrainedBackbone
 from miga.backbones.text import TextEncoder
 from miga.backbones.wan_attention import set_attention_backend
@@ -24,7 +25,13 @@ from miga.backbones.wan_lora import Lora, fuse_loras
 from miga.backbones.wan_padding import use_compact_padding
 from miga.backbones.wan_per_latent import use_per_latent_timesteps
 from miga.backbones.wan_schedule import schedule_of
-from miga.backbones.wan_spec import JSON_FILES, TIED_TEXT_WEIGHTS, spec_of_folder, text_config_of_folder
+from miga.backbones.wan_spec import (
+    JSON_FILES,
+    TIED_TEXT_WEIGHTS,
+    spec_of_folder,
+    text_config_of_folder,
+    text_vocabulary,
+)
 from miga.backbones.wan_text import WanTextEncoder
 from miga.backbones.wan_vae import WanFrameDecoder
 from miga.backbones.weight_files import read_json
@@ -58,10 +65,13 @@ class WanBackbone(PretrainedBackbone):
                 f"model_index.json of {str(folder)!r} names no tokenizer of transformers, but {shown(name)}",
                 hint="T5TokenizerFast is what Wan's models name",
             )
-        with loading("tokenizer", folder):
-            if not any((folder / "tokenizer" / file).exists() for file in ("tokenizer.json", "spiece.model")):
-                raise FileNotFoundError("no tokenizer.json or spiece.model")  # transformers would make one up
-            return kind.from_pretrained(folder / "tokenizer", local_files_only=True)
+        require_component("tokenizer", folder)
+        if not any(os.path.lexists(folder / "tokenizer" / file) for file in ("tokenizer.json", "spiece.model")):
+            raise ModelError(  # transformers would make one up
+                f"cannot load {str(folder / 'tokenizer')!r}: no tokenizer.json or spiece.model",
+                hint="the folder was copied or downloaded incompletely",
+            )
+        return load_tokenizer(kind, folder, text_vocabulary(folder))
 
     @staticmethod
     def load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, Literal
 import torch
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import loading, read_settings, require_component, resolve_folder, revision_of
+from miga.backbones.loading import MOST_TOKENS, loading, read_settings, require_component, resolve_folder, revision_of
 from miga.backbones.model_config import (
     Umt5Config,
     WanTransformerConfig,
@@ -325,6 +325,12 @@ def text_config_of_folder(folder: Path) -> Any:
     from transformers import UMT5Config
 
     return UMT5Config(**arguments(_text_config(folder)))
+
+
+def text_vocabulary(folder: Path) -> int:
+    """Tokens that the text encoder knows by its configuration; without one, any number."""
+    is_here = os.path.lexists(folder / "text_encoder" / "config.json")
+    return _text_config(folder).vocab_size if is_here else MOST_TOKENS
 
 
 def _text_config(folder: Path) -> Umt5Config:

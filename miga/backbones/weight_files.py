@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from miga.errors import MigaError, ModelError
-from miga.outside_data import OutsideDataError, parse_json_object, read_file, shown, validated
+from miga.outside_data import INTEGERS, OutsideDataError, parse_json_object, read_file, shown, validated
 
 PICKLES: Final = (".ckpt", ".pt", ".pth", ".bin")
 """How files are named that can run code when they are read."""
@@ -61,12 +61,13 @@ def visible_files(folder: Path, suffix: str = "") -> list[str]:
         raise ModelError(f"cannot read {str(folder)!r}: {error.strerror}", "see to its permissions") from error
 
 
-def read_json(path: Path, *, plain_utf8: bool = False) -> dict[str, Any]:
+def read_json(path: Path, *, plain_utf8: bool = False, any_integer: bool = False) -> dict[str, Any]:
     """A JSON object.
 
     Args:
         path: of the file.
         plain_utf8: whether a library reads the file too, which takes no byte order mark.
+        any_integer: whether whole numbers of more than 64 bits may stand in it.
 
     Raises:
         ModelError: if the file is missing or is not one.
@@ -75,7 +76,7 @@ def read_json(path: Path, *, plain_utf8: bool = False) -> dict[str, Any]:
         data = read_file(path)
         if plain_utf8 and data.startswith(b"\xef\xbb\xbf"):
             raise OutsideDataError("it begins with a byte order mark, which diffusers does not read: save it without")
-        return parse_json_object(data)
+        return parse_json_object(data, integers=None if any_integer else INTEGERS)
     except FileNotFoundError as error:
         raise ModelError(
             f"model folder {str(path.parent)!r} has no {path.name}",
@@ -177,6 +178,12 @@ def _no_weights(place: Path, stem: str) -> ModelError:
     shards = [name for name in found if re.search(r"-\d+-of-\d+\.", name)]
     pickles = [name for name in there if name.endswith(PICKLES)]
     start = f"cannot load {str(place)!r}: "
+    indices = [name for name in there if ".index." in name and name.endswith(".json")]
+    if shards and indices:
+        return ModelError(
+            f"{start}it has no {stem}.safetensors.index.json, but {named(indices)}",
+            hint=f"if {indices[0]} is what is meant, rename it to {stem}.safetensors.index.json",
+        )
     if shards:
         return ModelError(
             f"{start}{named(shards)} are parts of a whole, and {stem}.safetensors.index.json, which names them, is not "

@@ -62,7 +62,7 @@ def look_at_weights(folder: Path) -> None:
 
 
 def load_words(folder: Path) -> None:
-    registry.load_backbone(str(folder), device="cpu", components=("tokenizer",))
+    registry.load_backbone(str(folder), device="cpu", components=("tokenizer",)).check_prompt("a red ball, rolls.")
 
 
 def of_folder(family: str, name: str, look: Callable[[Path], None] = look_at_configs) -> Reader:

@@ -7,6 +7,7 @@ folder · `text.py` prompts to embeddings · `unet.py` the network · `schedule.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,8 +16,8 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import load_component, loading, require_finite
-from miga.backbones.model_config import arguments
+from miga.backbones.loading import MOST_TOKENS, load_component, load_tokenizer, loading, require_finite
+from miga.backbones.model_config import ClipTextConfig, arguments, read_config
 from miga.backbones.pretrained import PretrainedBackbone
 from miga.backbones.text import TextEncoder
 from miga.backbones.videocrafter2.denoiser import VideoCrafter2Denoiser
@@ -59,7 +60,10 @@ class VideoCrafter2Backbone(PretrainedBackbone):
         """CLIP's."""
         with loading("tokenizer", folder):
             require_tokenizer_files(folder / "tokenizer")
-            return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        file = folder / "text_encoder" / "config.json"
+        is_here = os.path.lexists(file)
+        vocabulary = read_config(folder, "text_encoder", ClipTextConfig).vocab_size if is_here else MOST_TOKENS
+        return load_tokenizer(CLIPTokenizer, folder, vocabulary)
 
     @staticmethod
     def load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
@@ -114,7 +118,6 @@ def require_tokenizer_files(folder: Path) -> None:
     Raises:
         FileNotFoundError: if the folder holds none.
     """
-    if not (folder / "tokenizer.json").exists() and not (
-        (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
-    ):
+    there = {name for name in ("tokenizer.json", "vocab.json", "merges.txt") if os.path.lexists(folder / name)}
+    if "tokenizer.json" not in there and len(there) < 2:
         raise FileNotFoundError("no tokenizer.json, nor vocab.json and merges.txt")
