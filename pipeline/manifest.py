@@ -159,6 +159,10 @@ class ShardRecords:
         return {file.row: file for file in self.broken if file.row is not None}
 
 
+class BrokenRecordError(OutputError):
+    """A file of the manifest is broken."""
+
+
 class _GoneMeanwhileError(Exception):
     """A file that was listed is not there any more."""
 
@@ -273,6 +277,10 @@ class Manifest:
         """Whether the shard's file is there, with `num_rows` rows (by default all), and none was retried since."""
         sealed = self.sealed_statuses(shard)
         return len(sealed) == (num_rows or self._prompts_per_shard) and sealed == self.statuses(shard)
+
+    def is_of_this_place(self, shard: int) -> bool:
+        """Whether the addresses in the shard's file are those of where OUT is now."""
+        return all(is_here for _, is_here in self._sealed_columns(shard).values())
 
     def settled(self, shard: int) -> tuple[dict[int, Status], bool, dict[int, BrokenFile]]:
         """What a resumed run need not do again.
@@ -466,14 +474,15 @@ class Manifest:
             if file.row is None:
                 raise self._error(file)
 
-    def _error(self, file: BrokenFile) -> OutputError:
-        return OutputError(f"{self._storage.uri(file.path)} is broken: {file.why}", REPAIR)
+    def _error(self, file: BrokenFile) -> BrokenRecordError:
+        return BrokenRecordError(f"{self._storage.uri(file.path)} is broken: {file.why}", REPAIR)
 
-    def _packed(self, shard: int) -> list[ManifestRow]:
-        try:
-            return [row for path in self.packs(shard) for row in self.read_pack(path)]
-        except OutsideDataError as error:
-            raise OutputError(f"{self._storage.root}: a pack of shard {shard} is broken: {error}", REPAIR) from error
+    def _packed(self, shard: int) -> Iterator[ManifestRow]:
+        for path in self.packs(shard):
+            try:
+                yield from self.read_pack(path)
+            except OutsideDataError as error:
+                raise self._error(BrokenFile(path, str(error))) from error
 
     def _read_sealed(self, shard: int) -> tuple[dict[int, ManifestRow], bool]:
         """The rows of the shard's file, and whether their addresses are of this place."""
@@ -502,7 +511,9 @@ class Manifest:
                 if type(row) is not int or status not in ("ok", "failed") or not isinstance(uri, str | None):
                     raise OutsideDataError(f"it holds a row {row!r} whose status is {status!r}")
                 if row in found or row < 0 or shard_of(row, self._prompts_per_shard) != shard:
-                    raise OutsideDataError(f"row {row} " + ("stands in it twice" if row in found else "is of another"))
+                    raise OutsideDataError(
+                        f"row {row} " + ("stands in it twice" if row in found else "belongs elsewhere")
+                    )
                 found[row] = (status, uri is None or uri == self._storage.uri(path_in_out(uri)))
         except FileNotFoundError:
             return {}
@@ -564,13 +575,14 @@ def read_manifest(data: bytes, columns: list[str] | None = None) -> Any:
     """
     try:
         with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False, page_checksum_verification=True) as file:
-            noted = (file.schema_arrow.metadata or {}).get(_CHECKSUM)
+            noted = (file.metadata.metadata or {}).get(_CHECKSUM)
             if noted is not None and noted != _digest(data, noted):
                 raise OutsideDataError("its content is not what its checksum is of")
             if lacking := sorted(set(columns or ()) - set(file.schema_arrow.names)):
                 raise OutsideDataError(f"it has no column {', '.join(lacking)}")
-            if file.metadata.num_rows > _MAX_ROWS:
-                raise OutsideDataError(f"it says that it has {file.metadata.num_rows:,} rows")
+            size = sum(file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups))
+            if file.metadata.num_rows > _MAX_ROWS or size > _MAX_UNPACKED_BYTES:
+                raise OutsideDataError(f"it says that it has {file.metadata.num_rows:,} rows of {size:,} bytes")
             return file.read(columns, use_threads=False)
     except OutsideDataError:
         raise
@@ -580,6 +592,7 @@ def read_manifest(data: bytes, columns: list[str] | None = None) -> Any:
 
 
 _MAX_ROWS: Final = 100_000
+_MAX_UNPACKED_BYTES: Final = 4 << 30
 
 
 def to_parquet(rows: Iterable[ManifestRow]) -> bytes:
