@@ -25,6 +25,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
@@ -462,6 +463,19 @@ class Manifest:
         if path != (of_it := sidecar_path(row.status, row.shard, row.row, row.key, number)):
             raise OutsideDataError(f"it holds what belongs into {of_it}")
         return self._placed(row, int(shard))
+
+    def salvage(self, shard: int) -> list[ManifestRow]:
+        """Of a shard's file that can be read, the rows that are of this shard and sound in themselves, in its order.
+
+        Raises:
+            OutsideDataError: if it cannot be read.
+            FileNotFoundError: if there is no file.
+        """
+        rows: list[ManifestRow] = []
+        for values in read_manifest(self._storage.read_bytes(manifest_path(shard))).to_pylist():
+            with suppress(OutsideDataError):
+                rows.append(self._placed(ManifestRow.from_values(values), shard))
+        return rows
 
     # ---- in files ----
 

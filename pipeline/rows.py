@@ -95,6 +95,8 @@ Int32: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
 Int64: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
 Score: TypeAlias = Annotated[float, Field(allow_inf_nan=True), BeforeValidator(_score)]
+Data: TypeAlias = bytes
+"""`bytes` within `ManifestRow`, which has a column of that name."""
 Time: TypeAlias = Annotated[datetime, AfterValidator(_in_utc)]
 
 
@@ -172,13 +174,13 @@ class ManifestRow:
         except ValueError:  # a number that JSON does not have
             return _ENCODER.encode({name: _plain(value) for name, value in values.items()})
 
-    def to_record(self) -> bytes:
+    def to_record(self) -> Data:
         """The file that settles the row: its JSON, ended by the checksum of that JSON."""
         text = self.to_json()
         return f'{text[:-1]}, "checksum": "{hashlib.sha256(text.encode()).hexdigest()}"}}'.encode()
 
     @classmethod
-    def from_json(cls, data: str | bytes) -> ManifestRow:
+    def from_json(cls, data: str | Data) -> ManifestRow:
         """The row that `to_json` or `to_record` wrote; versions before wrote no checksum.
 
         Raises:

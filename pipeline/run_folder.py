@@ -269,12 +269,34 @@ def check_run(storage: Storage, record: RunRecord) -> RunRecord | None:
         return None
     earlier = read_run(storage)
     if changes := differences(earlier, record):
-        lines = "".join(f"\n  {key}: {was} there, {now} now" for key, was, now in changes)
+        lines = "".join(f"\n  {key}: {was} there, {now} now" for key, was, now in changes if not _is_of_prompts(key))
+        if any(_is_of_prompts(key) for key, _, _ in changes):
+            lines = f"\n  {_of_prompts(earlier.prompts, record.prompts)}{lines}"
         raise OutputError(
-            f"{storage.root} holds a run of another config:{lines}",
-            "repeat the settings of that run to resume it, or name another OUT",
+            f"{storage.root} holds another run, of which this would make other videos:{lines}", _remedy(changes)
         )
     return earlier
+
+
+def _is_of_prompts(key: str) -> bool:
+    return key.startswith("prompts.")
+
+
+def _of_prompts(then: PromptsFingerprint, now: PromptsFingerprint) -> str:
+    """How a prompt file differs from that of a run."""
+    is_edited = then.path == now.path
+    moved = "it was edited since that run was started" if is_edited else f"that run was of {then.path}"
+    return (
+        f"the prompt file {now.path}: {then.bytes:,} bytes, SHA-256 {then.sha256[:12]}… there, "
+        f"{now.bytes:,} bytes, SHA-256 {now.sha256[:12]}… now: {moved}"
+    )
+
+
+def _remedy(changes: Iterable[tuple[str, str, str]]) -> str:
+    of_prompts = [key for key, _, _ in changes if _is_of_prompts(key)]
+    settings = [key for key, _, _ in changes if not _is_of_prompts(key)]
+    parts = ["restore the prompt file as it was"] * bool(of_prompts) + ["repeat those settings"] * bool(settings)
+    return f"{' and '.join(parts)} to resume it, or name another OUT for a new run"
 
 
 def open_run(storage: Storage, record: RunRecord) -> tuple[RunRecord, bool]:
@@ -286,7 +308,7 @@ def open_run(storage: Storage, record: RunRecord) -> tuple[RunRecord, bool]:
     Raises:
         OutputError: as `check_run`, or if nothing can be written there.
     """
-    storage.probe(single_coordinator=bool(record.config["run"]["single_coordinator"]))
+    storage.probe(single_coordinator=record.settings.run.single_coordinator)
     earlier = check_run(storage, record)
     if earlier is None and storage.write_bytes(RUN_FILE, record.to_json().encode(), if_absent=True):
         return record, False

@@ -36,6 +36,10 @@ _REMAKE: Final = (
     "restore the file from a copy; or let `miga repair OUT` take that row's record back, and run the same "
     "`miga generate` command again, which makes that row alone"
 )
+_NO_LATENTS: Final = (
+    "restore the file from a copy; or let `miga repair OUT` note that none are kept: the video stays, and cannot be "
+    "extended"
+)
 _RESEAL: Final = f"{_AGAIN}, or `miga repair OUT`"
 _READING_THREADS: Final = 4
 
@@ -144,7 +148,7 @@ class _Verifier:
         there, settled = shards_of(self._storage, self._manifest), self._manifest.shards()
         num_asked = 0
         for shard in itertools.count() if expected is not None else ():
-            asked = list(itertools.islice(expected, self._per_shard))
+            asked = list(itertools.islice(expected or (), self._per_shard))
             is_beyond = limit is not None and shard * self._per_shard >= limit
             if not asked or (is_beyond and shard > max(there, default=-1)):
                 break
@@ -294,53 +298,60 @@ class _Verifier:
                 whole.append((row, file))
         if not self._found.is_quick:
             with ThreadPoolExecutor(_READING_THREADS) as threads:
-                for faults in threads.map(lambda pair: self._read(*pair), whole):
-                    self._found.faults.extend(faults)
+                for fault in threads.map(lambda pair: fault_in_video(self._storage, *pair), whole):
+                    self._found.faults += [fault] if fault else []
         for row in made:
             if kept := latents_name(row):
-                self._latents(row, files.latents.get(kept), f"latents/{shard:05d}/{kept}")
+                file = files.latents.get(kept)
+                self._found.counts["latents"] += file is not None
+                fault = fault_in_latents(self._storage, row, file, self._found.is_quick)
+                self._found.faults += [fault] if fault else []
 
-    def _latents(self, row: ManifestRow, file: FileInfo | None, name: str) -> None:
-        """The latents kept of a row: nothing is noted of them but their address."""
-        if file is None:
-            self._fault("latents", name, f"the latents kept of row {row.row} are not there", _REMAKE)
-            return
-        self._found.counts["latents"] += 1
-        if self._found.is_quick:
-            return
-        try:
-            with _local(self._storage, file.path) as local, safe_open(local, framework="pt"):
-                pass  # it reads the header, and compares the file's length with it
-        except SafetensorError as error:
-            self._fault("latents", name, f"the file is not whole ({error})", _REMAKE)
-        except FileNotFoundError:
-            self._fault("latents", name, "it was removed just now", _REMAKE)
-        except OutputError as error:
-            self._fault("latents", name, error.message, error.hint)
 
-    def _read(self, row: ManifestRow, file: FileInfo) -> list[Fault]:
-        """What is wrong inside a video."""
-        try:
-            with _local(self._storage, file.path) as local:
-                with open(local, "rb") as opened:
-                    digest = hashlib.file_digest(opened, "sha256").hexdigest()
-                if digest != row.sha256:
-                    what = f"its SHA-256 is {digest}; row {row.row} says {row.sha256}"
-                    return [Fault(kind="sha256", where=file.path, what=what, remedy=_REMAKE)]
-                if (count := count_frames(local)) != row.num_frames:
-                    what = f"it decodes to {count} frames; row {row.row} says {row.num_frames}"
-                    return [Fault(kind="frames", where=file.path, what=what, remedy=_REMAKE)]
-        except FileNotFoundError:
-            return [Fault(kind="video", where=file.path, what="it was removed just now", remedy=_REMAKE)]
-        except WorkerError as error:
-            return [Fault(kind="frames", where=file.path, what=error.message, remedy=_REMAKE)]
-        except OutputError as error:
-            return [Fault(kind="video", where=file.path, what=error.message, remedy=error.hint)]
-        return []
+def fault_in_video(storage: Storage, row: ManifestRow, file: FileInfo) -> Fault | None:
+    """What is wrong inside the video of a row."""
+    try:
+        with local_copy(storage, file.path) as local:
+            with open(local, "rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            if digest != row.sha256:
+                what = f"its SHA-256 is {digest}; row {row.row} says {row.sha256}"
+                return Fault(kind="sha256", where=file.path, what=what, remedy=_REMAKE)
+            if (count := count_frames(local)) != row.num_frames:
+                what = f"it decodes to {count} frames; row {row.row} says {row.num_frames}"
+                return Fault(kind="frames", where=file.path, what=what, remedy=_REMAKE)
+    except FileNotFoundError:
+        return Fault(kind="video", where=file.path, what="it was removed just now", remedy=_REMAKE)
+    except WorkerError as error:
+        return Fault(kind="frames", where=file.path, what=error.message, remedy=_REMAKE)
+    except OutputError as error:
+        return Fault(kind="video", where=file.path, what=error.message, remedy=error.hint)
+    return None
+
+
+def fault_in_latents(storage: Storage, row: ManifestRow, file: FileInfo | None, is_quick: bool) -> Fault | None:
+    """What is wrong with the latents that are said to be kept of a row."""
+    where = f"latents/{row.shard:05d}/{latents_name(row)}"
+    if file is None:
+        what = f"the latents kept of row {row.row} are not there"
+        return Fault(kind="latents", where=where, what=what, remedy=_NO_LATENTS)
+    if is_quick:
+        return None
+    try:
+        with local_copy(storage, file.path) as local, safe_open(local, framework="pt"):
+            pass  # it reads the header, and compares the file's length with it
+    except SafetensorError as error:
+        return Fault(kind="latents", where=where, what=f"the file is not whole ({error})", remedy=_NO_LATENTS)
+    except FileNotFoundError:
+        return Fault(kind="latents", where=where, what="it was removed just now", remedy=_NO_LATENTS)
+    except OutputError as error:
+        return Fault(kind="latents", where=where, what=error.message, remedy=error.hint)
+    return None
 
 
 @contextmanager
-def _local(storage: Storage, path: str) -> Iterator[Path]:
+def local_copy(storage: Storage, path: str) -> Iterator[Path]:
+    """A file of OUT as one of this machine, for as long as the block lasts."""
     if isinstance(storage, LocalStorage):
         yield Path(storage.uri(path))
         return
