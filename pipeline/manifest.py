@@ -528,7 +528,7 @@ class Manifest:
                     raise OutsideDataError(
                         f"row {row} " + ("stands in it twice" if row in found else "belongs elsewhere")
                     )
-                found[row] = (status, uri is None or uri == self._storage.uri(path_in_out(uri)))
+                found[row] = (status, not uri or uri == self._storage.uri(path_in_out(uri)))
         except FileNotFoundError:
             return {}
         except OutsideDataError as error:
@@ -545,7 +545,7 @@ class Manifest:
             raise OutsideDataError(f"row {row.row} of shard {row.shard} does not belong there")
         places: dict[str, str] = {}
         for column, folder in (("uri", "video"), ("latents_uri", "latents")):
-            if (uri := getattr(row, column)) is None:
+            if not (uri := getattr(row, column)):
                 continue
             path = path_in_out(uri)
             if not path.startswith(f"{folder}/{shard:05d}/{file_stem(row.row, row.key)}-"):

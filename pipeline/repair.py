@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -244,18 +245,26 @@ class _Planner:
         with suppress(OutsideDataError, FileNotFoundError):
             records += [(path, row) for row in self._manifest.salvage(shard)]
         for path in self._manifest.packs(shard):
-            try:
-                records += [(path, row) for row in self._manifest.read_pack(path)]
-            except OutsideDataError as error:
-                broken.append(BrokenFile(path, str(error)))
+            self._add(records, broken, path, None, partial(self._manifest.read_pack, path))
         sidecars = self._manifest.sidecars(shard)
-        for row, paths in sidecars.items():
-            for path in paths:
-                try:
-                    records.append((path, self._manifest.read_sidecar(path)))
-                except OutsideDataError as error:
-                    broken.append(BrokenFile(path, str(error), row))
+        for row, path in ((row, path) for row, paths in sidecars.items() for path in paths):
+            self._add(records, broken, path, row, lambda path=path: [self._manifest.read_sidecar(path)])
         return _Found(records, broken, sidecars, row_videos(self._storage, shard), self._latents(shard))
+
+    def _add(
+        self,
+        records: list[tuple[str, ManifestRow]],
+        broken: list[BrokenFile],
+        path: str,
+        row: int | None,
+        read: Callable[[], list[ManifestRow]],
+    ) -> None:
+        try:
+            records += [(path, made) for made in read()]
+        except OutsideDataError as error:
+            broken.append(BrokenFile(path, str(error), row))
+        except FileNotFoundError:  # another has taken over, which shows at the next look at the lease
+            pass
 
     def _latents(self, shard: int) -> dict[str, FileInfo]:
         return {file.path: file for file in self._storage.files(f"latents/{shard:05d}")}
@@ -401,7 +410,8 @@ class _Repairer:
 
     def carry_out(self, plan: _Plan) -> None:
         for path in dict.fromkeys(plan.aside + plan.copied):
-            self._storage.write_bytes(f"aside/e{self._epoch:06d}/{path}", self._storage.read_bytes(path))
+            with suppress(FileNotFoundError):
+                self._storage.write_bytes(f"aside/e{self._epoch:06d}/{path}", self._storage.read_bytes(path))
         if plan.packed:
             self._manifest.pack(plan.shard, self._epoch, [row for _, row in sorted(plan.rows.items())])
         kept = pack_path(plan.shard, self._epoch)
