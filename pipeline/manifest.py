@@ -111,12 +111,12 @@ SCHEMA: Final = pa.schema(
 )
 """The columns, the same in every file of every run, each with its `description`."""
 
-SIDECAR_NAME: Final = re.compile(r"(\d{8,})-([0-9a-f]{16})(?:-(\d{1,3}))?\.json", re.ASCII)
+SIDECAR_NAME: Final = re.compile(r"(\d{8,18})-([0-9a-f]{16})(?:-(\d{1,3}))?\.json", re.ASCII)
 """Row, beginning of its key, and a number where a broken one was there before."""
 REPAIR: Final = "`miga repair OUT` puts it right, and makes nothing again that is there"
 
-_SHARD_FILE: Final = re.compile(r"shard-(\d{5,})\.parquet", re.ASCII)
-_PACK: Final = re.compile(r"e(\d{6,})\.jsonl\.gz", re.ASCII)
+_SHARD_FILE: Final = re.compile(r"shard-(\d{5,9})\.parquet", re.ASCII)
+_PACK: Final = re.compile(r"e(\d{6,9})\.jsonl\.gz", re.ASCII)
 _MAX_LINE_BYTES: Final = 16 << 20
 _MAX_BESIDE: Final = 99
 """Sidecars of one row and key that may be broken."""
@@ -245,7 +245,7 @@ class Manifest:
         """Shards that have a settled row."""
         found = set(self.sealed_shards())
         for folder in ("done", "dead", pack_folder()):
-            found |= {int(name) for name in self._storage.children(folder) if name.isascii() and name.isdigit()}
+            found |= {int(name) for name in self._storage.children(folder) if is_shard(name)}
         return sorted(found)
 
     def sealed_shards(self) -> list[int]:
@@ -282,6 +282,11 @@ class Manifest:
     def is_of_this_place(self, shard: int) -> bool:
         """Whether the addresses in the shard's file are those of where OUT is now."""
         return all(is_here for _, is_here in self._sealed_columns(shard).values())
+
+    def is_as_written_here(self, shard: int) -> bool:
+        """Whether the shard's file has this version's columns, and this place's addresses."""
+        table = read_manifest(self._storage.read_bytes(manifest_path(shard)))
+        return table.schema.equals(SCHEMA, check_metadata=False) and self.is_of_this_place(shard)
 
     def settled(self, shard: int) -> tuple[dict[int, Status], bool, dict[int, BrokenFile]]:
         """What a resumed run need not do again.
@@ -472,7 +477,7 @@ class Manifest:
             FileNotFoundError: if there is no file.
         """
         rows: list[ManifestRow] = []
-        for values in read_manifest(self._storage.read_bytes(manifest_path(shard))).to_pylist():
+        for values in _values(read_manifest(self._storage.read_bytes(manifest_path(shard)))):
             with suppress(OutsideDataError):
                 rows.append(self._placed(ManifestRow.from_values(values), shard))
         return rows
@@ -506,7 +511,7 @@ class Manifest:
             return {}, True
         rows: dict[int, ManifestRow] = {}
         is_here = True
-        for values in read_manifest(data).to_pylist():
+        for values in _values(read_manifest(data)):
             row = ManifestRow.from_values(values)
             placed = self._placed(row, shard)
             if row.row in rows:
@@ -521,7 +526,8 @@ class Manifest:
         try:
             table = read_manifest(self._storage.read_bytes(path), ["row", "status", "uri"])
             found: dict[int, tuple[Status, bool]] = {}
-            for row, status, uri in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+            for values in _values(table):
+                row, status, uri = (values[name] for name in ("row", "status", "uri"))
                 if type(row) is not int or status not in ("ok", "failed") or not isinstance(uri, str | None):
                     raise OutsideDataError(f"it holds a row {row!r} whose status is {status!r}")
                 if row in found or row < 0 or shard_of(row, self._prompts_per_shard) != shard:
@@ -552,6 +558,11 @@ class Manifest:
                 raise OutsideDataError(f"the {column} of row {row.row} is not of a file of that row")
             places[column] = self._storage.uri(path)
         return row if all(getattr(row, column) == uri for column, uri in places.items()) else replace(row, **places)  # type: ignore[arg-type]
+
+
+def is_shard(folder: str) -> bool:
+    """Whether a folder is named as one of a shard."""
+    return folder.isascii() and folder.isdigit() and 5 <= len(folder) <= 9
 
 
 def _take(rows: dict[int, ManifestRow], more: Iterable[ManifestRow]) -> None:
@@ -603,6 +614,19 @@ def read_manifest(data: bytes, columns: list[str] | None = None) -> Any:
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         text = next(iter(str(error).splitlines()), type(error).__name__)
         raise OutsideDataError(f"it is no Parquet file of a manifest: {text}") from error
+
+
+def _values(table: Any) -> list[dict[str, Any]]:
+    """The rows of a table as plain values.
+
+    Raises:
+        OutsideDataError: if one is none, such as text that is not UTF-8 or a time beyond the calendar.
+    """
+    try:
+        values: list[dict[str, Any]] = table.to_pylist()
+        return values
+    except (ValueError, OverflowError, pa.ArrowException) as error:
+        raise OutsideDataError(f"it holds a value that cannot be read: {error}") from error
 
 
 _MAX_ROWS: Final = 100_000

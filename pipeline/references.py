@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final, Literal
 
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, is_shard
 from pipeline.rows import ManifestRow
 from pipeline.run_folder import CheckpointName, newest_checkpoint
 from pipeline.storage import FileInfo, Storage
 
 VIDEO_NAME: Final = re.compile(
-    r"(?P<row>\d{8,})-(?P<key>[0-9a-f]{16})-(?:e(?P<epoch>\d+))?a(?P<attempt>\d+)\.mp4", re.ASCII
+    r"(?P<row>\d{8,18})-(?P<key>[0-9a-f]{16})-(?:e(?P<epoch>\d{1,9}))?a(?P<attempt>\d{1,9})\.mp4", re.ASCII
 )
-_LATENTS: Final = re.compile(r"(?P<row>\d{8,})-(?P<key>[0-9a-f]{16})-e\d+a\d+(-open)?\.safetensors", re.ASCII)
-_ROW_FOLDER: Final = re.compile(r"(?P<row>\d{8,})-(?P<key>[0-9a-f]{16})", re.ASCII)
+_LATENTS: Final = re.compile(r"(?P<row>\d{8,18})-(?P<key>[0-9a-f]{16})-e\d+a\d+(-open)?\.safetensors", re.ASCII)
+_ROW_FOLDER: Final = re.compile(r"(?P<row>\d{8,18})-(?P<key>[0-9a-f]{16})", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def shards_of(storage: Storage, manifest: Manifest) -> list[int]:
     """Every shard that has a file of any kind."""
     found = set(manifest.shards())
     for folder in ("video", "checkpoint", "latents"):
-        found |= {int(name) for name in storage.children(folder) if name.isascii() and name.isdigit()}
+        found |= {int(name) for name in storage.children(folder) if is_shard(name)}
     return sorted(found)
 
 

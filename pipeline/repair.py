@@ -248,8 +248,11 @@ class _Planner:
             self._add(records, broken, path, None, partial(self._manifest.read_pack, path))
         sidecars = self._manifest.sidecars(shard)
         for row, path in ((row, path) for row, paths in sidecars.items() for path in paths):
-            self._add(records, broken, path, row, lambda path=path: [self._manifest.read_sidecar(path)])
+            self._add(records, broken, path, row, partial(self._sidecar, path))
         return _Found(records, broken, sidecars, row_videos(self._storage, shard), self._latents(shard))
+
+    def _sidecar(self, path: str) -> list[ManifestRow]:
+        return [self._manifest.read_sidecar(path)]
 
     def _add(
         self,
@@ -298,7 +301,9 @@ class _Planner:
         made = next((its for _, its in records if its.status == "ok" and (video_name(its), its.sha256) in whole), None)
         why = ""
         if made is None and isinstance(wanted, PromptRow):
-            made = rebuilt_row(self._storage, self._record, wanted, found.videos.get(row, ()), self._lengths.get)
+            bad = {video_name(its) for _, its in records if its.status == "ok"}  # they are not what they were
+            videos = [file for file in found.videos.get(row, ()) if PurePosixPath(file.path).name not in bad]
+            made = rebuilt_row(self._storage, self._record, wanted, videos, self._lengths.get)
             why = "its record is written anew from its video"
         was_made = any(its.status == "ok" for _, its in records) or any(
             file.path.startswith("done/") for file in found.broken_of(row)
@@ -383,7 +388,7 @@ class _Planner:
         if is_there and broken is None:
             its_rows = [(at, row.to_json()) for at, row in found.records if at == path]
             desired = [(path, row.to_json()) for _, row in sorted(plan.rows.items())]
-            if its_rows == desired and self._manifest.is_of_this_place(plan.shard):
+            if its_rows == desired and self._manifest.is_as_written_here(plan.shard):
                 return
         elif not is_there and not (is_complete and plan.rows):
             return

@@ -378,7 +378,7 @@ def path_in_out(uri: str) -> str:
 
 
 _FILE_OF_A_ROW: Final = re.compile(
-    r"(?:(?:video|latents)/\d{5,}|extended)/[A-Za-z0-9_=-][A-Za-z0-9._=-]{0,199}", re.ASCII
+    r"(?:(?:video|latents)/\d{5,9}|extended)/[A-Za-z0-9_=-][A-Za-z0-9._=-]{0,199}", re.ASCII
 )
 
 
@@ -430,7 +430,7 @@ class CheckpointName:
         return [CheckpointName(self.epoch, self.attempt, number) for number in range(1, self.number + 1)]
 
 
-_CHECKPOINT: Final = re.compile(r"e(\d+)a(\d+)-(\d{4,})\.safetensors", re.ASCII)
+_CHECKPOINT: Final = re.compile(r"e(\d{1,9})a(\d{1,9})-(\d{4,9})\.safetensors", re.ASCII)
 
 
 def newest_checkpoint(names: Iterable[str]) -> CheckpointName | None:
