@@ -20,7 +20,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -32,10 +32,10 @@ from miga.backbones.options import configured_spec
 from miga.backbones.registry import load_spec
 from miga.config import SamplerConfig
 from miga.errors import ModelError, OutputError, RowError, UsageError, WorkerError
-from pipeline.config import RunConfig, parse_config
+from pipeline.config import RunConfig
 from pipeline.manifest import Manifest
 from pipeline.rows import ManifestRow, PromptRow, video_key
-from pipeline.run_folder import CheckpointName, RunRecord, newest_checkpoint, open_state_path, read_run
+from pipeline.run_folder import CheckpointName, RunRecord, newest_checkpoint, open_state_path, path_in_out, read_run
 from pipeline.storage import Storage, open_storage
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def plan_extension(storage: Storage, key: str, num_frames: int) -> Extension:
     """
     record = read_run(storage)
     row = find_row(storage, record, key)
-    config = parse_config(record.config, "run.json")
+    config = record.settings
     spec = configured_spec(load_spec(config.model, config.revision), model_options(config), config.revision)
     if row.status != "ok" or row.num_frames is None or row.seed is None:
         raise UsageError(f"row {row.row} was not made: {row.error}", "name a row whose status is ok")
@@ -103,11 +103,12 @@ def plan_extension(storage: Storage, key: str, num_frames: int) -> Extension:
             f"no latents were kept of row {row.row}",
             "make the run with keep_latents = true in [run]; of this row, make the longer video from the start",
         )
-    kept = open_state_path(_inside(storage, row.latents_uri))
+    latents = path_in_out(row.latents_uri)
+    kept = open_state_path(latents)
     if not storage.exists(kept):
         raise UsageError(
             f"there is no {storage.uri(kept)}: no state of that video was independent of its length"
-            if storage.exists(_inside(storage, row.latents_uri))
+            if storage.exists(latents)
             else f"the latents of row {row.row} are gone from {row.latents_uri}",
             f"make a new run with num_frames = {num_frames}",
         )
@@ -144,7 +145,7 @@ def find_row(storage: Storage, record: RunRecord, key: str) -> ManifestRow:
 
 
 def _rows(storage: Storage, record: RunRecord) -> Iterator[ManifestRow]:
-    yield from Manifest(storage, int(record.config["run"]["prompts_per_shard"])).read_rows()
+    yield from Manifest(storage, record.settings.run.prompts_per_shard).read_rows()
     for name in storage.children(FOLDER):
         if name.endswith(".json"):
             yield _read_row(storage, f"{FOLDER}/{name}")
@@ -152,7 +153,9 @@ def _rows(storage: Storage, record: RunRecord) -> Iterator[ManifestRow]:
 
 def _read_row(storage: Storage, path: str) -> ManifestRow:
     try:
-        return ManifestRow.from_json(storage.read_bytes(path).decode())
+        row = ManifestRow.from_json(storage.read_bytes(path))
+        places = {name: storage.uri(path_in_out(uri)) for name in _ADDRESSES if (uri := getattr(row, name))}
+        return replace(row, **places)  # OUT may have been moved
     except ValueError as error:
         raise OutputError(f"{storage.uri(path)} is broken: {error}", "delete it, and extend that row again") from error
 
@@ -170,10 +173,7 @@ def _check_length(spec: BackboneSpec, row: ManifestRow, num_frames: int) -> None
         )
 
 
-def _inside(storage: Storage, uri: str) -> str:
-    """The path in OUT of a file whose address was noted there; OUT may have been moved since."""
-    parts = uri.rsplit("/", 3)
-    return "/".join(parts[-3:]) if parts[-3] == "latents" else "/".join(parts[-2:])
+_ADDRESSES: Final = ("uri", "latents_uri")
 
 
 def extend(
@@ -213,7 +213,7 @@ def extend(
         latents_path=f"{extension.stem}.safetensors",
     )
     longer = _make(storage, extension, task, show)
-    storage.write_bytes(note, longer.to_json().encode())
+    storage.write_bytes(note, longer.to_record())
     storage.delete_many([f"{checkpoints}/{name}" for name in storage.children(checkpoints)])
     return longer
 

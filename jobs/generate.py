@@ -471,7 +471,7 @@ def make_report(storage: Storage, folder: str | None = None) -> Any:
     from pipeline.run_folder import read_run
 
     record = read_run(storage)
-    manifest = Manifest(storage, int(record.config["run"]["prompts_per_shard"]))
+    manifest = Manifest(storage, record.settings.run.prompts_per_shard)
     if folder is None and not isinstance(storage, LocalStorage):
         raise UsageError(f"{storage.root} is in object storage", "say where the page goes: --to FOLDER")
     rows = (asdict(row) for row in manifest.read_rows())

@@ -1,4 +1,4 @@
-"""The commands for a run that is there: verify, gc, retry-failed, export."""
+"""The commands for a run that is there: verify, repair, gc, retry-failed, export."""
 
 from __future__ import annotations
 
@@ -24,6 +24,15 @@ def add_upkeep(commands: Any, show_summary: Callable[[dict[str, Any]], None]) ->
     verify.add_argument("--quick", action="store_true", help="read no video: leave its SHA-256 and frames unchecked")
     verify.add_argument("--prompts", metavar="PATH", help="where the prompt file lies now, if it was moved")
     verify.add_argument("--quiet", action="store_true", help="no progress")
+
+    repair = _command(commands, "repair", _repair, "put a run's records right from what is there; no video is made")
+    repair.add_argument("--prompts", metavar="PATH", help="where the prompt file lies now, if it was moved")
+    repair.add_argument("--quick", action="store_true", help="believe videos whose size is right")
+    repair.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    repair.add_argument(
+        "--yes", action="store_true", help="do it without asking; it is needed where nobody can be asked"
+    )
+    repair.add_argument("--quiet", action="store_true", help="no progress")
 
     gc = _command(commands, "gc", _gc, "remove what no row of a run refers to")
     gc.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
@@ -76,11 +85,13 @@ def _verify(options: argparse.Namespace) -> int:
         print(json.dumps(values, ensure_ascii=False))
         return 0 if found.is_sound else 1
     for fault in found.faults[:_MAX_FAULTS_SHOWN]:
-        print(fault)
+        print("\n".join(map(_visible, str(fault).splitlines())))
     if len(found.faults) > _MAX_FAULTS_SHOWN:
         print(f"… and {len(found.faults) - _MAX_FAULTS_SHOWN} more; --json prints all")
     counts = {name: value for name, value in values.items() if isinstance(value, int) and not isinstance(value, bool)}
     print(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items()))
+    if found.counts["shards_of_another_place"]:
+        print("some of manifest/ names where OUT was before it was moved: `miga repair OUT` writes the addresses anew")
     if found.is_sound:
         print("sound as far as looked at: no video was read" if found.is_quick else "sound")
     else:
@@ -95,7 +106,7 @@ def _gc(options: argparse.Namespace) -> int:
         open_storage(options.out),
         dry_run=options.dry_run,
         sidecars=options.sidecars,
-        note=print if options.verbose and not options.json else lambda path: None,
+        note=_print_path if options.verbose and not options.json else lambda path: None,
         say=_say(options.json),
     )
     values = garbage.to_dict(options.dry_run)
@@ -106,6 +117,61 @@ def _gc(options: argparse.Namespace) -> int:
     verb = "would go" if options.dry_run else "removed"
     print(f"{verb}: {kinds or 'nothing'} ({garbage.bytes:,} bytes)")
     return 0
+
+
+def _visible(text: str) -> str:
+    """Text from OUT, without anything that a terminal would act on."""
+    from pipeline.report import visible
+
+    return visible(text)
+
+
+def _print_path(path: str) -> None:
+    print(_visible(path))
+
+
+def _repair(options: argparse.Namespace) -> int:
+    from pipeline.repair import Repairs, repair
+
+    can_ask = sys.stdin.isatty() and not options.json
+    is_dry = options.dry_run or not (options.yes or can_ask)
+
+    def agreed(repairs: Repairs) -> bool:
+        if options.yes:
+            return True
+        _print_steps(repairs)
+        return input("do this? [y/N] ").strip().lower() in ("y", "yes")
+
+    repairs = repair(
+        open_storage(options.out),
+        prompts=options.prompts,
+        quick=options.quick,
+        dry_run=is_dry,
+        agreed=agreed,
+        say=_say(options.quiet or options.json),
+    )
+    is_right = not repairs.left and (repairs.is_done or not repairs.steps)
+    if options.json:
+        print(json.dumps(repairs.to_dict(), ensure_ascii=False))
+        return 0 if is_right else 1
+    if options.yes or is_dry:
+        _print_steps(repairs)
+    for text in repairs.left:
+        print(f"left: {_visible(text)}")
+    if not repairs.steps:
+        print("there is nothing to do" + (" that could be done" if repairs.left else ""))
+    elif repairs.is_done:
+        print("done; a copy of what was replaced is in aside/")
+        if repairs.to_make:
+            print(f"{len(repairs.to_make)} rows are to be made anew: run the same `miga generate` command again")
+    else:
+        print("nothing was changed" + ("" if options.dry_run or can_ask else ": --yes does it"))
+    return 0 if is_right else 1
+
+
+def _print_steps(repairs: Any) -> None:
+    for text in repairs.steps:
+        print(_visible(text))
 
 
 def _retry_failed(options: argparse.Namespace) -> int:

@@ -95,7 +95,7 @@ def export(
     _check_places(storage, dest, options)
     _open_dest(dest, record, options)
     maker = _Export(storage, dest, options, record)
-    manifest = Manifest(storage, int(record.config["run"]["prompts_per_shard"]))
+    manifest = Manifest(storage, record.settings.run.prompts_per_shard)
     for shard in manifest.shards():
         rows = [row for row in manifest.read_shard(shard) if maker.chooses(row)]
         if rows:

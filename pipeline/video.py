@@ -327,6 +327,17 @@ def count_frames(path: str | Path) -> int:
     return int(counts[-1].removeprefix("frame="))
 
 
+def read_form(path: str | Path) -> tuple[float, int, int]:
+    """Frames per second, height and width of a file that decodes."""
+    source = imageio_ffmpeg.read_frames(str(path))
+    try:
+        about = next(source)
+        width, height = about["size"]
+        return float(about["fps"]), int(height), int(width)
+    finally:
+        source.close()
+
+
 def read_frames(path: str | Path) -> Iterator[Frames]:
     """The frames `[H, W, 3]` of a file, one at a time."""
     source = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24", output_params=["-fps_mode", "passthrough"])

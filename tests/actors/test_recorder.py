@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,8 @@ def test_a_row_is_told_of_and_its_shard_sealed_only_once_its_sidecar_is_there(ma
         inbox.run(PATIENCE_S)
     recorder.close()
     assert sorted(told) == [(row.row, True) for row in rows]
-    assert list(Manifest(storage, PER_SHARD).read_rows()) == rows
+    here = {row.row: storage.uri(made.video(row.row)) for row in rows}
+    assert list(Manifest(storage, PER_SHARD).read_rows()) == [replace(row, uri=here[row.row]) for row in rows]
     assert manifest.sealed_shards() == [0]
 
 
