@@ -17,20 +17,16 @@ and where the prompt file lies may change.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
-import fsspec
-
-from miga.errors import InputError, OutputError
-from pipeline.addresses import refuse_secrets
+from miga.errors import OutputError
 from pipeline.config import RunConfig
+from pipeline.prompt_source import PromptFile
 from pipeline.rows import content_hash
 from pipeline.storage import PROBE_PREFIX, Storage
 
@@ -131,24 +127,9 @@ class RunRecord:
             raise ValueError(str(error)) from error
 
 
-def fingerprint(path: str) -> PromptsFingerprint:
-    """The fingerprint of a prompt file, read through once in constant memory.
-
-    Raises:
-        InputError: if it cannot be read, or its address holds credentials, which would stand in run.json.
-    """
-    refuse_secrets(path, InputError, "prompts")
-    digest = hashlib.sha256()
-    size = 0
-    try:
-        with fsspec.open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-                size += len(chunk)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{path} cannot be read: {error}", "check the path and its permissions") from error
-    where = path if "://" in path else os.path.abspath(path)
-    return PromptsFingerprint(path=where, bytes=size, sha256=digest.hexdigest())
+def fingerprint(prompts: PromptFile) -> PromptsFingerprint:
+    """What run.json says of a prompt file."""
+    return PromptsFingerprint(path=prompts.where, bytes=prompts.bytes, sha256=prompts.sha256)
 
 
 def read_run(storage: Storage) -> RunRecord:
@@ -184,12 +165,24 @@ def check_run(storage: Storage, record: RunRecord) -> RunRecord | None:
         return None
     earlier = read_run(storage)
     if changes := differences(earlier, record):
+        if all(key.startswith("prompts.") for key, _, _ in changes):
+            raise _other_prompts(storage, earlier.prompts, record.prompts)
         lines = "".join(f"\n  {key}: {was} there, {now} now" for key, was, now in changes)
         raise OutputError(
             f"{storage.root} holds a run of another config:{lines}",
             "repeat the settings of that run to resume it, or name another OUT",
         )
     return earlier
+
+
+def _other_prompts(storage: Storage, then: PromptsFingerprint, now: PromptsFingerprint) -> OutputError:
+    size = f"{then.bytes} bytes then, {now.bytes} now" if then.bytes != now.bytes else f"still {now.bytes} bytes"
+    where = "" if then.path == now.path else f", which lay at {then.path}"
+    return OutputError(
+        f"{now.path} is not the prompt file that the run in {storage.root} was started with{where}: its content has "
+        f"changed ({size}; SHA-256 {then.sha256[:16]}… then, {now.sha256[:16]}… now)",
+        "put the file back as it was to resume that run; for the changed prompts name another OUT",
+    )
 
 
 def open_run(storage: Storage, record: RunRecord) -> tuple[RunRecord, bool]:

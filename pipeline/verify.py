@@ -23,10 +23,11 @@ from safetensors import SafetensorError, safe_open
 
 from miga.errors import InputError, OutputError, WorkerError
 from pipeline.manifest import SCHEMA, SIDECAR_NAME, Manifest, read_parquet
+from pipeline.prompt_source import look_at
 from pipeline.prompts import read_prompts
 from pipeline.references import latents_name, shard_files, shards_of, video_name
 from pipeline.rows import BadRow, ManifestRow, PromptRow, video_key
-from pipeline.run_folder import RunRecord, fingerprint, manifest_path, read_run, shard_of
+from pipeline.run_folder import RunRecord, manifest_path, read_run, shard_of
 from pipeline.storage import FileInfo, LocalStorage, Storage
 from pipeline.video import count_frames
 
@@ -160,13 +161,13 @@ class _Verifier:
         """The rows of the prompt file; None if it is not to be had, or another."""
         path = prompts or self._record.prompts.path
         try:
-            there = fingerprint(path)
+            there = look_at(path)
             if there.sha256 != self._record.prompts.sha256:
                 what = f"it is not the prompt file of this run ({there.bytes} bytes; {self._record.prompts.bytes} then)"
                 self._fault("prompts", path, what, "name the file that the run was started with: --prompts PATH")
                 return None
             config = self._record.config
-            return read_prompts(path, seed=int(config["seed"]), num_frames=config["num_frames"] or 1)
+            return read_prompts(there, seed=int(config["seed"]), num_frames=config["num_frames"] or 1)
         except InputError as error:
             what = f"the rows could not be compared with the prompts: {error.message}"
             self._fault("prompts", path, what, "name the file that the run was started with: --prompts PATH")
