@@ -28,7 +28,7 @@ from miga.errors import InputError, MigaError
 from pipeline.prompt_source import SteadyFile
 
 MAX_ROWS: Final = 100_000_000
-MAX_PAGES_BYTES: Final = 128 << 20
+MAX_PAGES_BYTES: Final = 64 << 20
 """Of the largest page of each column, together: so much is unpacked at a time."""
 
 MAX_CELL_BYTES: Final = 4 << 20
@@ -98,14 +98,17 @@ class ParquetRows:
         self._bytes = io.BufferedReader(file, 64 << 10)
         with self._faults():
             self._meta = pq.read_metadata(self._bytes)
-            strings = [leaf.path for leaf in self._leaves() if leaf.physical_type == "BYTE_ARRAY"]
-            self._file = pq.ParquetFile(self._bytes, read_dictionary=strings, buffer_size=64 << 10, pre_buffer=False)
-            self._schema = self._file.schema_arrow
+            self._schema = self._meta.schema.to_arrow_schema()
             check_columns(path, self._schema.names)
             _check_prompt_type(path, self._schema.field("prompt").type)
             self._num_rows = [self._meta.row_group(i).num_rows for i in range(self._meta.num_row_groups)]
             self._check_num_rows()
             self._leaves_of = self._leaves_by_column()
+            leaves = range(self._meta.num_columns)
+            self._pages = [[self._walk(group, leaf) for leaf in leaves] for group in range(len(self._num_rows))]
+            self._file = pq.ParquetFile(
+                self._bytes, read_dictionary=self._kept_in_dictionaries(), buffer_size=64 << 10, pre_buffer=False
+            )
 
     def count(self) -> int:
         """How many rows there are."""
@@ -118,10 +121,8 @@ class ParquetRows:
         for group, expected in enumerate(self._num_rows):
             plan, num_read = self._plan(group), 0
             for batch in self._batches(group, plan):
-                columns = {name: batch.column(name) for name in plan.columns}
                 num_read += batch.num_rows
-                for i in range(batch.num_rows):
-                    yield _row({name: column[i] for name, column in columns.items()}, plan.left_out)
+                yield from _rows(batch, plan)
             if num_read != expected:
                 raise self._broken(f"rows {num_read} of {expected} of a group are there")
 
@@ -137,8 +138,11 @@ class ParquetRows:
 
     # ---- sizes ----
 
-    def _leaves(self) -> list[Any]:
-        return [self._meta.schema.column(i) for i in range(self._meta.num_columns)]
+    def _kept_in_dictionaries(self) -> list[str]:
+        """Paths of the leaves whose values Arrow leaves in the dictionaries that the file has them in."""
+        schema = self._meta.schema
+        leaves = (i for i in range(self._meta.num_columns) if schema.column(i).physical_type == "BYTE_ARRAY")
+        return [schema.column(i).path for i in leaves if not any(group[i].may_repeat for group in self._pages)]
 
     def _leaves_by_column(self) -> dict[str, range]:
         found, start = {}, 0
@@ -158,8 +162,7 @@ class ParquetRows:
 
     def _plan(self, group: int) -> _Group:
         """What of a group of rows can be read, by the sizes in its pages' headers."""
-        with self._faults():
-            pages = {name: [self._pages(group, i) for i in leaves] for name, leaves in self._leaves_of.items()}
+        pages = {name: [self._pages[group][i] for i in leaves] for name, leaves in self._leaves_of.items()}
         room, left_out, columns = MAX_PAGES_BYTES, {}, []
         largest = {name: sum(leaf.largest_bytes for leaf in leaves) for name, leaves in pages.items()}
         for name in sorted(pages, key=lambda name: (name not in NEEDED, largest[name])):
@@ -190,7 +193,7 @@ class ParquetRows:
                 return f"its lists may hold {found.values} values in a row"
         return ""
 
-    def _pages(self, group: int, leaf: int) -> _Pages:
+    def _walk(self, group: int, leaf: int) -> _Pages:
         """Walks through the headers of a column's pages."""
         about = self._meta.row_group(group).column(leaf)
         start = about.data_page_offset
@@ -364,21 +367,58 @@ def _fixed_bytes(kind: Any) -> int:
 # ---- values ----------------------------------------------------------------------------------------------------------
 
 
-def _row(cells: dict[str, Any], left_out: dict[str, str]) -> dict[str, Any] | str:
-    """The row's values, or why it cannot be read."""
-    fields: dict[str, Any] = {}
-    for name, cell in cells.items():
-        too_large = _too_large(cell)
-        if name not in NEEDED:
-            fields[name] = too_large or _value(cell)
-            continue
-        if too_large:
-            return f"column {name!r} is too large ({too_large.removeprefix('left out: ')}); shorten it"
-        try:
-            fields[name] = _exact(cell)
-        except UnicodeDecodeError as error:
-            return f"invalid UTF-8: {error.reason}; write the column as UTF-8 strings"
-    return {**fields, **left_out}
+def _rows(batch: Any, plan: _Group) -> Iterator[dict[str, Any] | str]:
+    """The rows of a batch; one that cannot be read is the reason why."""
+    columns = [batch.column(name) for name in plan.columns]
+    known = [_small_values(column) for column in columns]
+    for i in range(batch.num_rows):
+        fields: dict[str, Any] = {}
+        problem = ""
+        for name, column, values in zip(plan.columns, columns, known, strict=True):
+            try:
+                fields[name] = _cell(column[i], name) if values is None else values[i]
+            except ValueError as error:
+                problem = str(error)
+        yield problem or {**fields, **plan.left_out}
+
+
+def _small_values(array: Any) -> list[Any] | None:
+    """All values of an array, where they are few bytes and of types that Python has; None otherwise."""
+    size, count = _unpacked(array)
+    if size > MAX_CELL_BYTES or count > MAX_CELL_VALUES or not _is_plain(array.type):
+        return None
+    try:
+        values: list[Any] = (array.dictionary_decode() if isinstance(array, pa.DictionaryArray) else array).to_pylist()
+        return values
+    except (ValueError, OverflowError, pa.ArrowException):  # each by itself, then
+        return None
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether every value of a type is one of Python's, whatever else is installed beside Arrow."""
+    if isinstance(kind, pa.DictionaryType):
+        return _is_plain(kind.value_type)
+    if pa.types.is_struct(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return all(map(_is_plain, _children(kind)))
+    tests = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating, pa.types.is_null, _is_binary)
+    return not isinstance(kind, pa.BaseExtensionType) and any(test(kind) for test in tests)
+
+
+def _cell(cell: Any, name: str) -> Any:
+    """One value of a row.
+
+    Raises:
+        ValueError: if it is of a column with a meaning, and cannot be read.
+    """
+    too_large = _too_large(cell)
+    if name not in NEEDED:
+        return too_large or _value(cell)
+    if too_large:
+        raise ValueError(f"column {name!r} is too large ({too_large.removeprefix('left out: ')}); shorten it")
+    try:
+        return _exact(cell)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"invalid UTF-8: {error.reason}; write the column as UTF-8 strings") from error
 
 
 def _too_large(cell: Any) -> str:
@@ -393,28 +433,35 @@ def _too_large(cell: Any) -> str:
         return f"left out: {size} bytes, SHA-256 {hashlib.sha256(scalar.as_buffer()).hexdigest()}"
     if not _children(scalar.type):
         return ""
-    size, count = _unpacked(pa.array([scalar], scalar.type))
+    size, count = _unpacked_scalar(scalar)
     if size <= MAX_CELL_BYTES and count <= MAX_CELL_VALUES:
         return ""
     return f"left out: {count} values of {size} bytes together"
 
 
+def _unpacked_scalar(scalar: Any) -> tuple[int, int]:
+    """Bytes and values of a nested value once nothing in it is stored only once."""
+    if isinstance(scalar, pa.StructScalar):
+        parts = [_unpacked_scalar(_scalar(item)) for _, item in scalar.items()]
+        return sum(size for size, _ in parts), 1 + sum(count for _, count in parts)
+    values = getattr(scalar, "values", None)  # of a list or a map
+    return (0, 1) if values is None else _unpacked(values)
+
+
 def _unpacked(array: Any) -> tuple[int, int]:
-    """Bytes and values of an array once nothing in it is stored only once."""
+    """The same of an array."""
     if isinstance(array, pa.ExtensionArray):
         return _unpacked(array.storage)
     if isinstance(array, pa.DictionaryArray):
-        if pa.types.is_nested(array.type.value_type) or not len(array):
+        if not _is_binary(array.type.value_type):
             return int(array.nbytes), len(array)
-        sizes = pc.binary_length(array.dictionary) if _is_binary(array.type.value_type) else None
-        total = len(array) * 8 if sizes is None else pc.sum(sizes.take(array.indices)).as_py() or 0
-        return int(total), len(array)
+        return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0, len(array)
+    if isinstance(array, pa.MapArray):
+        entries = pa.StructArray.from_arrays([array.keys, array.items], ["key", "value"])
+        array = pa.ListArray.from_arrays(array.offsets, entries)
     if isinstance(array, pa.StructArray):
         parts = [_unpacked(part) for part in array.flatten()]
-    elif isinstance(array, pa.MapArray):
-        inner = array.flatten() if hasattr(array, "flatten") else array.values
-        parts = [_unpacked(inner)]
-    elif hasattr(array, "flatten") and pa.types.is_nested(array.type) and not pa.types.is_union(array.type):
+    elif isinstance(array, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
         parts = [_unpacked(array.flatten())]
     else:
         return int(array.nbytes), len(array)
@@ -448,6 +495,8 @@ def _exact(cell: Any) -> Any:
 
 def _value(cell: Any) -> Any:
     """A value that travels along: as Python and JSON have it where they do, otherwise as text."""
+    if isinstance(cell, pa.UuidScalar) and cell.is_valid:
+        return str(cell.as_py())
     cell = _scalar(cell)
     if not cell.is_valid:
         return None
