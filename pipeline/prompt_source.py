@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import IO, Any, Final
 
@@ -78,12 +79,12 @@ class PromptFile:
         where = path if _is_address(path) else os.path.abspath(path)
         return cls(path=path, where=where, bytes=size, sha256=whole.hexdigest(), blocks=bytes(blocks))
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Of the file, without its folder."""
         return _name_of(self.path)
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """One of `KINDS`."""
         return PurePosixPath(self.name).suffix.lower()
@@ -126,6 +127,9 @@ class SteadyFile(io.RawIOBase):
         super().__init__()
         self._source = source
         self._raw = _Raw(source.path)
+        if self._raw.size not in (None, source.bytes):
+            self._raw.close()
+            raise self._changed(_difference(source, look_at(source.path)))
         self._at = 0
         self._kept: OrderedDict[int, bytes] = OrderedDict()
 
@@ -181,7 +185,7 @@ class SteadyFile(io.RawIOBase):
             return self._kept[number]
         start = number * BLOCK_BYTES
         size = min(BLOCK_BYTES, self._source.bytes - start)
-        data = self._raw.read(start, size)
+        data = self._read(start, size)
         if not self._is_block(number, data):
             self._open_again()
             data = self._raw.read(start, size)
@@ -191,6 +195,15 @@ class SteadyFile(io.RawIOBase):
         if len(self._kept) > _KEPT_BLOCKS:
             self._kept.popitem(last=False)
         return data
+
+    def _read(self, start: int, size: int) -> bytes:
+        try:
+            return self._raw.read(start, size)
+        except InputError:
+            if self._raw.is_local:
+                raise
+            self._open_again()  # S3 gives out no more of an object that has been replaced
+            return self._raw.read(start, size)
 
     def _is_block(self, number: int, data: bytes) -> bool:
         at = number * _DIGEST_BYTES
@@ -213,7 +226,7 @@ def _difference(then: PromptFile, now: PromptFile) -> str:
         return f"it had {then.bytes} bytes and has {now.bytes} now"
     starts = range(0, len(then.blocks), _DIGEST_BYTES)
     end = _DIGEST_BYTES
-    first = next(i for i in starts if then.blocks[i : i + end] != now.blocks[i : i + end]) // end * BLOCK_BYTES
+    first = next((i for i in starts if then.blocks[i : i + end] != now.blocks[i : i + end]), 0) // end * BLOCK_BYTES
     return f"it still has {now.bytes} bytes, but other ones, from byte {first} on or soon after"
 
 
@@ -224,8 +237,8 @@ class _Raw:
         self._path = path
         with _faults(path):
             self._fs, self._fs_path = _file_system(path)
-            self._is_local = isinstance(self._fs, LocalFileSystem)
-            self._file = self._open_local() if self._is_local else self._open_remote()
+            self.is_local = isinstance(self._fs, LocalFileSystem)
+            self._file = self._open_local() if self.is_local else self._open_remote()
         self._at = 0
         self._stamp = self._stamp_now()
         self._looked_s = time.monotonic()
@@ -247,6 +260,12 @@ class _Raw:
             raise _folder(self._path)
         file: IO[bytes] = self._fs.open(self._fs_path, "rb")
         return file
+
+    @property
+    def size(self) -> int | None:
+        """When it was opened; None where that is not known."""
+        size: int | None = self._stamp[0]
+        return size
 
     def close(self) -> None:
         self._file.close()
@@ -271,17 +290,17 @@ class _Raw:
 
     def has_changed(self) -> bool:
         """Whether size or time are others than when it was opened."""
-        if not self._is_local:
+        if not self.is_local:
             if time.monotonic() - self._looked_s < _REMOTE_LOOK_S:
                 return False
             self._looked_s = time.monotonic()
         return self._stamp_now() != self._stamp
 
     def _stamp_now(self) -> tuple[Any, ...]:
+        if self.is_local:
+            about = os.fstat(self._file.fileno())
+            return about.st_size, about.st_mtime_ns
         with _faults(self._path):
-            if self._is_local:
-                about = os.fstat(self._file.fileno())
-                return about.st_size, about.st_mtime_ns
             self._fs.invalidate_cache()
             info = self._fs.info(self._fs_path)
             return (info.get("size"), *(str(info.get(key)) for key in _VERSION_KEYS))
