@@ -263,11 +263,19 @@ def _said(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
     said = _without_none(values, RunConfig)
     video = said.get("video")
     if isinstance(video, dict) and isinstance(video.get("codec"), str):
-        for key, codecs in (("preset", _CODECS_WITH_PRESETS), ("crf", _CODECS_WITH_CRF)):
-            if video["codec"] not in codecs:
-                video.setdefault(key, None)
+        said["video"] = _implied_by_codec(video["codec"]) | video
     refuse_dates(said, origin)
     return said
+
+
+def _implied_by_codec(codec: str) -> dict[str, Any]:
+    known = (("preset", _CODECS_WITH_PRESETS), ("crf", _CODECS_WITH_CRF))
+    return {key: None for key, codecs in known if codec not in codecs}
+
+
+def settings_of_codec(codec: str) -> VideoConfig:
+    """The settings that a config has which names a codec and nothing else."""
+    return VideoConfig(codec=codec, **_implied_by_codec(codec))
 
 
 def _without_none(values: Mapping[str, Any], section: Any) -> dict[str, Any]:
