@@ -2,7 +2,7 @@
 
 A file of a kilobyte may hold gigabytes: values that repeat are stored once, and compressed pages say only in their own
 headers how large they are. So sizes are looked at before values are made. The headers of all pages are read first (what
-the file says of itself at its end need not be true of them); text stays in Arrow's dictionaries until its row's turn
+the file says of them at its end need not be true); text stays in Arrow's dictionaries until its row's turn
 comes; a value that is too large is not made.
 
 Columns that only travel along never keep a row from being made. A value of theirs that Python, or JSON, does not have
@@ -42,6 +42,8 @@ _DELTA_BYTE_ARRAY: Final = 7
 _DATA_PAGES: Final = (0, 3)
 _DICTIONARY_PAGE: Final = 2
 _MAX_HEADER_BYTES: Final = 16 << 20
+_CHUNK_FIELDS: Final = (1, 3, 4, 5, 7, 9)
+"""Of a column's description: type, path, codec, values, bytes, first page."""
 
 NEEDED: Final = ("prompt", "id", "seed", "num_frames", "negative_prompt")
 
@@ -97,15 +99,17 @@ class ParquetRows:
         self._path = path
         self._bytes = io.BufferedReader(file, 64 << 10)
         with self._faults():
+            groups = self._groups()
             self._meta = pq.read_metadata(self._bytes)
             self._schema = self._meta.schema.to_arrow_schema()
             check_columns(path, self._schema.names)
             _check_prompt_type(path, self._schema.field("prompt").type)
-            self._num_rows = [self._meta.row_group(i).num_rows for i in range(self._meta.num_row_groups)]
+            self._num_rows = [group[3] for group in groups]
             self._check_num_rows()
             self._leaves_of = self._leaves_by_column()
-            leaves = range(self._meta.num_columns)
-            self._pages = [[self._walk(group, leaf) for leaf in leaves] for group in range(len(self._num_rows))]
+            if any(len(group[1]) != self._meta.num_columns for group in groups):
+                raise self._broken("a group of rows lacks columns")
+            self._pages = [[self._walk(column[3]) for column in group[1]] for group in groups]
             self._file = pq.ParquetFile(
                 self._bytes, read_dictionary=self._kept_in_dictionaries(), buffer_size=64 << 10, pre_buffer=False
             )
@@ -193,14 +197,33 @@ class ParquetRows:
                 return f"its lists may hold {found.values} values in a row"
         return ""
 
-    def _walk(self, group: int, leaf: int) -> _Pages:
-        """Walks through the headers of a column's pages."""
-        about = self._meta.row_group(group).column(leaf)
-        start = about.data_page_offset
-        if about.has_dictionary_page and 0 < about.dictionary_page_offset < start:
-            start = about.dictionary_page_offset
-        stop, found = start + about.total_compressed_size, _Pages()
-        while found.values < about.num_values and start < stop:
+    def _groups(self) -> list[dict[int, Any]]:
+        """The groups of rows as the file describes them, as field number → value; see `parquet.thrift`.
+
+        Arrow ends the whole process where it is asked for a column that is not described.
+        """
+        end = self._bytes.seek(0, io.SEEK_END)
+        self._bytes.seek(max(0, end - 8))
+        tail = self._bytes.read(8)
+        length = int.from_bytes(tail[:4], "little")
+        if tail[4:] != b"PAR1" or length > end - 8:
+            raise self._broken("it does not end as one" + (", but is encrypted" if tail[4:] == b"PARE" else ""))
+        self._bytes.seek(end - 8 - length)
+        try:
+            groups: list[dict[int, Any]] = _Thrift(self._bytes.read(length)).struct()[4]
+            for column in (column for group in groups for column in group[1]):
+                [column[3][number] for number in _CHUNK_FIELDS]
+            return groups
+        except (IndexError, KeyError, TypeError) as error:
+            raise self._broken("the description of its columns at its end is not whole") from error
+
+    def _walk(self, chunk: dict[int, Any]) -> _Pages:
+        """Goes through the headers of a column's pages."""
+        num_values, size, start, dictionary = chunk[5], chunk[7], chunk[9], chunk.get(11, 0)
+        if 0 < dictionary < start:
+            start = dictionary
+        stop, found = start + size, _Pages()
+        while found.values < num_values and start < stop:
             header, size = self._page_header(start)
             packed, unpacked, count = header[3], header[2], _values_of(header)
             if min(packed, unpacked, count) < 0 or (header[1] == _DICTIONARY_PAGE and count > unpacked):
@@ -211,8 +234,8 @@ class ParquetRows:
                 found.values += count
                 found.may_repeat |= _DELTA_BYTE_ARRAY in (header.get(5, {}).get(2), header.get(8, {}).get(4))
             start += size + packed
-        if found.values != about.num_values:
-            raise self._broken(f"a column's pages hold {found.values} values, not {about.num_values}")
+        if found.values != num_values:
+            raise self._broken(f"a column's pages hold {found.values} values, not {num_values}")
         return found
 
     def _page_header(self, start: int) -> tuple[dict[int, Any], int]:
@@ -254,10 +277,10 @@ def _values_of(header: dict[int, Any]) -> int:
 
 
 class _Thrift:
-    """Structs of Thrift's compact protocol, of which page headers are made.
+    """Structs of Thrift's compact protocol, of which a Parquet file's descriptions are made.
 
     Raises:
-        IndexError: if the data ends within one, or nest deeper than a page header does.
+        IndexError: if the data ends within one, or they nest deeper than those do.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -265,10 +288,10 @@ class _Thrift:
         self.at = 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """Field number → value; a value of another kind than a number or a struct is None."""
+        """Field number → value: a number, a struct or a list of them; None for text."""
         fields: dict[int, Any] = {}
         number = 0
-        if depth > 8:
+        if depth > 16:
             raise IndexError
         while kind := self._byte():
             delta, kind = kind >> 4, kind & 15
@@ -291,12 +314,13 @@ class _Thrift:
             case 9 | 10:
                 about = self._byte()
                 count = about >> 4 if about >> 4 < 15 else self._varint()
-                for _ in range(min(count, len(self._data))):
-                    self._byte() if about & 15 in (1, 2) else self._value(about & 15, depth + 1)
-                return None
+                return [self._item(about & 15, depth) for _ in range(count)]
             case 12:
                 return self.struct(depth + 1)
         raise IndexError
+
+    def _item(self, kind: int, depth: int) -> Any:
+        return self._byte() if kind in (1, 2) else self._value(kind, depth + 1)
 
     def _byte(self) -> int:
         value = self._data[self.at]

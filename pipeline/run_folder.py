@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from miga.errors import OutputError
 from pipeline.config import RunConfig
-from pipeline.prompt_source import PromptFile
+from pipeline.prompt_source import PromptFile, look_at
 from pipeline.rows import content_hash
 from pipeline.storage import PROBE_PREFIX, Storage
 
@@ -127,9 +127,14 @@ class RunRecord:
             raise ValueError(str(error)) from error
 
 
-def fingerprint(prompts: PromptFile) -> PromptsFingerprint:
-    """What run.json says of a prompt file."""
-    return PromptsFingerprint(path=prompts.where, bytes=prompts.bytes, sha256=prompts.sha256)
+def fingerprint(prompts: str | PromptFile) -> PromptsFingerprint:
+    """What run.json says of a prompt file, which is read through once if it is given by its path.
+
+    Raises:
+        InputError: if it cannot be read, or its address holds credentials, which would stand in run.json.
+    """
+    file = look_at(prompts) if isinstance(prompts, str) else prompts
+    return PromptsFingerprint(path=file.where, bytes=file.bytes, sha256=file.sha256)
 
 
 def read_run(storage: Storage) -> RunRecord:
@@ -180,7 +185,7 @@ def _other_prompts(storage: Storage, then: PromptsFingerprint, now: PromptsFinge
     where = "" if then.path == now.path else f", which lay at {then.path}"
     return OutputError(
         f"{now.path} is not the prompt file that the run in {storage.root} was started with{where}: its content has "
-        f"changed ({size}; SHA-256 {then.sha256[:16]}… then, {now.sha256[:16]}… now)",
+        f"changed ({size}; prompts.sha256: {then.sha256} there, {now.sha256} now)",
         "put the file back as it was to resume that run; for the changed prompts name another OUT",
     )
 
