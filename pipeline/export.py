@@ -25,17 +25,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ConfigDict
 
 from miga.errors import OutputError, UsageError
-from miga.outside_data import OutsideDataError, parse_json_object, validated
+from miga.outside_data import OutsideDataError, parse_json_object
 from pipeline.manifest import SCHEMA, Manifest, arrow_values
 from pipeline.references import video_name
-from pipeline.rows import ManifestRow, canonical_json
+from pipeline.rows import ManifestRow, canonical_json, content_hash
 from pipeline.run_folder import RunRecord, read_run
 from pipeline.storage import LocalStorage, Storage
 
@@ -295,33 +294,22 @@ class _Export:
             "rows_sha256": of_rows,
         }
         self._dest.put_file(made, name)
-        self._dest.write_bytes(index, canonical_json(about).encode())
+        self._dest.write_bytes(index, canonical_json({**about, "check": content_hash(about)}).encode())
         made.unlink()
         return about
 
     def _known_tar(self, name: str, index: str) -> dict[str, Any] | None:
         """What an earlier start noted of a tar file that is still there; None where it has to be made."""
         try:
-            known = asdict(validated(_Tar, parse_json_object(self._dest.read_bytes(index), max_bytes=_MAX_INDEX_BYTES)))
-            return known if known["name"] == name and self._dest.stat(name).bytes == known["bytes"] else None
+            known = parse_json_object(self._dest.read_bytes(index), max_bytes=_MAX_INDEX_BYTES)
+            is_whole = known.pop("check", None) == content_hash(known) and known["name"] == name
+            return known if is_whole and self._dest.stat(name).bytes == known["bytes"] else None
         except (FileNotFoundError, OutsideDataError):
             return None
 
 
 _MAX_INDEX_BYTES: Final = 10_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Tar:
-    """What the index says of a tar file."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
-
-    name: str
-    rows: int
-    bytes: int
-    sha256: str
-    rows_sha256: str
+"""Of what is noted of a tar file."""
 
 
 class _ParquetTable:

@@ -126,7 +126,11 @@ class ParquetRows:
             plan, num_read = self._plan(group), 0
             for batch in self._batches(group, plan):
                 num_read += batch.num_rows
-                yield from _rows(batch, plan)
+                columns = [batch.column(name) for name in plan.columns]
+                with self._faults():
+                    small = [_small_values(column) for column in columns]
+                for i in range(batch.num_rows):
+                    yield _row(i, plan, columns, small)
             if num_read != expected:
                 raise self._broken(f"rows {num_read} of {expected} of a group are there")
 
@@ -391,19 +395,15 @@ def _fixed_bytes(kind: Any) -> int:
 # ---- values ----------------------------------------------------------------------------------------------------------
 
 
-def _rows(batch: Any, plan: _Group) -> Iterator[dict[str, Any] | str]:
-    """The rows of a batch; one that cannot be read is the reason why."""
-    columns = [batch.column(name) for name in plan.columns]
-    known = [_small_values(column) for column in columns]
-    for i in range(batch.num_rows):
-        fields: dict[str, Any] = {}
-        problem = ""
-        for name, column, values in zip(plan.columns, columns, known, strict=True):
-            try:
-                fields[name] = _cell(column[i], name) if values is None else values[i]
-            except ValueError as error:
-                problem = str(error)
-        yield problem or {**fields, **plan.left_out}
+def _row(i: int, plan: _Group, columns: Sequence[Any], small: Sequence[list[Any] | None]) -> dict[str, Any] | str:
+    """The values of row `i` of a batch, or why it cannot be read."""
+    fields: dict[str, Any] = {}
+    for name, column, values in zip(plan.columns, columns, small, strict=True):
+        try:
+            fields[name] = _cell(column[i], name) if values is None else values[i]
+        except ValueError as error:
+            return str(error)
+    return {**fields, **plan.left_out}
 
 
 def _small_values(array: Any) -> list[Any] | None:
@@ -477,6 +477,7 @@ def _unpacked(array: Any) -> tuple[int, int]:
     if isinstance(array, pa.ExtensionArray):
         return _unpacked(array.storage)
     if isinstance(array, pa.DictionaryArray):
+        _check_indices(array)
         if not _is_binary(array.type.value_type):
             return int(array.nbytes), len(array)
         return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0, len(array)
@@ -490,6 +491,17 @@ def _unpacked(array: Any) -> tuple[int, int]:
     else:
         return int(array.nbytes), len(array)
     return sum(size for size, _ in parts), len(array) + sum(count for _, count in parts)
+
+
+def _check_indices(array: Any) -> None:
+    """Returns if all values are in the dictionary, which Arrow does not look at when it reads a file.
+
+    Raises:
+        IndexError: if not.
+    """
+    ends = pc.min_max(array.indices).as_py()
+    if ends["min"] is not None and not 0 <= ends["min"] <= ends["max"] < len(array.dictionary):
+        raise IndexError("a value is not in its column's dictionary")
 
 
 def _is_binary(kind: Any) -> bool:
