@@ -19,23 +19,20 @@ and where the prompt file lies may change.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Final
 
-import fsspec
 from pydantic import ConfigDict, Field
 
-from miga.errors import ConfigError, InputError, OutputError, UsageError
+from miga.errors import ConfigError, OutputError, UsageError
 from miga.outside_data import OutsideDataError, parse_json_object, shown, validated
-from pipeline.addresses import check_address
 from pipeline.config import RunConfig, parse_config
+from pipeline.prompt_source import PromptFile, look_at
 from pipeline.rows import BadRow, PromptRow, bad_row_key, canonical_json, content_hash, video_key
 from pipeline.storage import PROBE_PREFIX, Storage
 
@@ -195,24 +192,14 @@ def _known(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
     return known
 
 
-def fingerprint(path: str) -> PromptsFingerprint:
-    """The fingerprint of a prompt file, read through once in constant memory.
+def fingerprint(prompts: str | PromptFile) -> PromptsFingerprint:
+    """What run.json says of a prompt file, which is read through once if it is given by its path.
 
     Raises:
         InputError: if it cannot be read, or its address holds credentials, which would stand in run.json.
     """
-    check_address(path, InputError, "prompts")
-    digest = hashlib.sha256()
-    size = 0
-    try:
-        with fsspec.open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-                size += len(chunk)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{path} cannot be read: {error}", "check the path and its permissions") from error
-    where = path if "://" in path else os.path.abspath(path)
-    return PromptsFingerprint(path=where, bytes=size, sha256=digest.hexdigest())
+    file = look_at(prompts) if isinstance(prompts, str) else prompts
+    return PromptsFingerprint(path=file.where, bytes=file.bytes, sha256=file.sha256)
 
 
 def read_run(storage: Storage) -> RunRecord:
