@@ -284,9 +284,11 @@ def ablate(plan: AblationPlan, *, address: str | None = None, quiet: bool = Fals
     check_out(plan)
     extractor = _extractor(plan.features)  # before hours of work: it may not be there
     storage = open_storage(plan.out)
-    storage.write_bytes(PROMPTS_FILE, plan.prompts)
     with contextlib.ExitStack() as stack:
         session = _Once(lambda: stack.enter_context(ray_session(plan.base.config.workers, address)))
+        if not storage.exists(PROMPTS_FILE):
+            session()  # where Ray does not start, OUT is not begun
+        storage.write_bytes(PROMPTS_FILE, plan.prompts)
         for number, name in enumerate(plan.samplers, 1):
             run_plan = plan.run_plan(name)
             if _is_complete(run_plan):
