@@ -210,7 +210,7 @@ def _on_loopback() -> Iterator[None]:
 
 
 def _read_authentication_again() -> None:
-    """Ray reads mode and token once. The mode comes first: a thread of it may still ask for the token of the old one."""
+    """Ray reads mode and token once. The mode comes first: threads of it may still ask for the old token."""
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from pipeline.storage import open_storage
+from pipeline.terminal import say, show, show_json
 
 _MAX_FAULTS_SHOWN = 50
 
@@ -59,7 +58,7 @@ def _command(
 
 
 def _say(is_quiet: bool) -> Callable[[str], None]:
-    return (lambda text: None) if is_quiet else (lambda text: print(text, file=sys.stderr))
+    return (lambda text: None) if is_quiet else say
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -73,18 +72,18 @@ def _verify(options: argparse.Namespace) -> int:
     )
     values = found.to_dict()
     if options.json:
-        print(json.dumps(values, ensure_ascii=False))
+        show_json(values)
         return 0 if found.is_sound else 1
     for fault in found.faults[:_MAX_FAULTS_SHOWN]:
-        print(fault)
+        show(f"{fault.where}: {fault.what}", f"  to do: {fault.remedy}")
     if len(found.faults) > _MAX_FAULTS_SHOWN:
-        print(f"… and {len(found.faults) - _MAX_FAULTS_SHOWN} more; --json prints all")
+        show(f"… and {len(found.faults) - _MAX_FAULTS_SHOWN} more; --json prints all")
     counts = {name: value for name, value in values.items() if isinstance(value, int) and not isinstance(value, bool)}
-    print(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items()))
+    show(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items()))
     if found.is_sound:
-        print("sound as far as looked at: no video was read" if found.is_quick else "sound")
+        show("sound as far as looked at: no video was read" if found.is_quick else "sound")
     else:
-        print(f"{len(found.faults)} faults")
+        show(f"{len(found.faults)} faults")
     return 0 if found.is_sound else 1
 
 
@@ -95,16 +94,16 @@ def _gc(options: argparse.Namespace) -> int:
         open_storage(options.out),
         dry_run=options.dry_run,
         sidecars=options.sidecars,
-        note=print if options.verbose and not options.json else lambda path: None,
+        note=show if options.verbose and not options.json else lambda path: None,
         say=_say(options.json),
     )
     values = garbage.to_dict(options.dry_run)
     if options.json:
-        print(json.dumps(values))
+        show_json(values)
         return 0
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(garbage.files.items()))
     verb = "would go" if options.dry_run else "removed"
-    print(f"{verb}: {kinds or 'nothing'} ({garbage.bytes:,} bytes)")
+    show(f"{verb}: {kinds or 'nothing'} ({garbage.bytes:,} bytes)")
     return 0
 
 
@@ -119,7 +118,7 @@ def _retry_failed(options: argparse.Namespace) -> int:
         quiet=options.quiet,
     )
     if options.json:
-        print(json.dumps(summary, ensure_ascii=False))
+        show_json(summary)
     else:
         options.show_summary(summary)
     return int(summary["exit_status"])
@@ -133,12 +132,12 @@ def _export(options: argparse.Namespace) -> int:
     )
     summary = export(open_storage(options.out), open_storage(options.dest), chosen, _say(options.quiet or options.json))
     if options.json:
-        print(json.dumps(summary, ensure_ascii=False))
+        show_json(summary)
         return 0
     left = {name.removeprefix("left_out_"): n for name, n in summary.items() if name.startswith("left_out_") and n}
-    print(f"{summary['rows']} rows, {summary['bytes']:,} bytes of video")
+    show(f"{summary['rows']} rows, {summary['bytes']:,} bytes of video")
     if left:
-        print("left out: " + ", ".join(f"{count} {why}" for why, count in left.items()))
+        show("left out: " + ", ".join(f"{count} {why}" for why, count in left.items()))
     for file in summary["files"]:
-        print(file)
+        show(file)
     return 0
