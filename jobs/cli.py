@@ -259,6 +259,10 @@ def _add_extend(commands: Any) -> None:
     extend.add_argument("out", metavar="OUT")
     extend.add_argument("key", metavar="KEY", help="the row's, from the manifest; its beginning is enough")
     extend.add_argument("--num-frames", type=int, required=True, help="length of the longer video")
+    extend.add_argument("--model", help="where it lies now; to be said where run.json names code or a download")
+    extend.add_argument(
+        "--trust", action="store_true", help="take all that run.json names: it is your own, or known to you"
+    )
     extend.add_argument("--json", action="store_true", help="print the new row for machines")
     extend.add_argument("--quiet", action="store_true", help="no progress")
     extend.set_defaults(command=_extend)
@@ -267,7 +271,14 @@ def _add_extend(commands: Any) -> None:
 def _extend(options: argparse.Namespace) -> int:
     from jobs.extend import extend_shown
 
-    row = extend_shown(options.out, options.key, options.num_frames, quiet=options.quiet or options.json)
+    row = extend_shown(
+        options.out,
+        options.key,
+        options.num_frames,
+        model=options.model,
+        trust=options.trust,
+        quiet=options.quiet or options.json,
+    )
     show_json(json.loads(row.to_json())) if options.json else show(f"{row.num_frames} frames: {row.uri}")
     return 0
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.run_folder import read_run
 from pipeline.storage import open_storage
 from pipeline.terminal import say, show, show_json
 
@@ -22,6 +23,7 @@ def add_upkeep(commands: Any, show_summary: Callable[[dict[str, Any]], None]) ->
     verify = _command(commands, "verify", _verify, "whether OUT holds what its run promises")
     verify.add_argument("--quick", action="store_true", help="read no video: leave its SHA-256 and frames unchecked")
     verify.add_argument("--prompts", metavar="PATH", help="where the prompt file lies now, if it was moved")
+    verify.add_argument("--trust", action="store_true", help="read the prompt file wherever run.json says it lies")
     verify.add_argument("--quiet", action="store_true", help="no progress")
 
     gc = _command(commands, "gc", _gc, "remove what no row of a run refers to")
@@ -31,6 +33,10 @@ def add_upkeep(commands: Any, show_summary: Callable[[dict[str, Any]], None]) ->
 
     retry = _command(commands, "retry-failed", _retry_failed, "make the rows again that a run gave up")
     retry.add_argument("--prompts", metavar="PATH", help="where the prompt file lies now, if it was moved")
+    retry.add_argument("--model", help="the run's, where run.json names code or what would be downloaded")
+    retry.add_argument(
+        "--trust", action="store_true", help="take all that run.json names: it is your own, or known to you"
+    )
     retry.add_argument("--num-actors", type=int, help="backbone actors (default: as the run)")
     retry.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
     retry.add_argument("--quiet", action="store_true", help="no progress")
@@ -62,11 +68,14 @@ def _say(is_quiet: bool) -> Callable[[str], None]:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from pipeline.trust import prompts_of
     from pipeline.verify import verify
 
+    storage = open_storage(options.out)
+    recorded = read_run(storage).prompts.path
     found = verify(
-        open_storage(options.out),
-        prompts=options.prompts,
+        storage,
+        prompts=prompts_of(recorded, storage.root, named=options.prompts, is_trusted=options.trust),
         quick=options.quick,
         say=_say(options.quiet or options.json),
     )
@@ -113,6 +122,8 @@ def _retry_failed(options: argparse.Namespace) -> int:
     summary = retry_failed(
         options.out,
         prompts=options.prompts,
+        model=options.model,
+        trust=options.trust,
         num_actors=options.num_actors,
         address=options.address,
         quiet=options.quiet,
