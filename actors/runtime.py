@@ -11,6 +11,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config
 from ray.exceptions import AuthenticationError
 
@@ -32,11 +33,12 @@ MIN_FREE_BYTES: Final = 64 * 2**20
 """For the logs of a local Ray, and the sockets."""
 SHARED_MEMORY: Final = "/dev/shm"
 CONNECT_TIMEOUT_S: Final = 10.0
+START_PATIENCE_S: Final = 180.0
 
 IS_MAC: Final = sys.platform == "darwin"
 MAX_SOCKET_BYTES: Final = 103 if IS_MAC else 107
 """Of the path of a socket: the kernel's limit."""
-_LONGEST_SOCKET: Final = "/miga-12345678/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_LONGEST_SOCKET: Final = "/miga-12345678/r/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 
 _ADDRESS: Final = re.compile(r"(ray://)?(?P<host>[^\s:/@\[\]]+|\[[0-9A-Fa-f:.%a-z]+\]):(?P<port>[0-9]{1,5})", re.ASCII)
 _QUIET: Final[dict[str, Any]] = {"logging_level": logging.WARNING, "log_to_driver": False}
@@ -162,19 +164,20 @@ def _started(num_cpus: int, num_gpus: int | None) -> Iterator[None]:
     folder = _own_folder()
     with _environment(_defaults() | _own_settings()), _on_loopback():
         try:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                num_gpus=num_gpus,
-                include_dashboard=False,
-                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
-                **_QUIET,
-            )
+            with _patiently():
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    num_gpus=num_gpus,
+                    include_dashboard=False,
+                    object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                    _temp_dir=str(folder / "r"),  # Ray opens it to everybody; the folder around it stays shut
+                    **_QUIET,
+                )
         except Exception as error:  # OSError, ValueError, RuntimeError, and "timed out" as Exception itself
             raise RayStartError(
                 f"Ray did not start on this machine: {first_line(error)}",
-                f"its logs are in {folder}/session_latest/logs (raylet.out, gcs_server.out); a machine that is busy or "
+                f"its logs are in {folder}/r/session_latest/logs (raylet.out, gcs_server.out); a machine that is busy or "
                 "short of memory may just need another try",
             ) from error
         try:
@@ -191,6 +194,28 @@ def _own_settings() -> dict[str, str | None]:
         "RAY_AUTH_TOKEN_PATH": None,
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
     }
+
+
+@contextmanager
+def _patiently() -> Iterator[None]:
+    """Makes Ray ask for its own node for minutes, not for half a one: on a busy machine that is not enough."""
+    get_node = services.get_node
+    give_up_s = time.monotonic() + START_PATIENCE_S
+
+    def ask(*arguments: Any) -> Any:
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:  # it is not there yet
+                if time.monotonic() > give_up_s:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = ask
+    try:
+        yield
+    finally:
+        services.get_node = get_node
 
 
 @contextmanager
@@ -229,8 +254,12 @@ def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
 
 def _defaults() -> dict[str, str | None]:
     """Settings of Ray where the user has made none."""
-    names = ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
-    return {name: os.environ.get(name, "0") for name in names}
+    values = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_gcs_server_port_wait_time_s": f"{START_PATIENCE_S:.0f}",
+    }
+    return {name: os.environ.get(name, value) for name, value in values.items()}
 
 
 def _set_all(values: Mapping[str, str | None]) -> None:

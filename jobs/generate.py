@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_QUARANTINED = 0, 3
 
+MAX_FRAMES = 10_000_000
+"""Of a video: a week at 16 frames a second. What is longer is a slip, and counting its calls would take minutes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -123,6 +126,8 @@ def model_options(config: RunConfig) -> ModelOptions:
 
 def why_not(spec: BackboneSpec, num_frames: int) -> str | None:
     """Why the model cannot make so many frames, or None if it can."""
+    if num_frames > MAX_FRAMES:
+        return f"num_frames {num_frames} cannot be made: {MAX_FRAMES} are the most"
     try:
         spec.num_latents(num_frames)
     except ValueError as error:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -28,12 +27,13 @@ from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from miga.errors import ConfigError
+from miga.outside_data import MAX_TOML_BYTES, OutsideDataError, parse_toml, read_file
 from miga.sharing import Share
 from pipeline.rows import SEED_LIMIT, canonical_json
 
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-Positive: TypeAlias = Annotated[int, Field(ge=1)]
+Positive: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
 Seconds: TypeAlias = Annotated[float, Field(gt=0)]
 Name: TypeAlias = Annotated[str, Field(min_length=1)]
 SamplerValue: TypeAlias = bool | int | float | str | list[int]
@@ -192,19 +192,27 @@ def load_config(path: str | Path | None = None) -> RunConfig:
     """
     if path is None:
         return RunConfig()
+    return parse_config(load_toml(path, "config"), str(path))
+
+
+def load_toml(path: str | Path, what: str) -> dict[str, Any]:
+    """The values of a TOML file that a user has named.
+
+    Args:
+        path: of the file.
+        what: it is, for messages.
+
+    Raises:
+        ConfigError: if it cannot be read, or is no TOML.
+    """
     try:
-        values = tomllib.loads(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").decode())
+        return parse_toml(read_file(path, MAX_TOML_BYTES))
     except FileNotFoundError as error:
-        raise ConfigError(f"config {path} does not exist", "check the path, or leave --config out") from error
-    except OSError as error:
-        raise ConfigError(f"config {path} cannot be read: {error.strerror}", "name a readable TOML file") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config {path} is not UTF-8", "save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{what} {path} does not exist", f"check the path, or leave --{what} out") from error
+    except OutsideDataError as error:
         raise ConfigError(
-            f"config {path} is not TOML: {error}", "text goes in quotes, sections in [brackets]"
+            f"{what} {path} cannot be used: {error}", "name a TOML file: text goes in quotes, sections in [brackets]"
         ) from error
-    return parse_config(values, str(path))
 
 
 def parse_config(values: Mapping[str, Any], origin: str) -> RunConfig:

@@ -8,8 +8,8 @@ asked, are the user's to name: on the command line, or all at once by `--trust`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError
@@ -70,8 +70,7 @@ def prompts_of(recorded: str, root: str, *, named: str | None = None, is_trusted
                 hint,
             )
         return recorded
-    path = Path(recorded)
-    if path.exists() and not path.is_file():
+    if os.path.exists(recorded) and not os.path.isfile(recorded):
         raise UsageError(f"run.json of {root} names {recorded!r} as the prompt file, which is no file", hint)
     return recorded
 
@@ -88,7 +87,7 @@ def _concern_of_model(name: str, revision: str | None) -> str:
         return "it is code, which would be run here"
     if is_simulated(name):
         return "it writes into a folder that its name says" if parse_name(name)[1].marks else ""
-    is_here = name in EMBEDDED or is_published(name, PUBLISHED) or Path(name).expanduser().exists()
+    is_here = name in EMBEDDED or is_published(name, PUBLISHED) or _is_there(name)
     return "" if is_here or _is_cached(name, "model_index.json", revision) else _of_hub(name)
 
 
@@ -100,7 +99,7 @@ def _concerns_of_loras(loras: tuple[str, ...]) -> Iterator[str]:
     for text in loras:
         name = parse_lora(text)[0]
         file = HUB_FILE.fullmatch(name)
-        if Path(name).expanduser().exists() or (file and _is_cached(file[1], file[2])):
+        if _is_there(name) or (file and _is_cached(file[1], file[2])):
             continue
         if file or HUB_NAME.fullmatch(name):
             yield f"the LoRA {name!r}, which would be downloaded"
@@ -109,6 +108,10 @@ def _concerns_of_loras(loras: tuple[str, ...]) -> Iterator[str]:
 def _concerns_of_attention(backend: str) -> Iterator[str]:
     if backend.endswith("_hub"):
         yield f"the attention backend {backend!r}, whose code would be downloaded and run"
+
+
+def _is_there(name: str) -> bool:
+    return os.path.exists(os.path.expanduser(name))
 
 
 def _of_hub(name: str) -> str:
