@@ -164,7 +164,7 @@ def _started(num_cpus: int, num_gpus: int | None) -> Iterator[None]:
     folder = _own_folder()
     with _environment(_defaults() | _own_settings()), _on_loopback():
         try:
-            with _patiently():
+            with patient_start():
                 ray.init(
                     address="local",
                     num_cpus=num_cpus,
@@ -177,8 +177,8 @@ def _started(num_cpus: int, num_gpus: int | None) -> Iterator[None]:
         except Exception as error:  # OSError, ValueError, RuntimeError, and "timed out" as Exception itself
             raise RayStartError(
                 f"Ray did not start on this machine: {first_line(error)}",
-                f"its logs are in {folder}/r/session_latest/logs (raylet.out, gcs_server.out); a machine that is busy or "
-                "short of memory may just need another try",
+                f"its logs are in {folder}/r/session_latest/logs (raylet.out, gcs_server.out); a busy machine, or one "
+                "short of memory, may just need another try",
             ) from error
         try:
             yield
@@ -197,7 +197,7 @@ def _own_settings() -> dict[str, str | None]:
 
 
 @contextmanager
-def _patiently() -> Iterator[None]:
+def patient_start() -> Iterator[None]:
     """Makes Ray ask for its own node for minutes, not for half a one: on a busy machine that is not enough."""
     get_node = services.get_node
     give_up_s = time.monotonic() + START_PATIENCE_S
