@@ -29,7 +29,7 @@ from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import ConfigDict, Field
 
-from miga.errors import ConfigError, OutputError, UsageError
+from miga.errors import ConfigError, OutputError
 from miga.outside_data import OutsideDataError, parse_json_object, shown, validated
 from pipeline.config import RunConfig, parse_config
 from pipeline.prompt_source import PromptFile, look_at
@@ -217,24 +217,6 @@ def read_run(storage: Storage) -> RunRecord:
             f"{storage.uri(RUN_FILE)} cannot be used: {error}",
             "restore it from a copy, or choose another OUT",
         ) from error
-
-
-def prompts_of(storage: Storage, record: RunRecord, given: str | None) -> str:
-    """Where the prompt file of a run lies: where the user says, or else where run.json does.
-
-    Whoever made OUT wrote that, so no request goes where it names another place of the network than OUT's own bucket.
-
-    Raises:
-        UsageError: if run.json names one.
-    """
-    path = given or record.prompts.path
-    scheme, is_remote, rest = path.partition("://")
-    if given or not is_remote or (scheme == "s3" and storage.root.startswith(f"s3://{rest.partition('/')[0]}/")):
-        return path
-    raise UsageError(
-        f"{storage.uri(RUN_FILE)} says that the prompts are at {shown(path, 200)}, outside of OUT",
-        "if that is where you have them, say so: --prompts PATH",
-    )
 
 
 def check_run(storage: Storage, record: RunRecord) -> RunRecord | None:

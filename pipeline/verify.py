@@ -28,8 +28,9 @@ from pipeline.prompt_source import look_at
 from pipeline.prompts import read_prompts
 from pipeline.references import VIDEO_NAME, latents_name, shard_files, shards_of, video_name
 from pipeline.rows import BadRow, ManifestRow, PromptRow, video_key
-from pipeline.run_folder import RunRecord, manifest_path, prompts_of, read_run, shard_of
+from pipeline.run_folder import RunRecord, manifest_path, read_run, shard_of
 from pipeline.storage import FileInfo, LocalStorage, Storage
+from pipeline.trust import prompts_of
 from pipeline.video import count_frames
 
 _AGAIN: Final = "run the same `miga generate` command again"
@@ -173,7 +174,7 @@ class _Verifier:
         remedy = "name the file that the run was started with: --prompts PATH"
         path = prompts or self._record.prompts.path
         try:
-            there = look_at(prompts_of(self._storage, self._record, prompts))
+            there = look_at(prompts_of(self._record.prompts.path, self._storage.root, named=prompts))
             if there.sha256 != self._record.prompts.sha256:
                 what = f"it is not the prompt file of this run ({there.bytes} bytes; {self._record.prompts.bytes} then)"
                 self._fault("prompts", path, what, remedy)

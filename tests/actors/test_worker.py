@@ -336,14 +336,15 @@ def test_what_a_killed_process_left_on_this_machine_is_removed_by_the_next(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     mine = scratch.new_folder()
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    left = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
-    left.mkdir()
-    (left / "video.mp4").write_bytes(b"half of it")
-    for other in ("miga-notes", "miga-1-2", f"miga-12345-{ended.pid}-x"):  # not ours, and another container's
-        (tmp_path / other).mkdir()
+    ended = subprocess.run(
+        [sys.executable, "-c", "from actors.scratch import new_folder; print(new_folder())"],
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    (Path(ended.stdout.strip()) / "video.mp4").write_bytes(b"half of it")
+    (tmp_path / "miga-notes").mkdir()  # not ours
     worker(tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {
-        mine.name, "miga-notes", "miga-1-2", f"miga-12345-{ended.pid}-x"
-    }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {mine.name, "miga-notes"}
