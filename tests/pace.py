@@ -1,9 +1,9 @@
 """How fast this machine is just now: time limits of tests are seconds of an idle machine.
 
 A machine that is merely busy makes everything take longer, and that is no fault of the program. So every limit of a
-test, and every setting that is one (a lease's time to live, Ray's heartbeats), goes through `paced` or `Limit`. The pace is
-measured: how long a new process takes for a loop, again every `KEPT_S` seconds; and, where `calibrate` was called,
-what starting a worker's imports costs beyond that.
+test, and every setting that is one (a lease's time to live, Ray's heartbeats), goes through `paced` or `Limit`. The
+pace is measured: how long a new process takes for a loop, again every `KEPT_S` seconds; and, where `calibrate` was
+called, what starting a worker's imports costs beyond that.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.chaos import run_chaos
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
 
 def test_twelve_videos_under_faults_are_those_of_a_calm_run(tmp_path: Path) -> None:
