@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ from pipeline.manifest import Manifest
 from pipeline.run_folder import read_run
 from pipeline.storage import open_storage
 from tests.faults.network import Namespace, Network
-from tests.pace import PACE, paced
+from tests.pace import PACE, Limit, paced
 from tests.processes import output_of
 
 ROOT: Final = Path(__file__).parents[2]
@@ -134,11 +134,8 @@ class FaultCluster:
         self._pace = PACE.calibrate()
         self._environment = patient_ray() | {MARK: self.mark, "RAY_worker_niceness": "0"} | self._of_its_own
         where = {"node_ip_address": self._network.address} if self._network else {}
-        with self._marked():
-            self._cluster = Cluster(
-                initialize_head=True,
-                head_node_args={"num_cpus": 4, "num_gpus": 0, "_system_config": failure_detection(), **where},
-            )
+        head = {"num_cpus": 4, "num_gpus": 0, "_system_config": failure_detection(), **where}
+        self._cluster = self._patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.nodes: list[Node] = []
         for _ in range(self._num_nodes):
             self.add_node()
@@ -160,12 +157,26 @@ class FaultCluster:
         if self._network is not None:
             node = self._add_to(self._network)
         else:
-            with self._marked():
-                started = self._cluster.add_node(num_cpus=4, num_gpus=self._gpus_per_node)
+            started = self._patiently(lambda: self._cluster.add_node(num_cpus=4, num_gpus=self._gpus_per_node))
             raylet = started.all_processes["raylet"][0].process.pid
             node = Node(raylet, started.node_id, started)
         self.nodes.append(node)
         return node
+
+    def _patiently(self, start: Callable[[], Any]) -> Any:
+        """Ray gives a node 30 s to start, on any machine: one that took longer is ended, and started once more."""
+        limit = Limit(60)
+        while True:
+            before = {process.pid for process in self.processes()}
+            try:
+                with self._marked():
+                    return start()
+            except Exception:  # Ray raises no other
+                for process in list(self.processes()):
+                    if process.pid not in before:
+                        process.end()
+                if limit.is_over:
+                    raise
 
     def _add_to(self, network: Network) -> Node:
         namespace, mark = network.add(), uuid.uuid4().hex
