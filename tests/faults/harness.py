@@ -22,8 +22,9 @@ from typing import Any, Final
 from ray.cluster_utils import Cluster
 
 from pipeline.manifest import Manifest
+from pipeline.rows import ManifestRow
 from pipeline.run_folder import read_run
-from pipeline.storage import open_storage
+from pipeline.storage import Storage, open_storage
 from tests.faults.network import Namespace, Network
 from tests.pace import PACE, Limit, paced
 from tests.processes import output_of
@@ -338,26 +339,37 @@ class Run:
 def dataset(out: str) -> dict[int, dict[str, Any]]:
     """Row → what must not depend on what went wrong on the way; the files are read and hashed."""
     storage = open_storage(out)
-    per_shard = int(read_run(storage).config["run"]["prompts_per_shard"])
-    manifest = Manifest(storage, per_shard)
     rows: dict[int, dict[str, Any]] = {}
-    for row in manifest.read_rows():
+    for row in manifest_of(storage).read_rows():
         assert row.row not in rows, f"row {row.row} is in the manifest twice"
-        content = None
-        if row.status == "ok":
-            assert row.uri is not None
+        rows[row.row] = fingerprint(storage, row)
+        assert rows[row.row]["sha256"] == row.sha256, f"row {row.row}: the file is not what the manifest says"
+    return rows
+
+
+def manifest_of(storage: Storage) -> Manifest:
+    """Of the run in there."""
+    return Manifest(storage, int(read_run(storage).config["run"]["prompts_per_shard"]))
+
+
+def fingerprint(storage: Storage, row: ManifestRow) -> dict[str, Any]:
+    """What of a row must not depend on what went wrong on the way; its file is read and hashed."""
+    content = None
+    if row.status == "ok":
+        assert row.uri is not None
+        try:
             data = storage.read_bytes(row.uri.removeprefix(storage.root).lstrip("/"))
             content = hashlib.sha256(data).hexdigest()
-            assert content == row.sha256, f"row {row.row}: the file is not what the manifest says"
-        rows[row.row] = {
-            "id": row.id,
-            "status": row.status,
-            "sha256": content,
-            "num_frames": row.num_frames if row.status == "ok" else None,
-            "network_calls": row.network_calls,
-            "error_type": row.error_type,
-        }
-    return rows
+        except FileNotFoundError:
+            content = "not there"
+    return {
+        "id": row.id,
+        "status": row.status,
+        "sha256": content,
+        "num_frames": row.num_frames if row.status == "ok" else None,
+        "network_calls": row.network_calls,
+        "error_type": row.error_type,
+    }
 
 
 def quarantined(row: Mapping[str, Any], error_type: str) -> dict[str, Any]:
