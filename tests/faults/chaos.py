@@ -554,13 +554,14 @@ def seeds_of(text: str) -> list[int]:
 def tell(outcomes: Sequence[Outcome]) -> None:
     """The table at the end."""
     total: Counter[str] = Counter()
-    print(f"\n{'seed':>5} {'out':6} {'rows':>6} {'lost':>5} {'doubled':>8} {'differing':>10} {'orphans':>8} {'faults':>7} "
-          f"{'seconds':>8}")  # fmt: skip
+    print("\n seed out      rows  lost  doubled  differing  orphans  faults  seconds")
     for one in outcomes:
         total.update(one.struck)
-        print(f"{one.seed:5d} {one.out:6} {f'{one.rows}/{one.num_expected}':>6} {len(one.lost):5d} {len(one.doubled):8d} "
-              f"{len(one.differing):10d} {len(one.orphans):8d} {one.num_faults:7d} {one.seconds:8.0f}"
-              f"{'' if one.is_whole else '  WRONG'}")  # fmt: skip
+        rows, mark = f"{one.rows}/{one.num_expected}", "" if one.is_whole else "  WRONG"
+        print(
+            f"{one.seed:5d} {one.out:6} {rows:>6} {len(one.lost):5d} {len(one.doubled):8d} {len(one.differing):10d} "
+            f"{len(one.orphans):8d} {one.num_faults:7d} {one.seconds:8.0f}{mark}"
+        )
     print("\nfaults struck, all seeds together:")
     for kind in [*KINDS, *sorted(total.keys() - KINDS.keys())]:
         print(f"{total[kind]:5d}  {kind}")

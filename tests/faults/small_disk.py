@@ -1,4 +1,4 @@
-"""A small disk of its own, which can be filled and freed again: a tmpfs, so what is written to it fails as it really does."""
+"""A small disk that can be filled and freed again: a tmpfs, so writing fails there as it does on a real one."""
 
 from __future__ import annotations
 

@@ -52,6 +52,7 @@ def test_seeds() -> None:
             seeds_of(wrong)
 
 
+@pytest.mark.slow
 def test_what_must_not_be_is_counted(tmp_path: Path) -> None:
     """Eight rows as they should be, held against another dataset; and a file that belongs to nothing."""
     out = make_run(LocalStorage(tmp_path / "out"), tmp_path).storage.root
