@@ -160,6 +160,7 @@ class Chaos:
         self._world = world
         self._cluster = cluster
         self._run = run
+        self._drivers = [run]
         self._last_s = last_s
         self._kinds = kinds_of(seed, world.left_out)
         self._plan = planned(seed, world.left_out)
@@ -185,8 +186,9 @@ class Chaos:
     def close(self) -> None:
         """Nothing is left stopped or cut: it would not be ended by a cluster's shutdown."""
         self._undo_all()
-        if self._run.is_alive:
-            self._run.kill()
+        for run in self._drivers:
+            if run.is_alive:
+                run.kill()
 
     # ---- a step ----
 
@@ -312,6 +314,7 @@ class Chaos:
         assert first.process is not None
         signal_quietly(first.process.pid, signal.SIGSTOP)
         self._run = Run(first.prompts, first.out, first.config, first.address, first.environment).start()
+        self._drivers.append(self._run)
         try:
             wait_for(lambda: self._is_taken_over(epoch), 120, "a take-over of the lease")
         finally:
