@@ -48,9 +48,13 @@ def failure_detection() -> dict[str, int]:
 
 
 def patient_ray() -> dict[str, str]:
-    """Environment in which Ray gives its own processes the time that they take on this machine."""
+    """Environment in which Ray gives its own processes the time that they take on this machine.
+
+    Nor does it kill workers because others have used up the machine's memory.
+    """
     return {
         "RAY_AUTH_MODE": "disabled",
+        "RAY_memory_monitor_refresh_ms": "0",
         "RAY_worker_register_timeout_seconds": str(int(paced(60))),
         "RAY_gcs_server_port_wait_time_s": str(int(paced(30))),
     }
