@@ -164,6 +164,7 @@ class Chaos:
         self._last_s = last_s
         self._kinds = kinds_of(seed, world.left_out)
         self._plan = planned(seed, world.left_out)
+        self._begun_s = time.monotonic()
         self._undo: list[tuple[float, Callable[[], object]]] = []
         self.struck: Counter[str] = Counter()
         self.complaints: list[str] = []
@@ -211,8 +212,11 @@ class Chaos:
     def _strike(self) -> None:
         weights = [KINDS[kind] for kind in self._kinds]
         kind = self._plan.pop(0) if self._plan else self._random.choices(self._kinds, weights)[0]
-        if getattr(self, kind.replace(" ", "_"))():
-            self.struck[kind] += 1
+        begun_s = time.monotonic()
+        is_struck = getattr(self, kind.replace(" ", "_"))()
+        self.struck[kind] += is_struck
+        with (self._world.folder / "faults.log").open("a") as log:
+            log.write(f"{begun_s - self._begun_s:7.1f} s  {kind}{'' if is_struck else ': nothing to strike'}\n")
 
     def _pause(self, seconds: float) -> None:
         """Time in which what is over is undone, and lost nodes are followed by others."""
@@ -580,7 +584,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="one")
     parser.add_argument("--videos", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=20.0, help="how long faults strike, on an idle machine")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the drivers' logs there")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the drivers' logs there, and when what struck")
     options = parser.parse_args(arguments)
     seeds = options.seeds or [options.seed if options.seed is not None else int(time.time()) % 100_000]
     for why in filter(None, (network.why_not(), small_disk.why_not())):
