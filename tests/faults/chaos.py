@@ -586,6 +586,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="how long faults strike, on an idle machine")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the drivers' logs there, and when what struck")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no process, namespace or disk is left
     seeds = options.seeds or [options.seed if options.seed is not None else int(time.time()) % 100_000]
     for why in filter(None, (network.why_not(), small_disk.why_not())):
         print(f"left out, as this machine does not allow it: {why}", flush=True)
