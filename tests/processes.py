@@ -14,7 +14,7 @@ from tests.pace import Limit
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], seconds: float = 90.0, what: str = "that", every_s: float = 0.02) -> T:
+def wait_for(condition: Callable[[], T], seconds: float = 150.0, what: str = "that", every_s: float = 0.02) -> T:
     """The first true value of `condition`; polled.
 
     Args:
