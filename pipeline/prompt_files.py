@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from miga.errors import InputError
-from pipeline.addresses import refuse_secrets
+from pipeline.addresses import check_address
 
 MAX_LINE_BYTES: Final = 4 << 20
 """A longer line is a bad row: whatever it is, it is no prompt, and it must not fill the memory."""
@@ -392,7 +392,7 @@ _READERS: Final[dict[str, Callable[[str], Iterator[Record]]]] = {
 
 
 def _reader_of(path: str) -> Callable[[str], Iterator[Record]]:
-    refuse_secrets(path, InputError, "prompts")
+    check_address(path, InputError, "prompts")
     suffix = PurePosixPath(_name_of(path)).suffix.lower()
     try:
         return _READERS[suffix]

@@ -29,7 +29,7 @@ from typing import Any, Final
 import fsspec
 
 from miga.errors import InputError, OutputError
-from pipeline.addresses import refuse_secrets
+from pipeline.addresses import check_address
 from pipeline.config import RunConfig
 from pipeline.rows import content_hash
 from pipeline.storage import PROBE_PREFIX, Storage
@@ -137,7 +137,7 @@ def fingerprint(path: str) -> PromptsFingerprint:
     Raises:
         InputError: if it cannot be read, or its address holds credentials, which would stand in run.json.
     """
-    refuse_secrets(path, InputError, "prompts")
+    check_address(path, InputError, "prompts")
     digest = hashlib.sha256()
     size = 0
     try:

@@ -596,7 +596,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = options.keep or Path(temporary)
         expected = calm_dataset(prompts, Path(temporary) / "calm")
         for seed in seeds:
-            outcomes.append(run_seed(seed, prompts, expected, options.seconds, folder / f"seed-{seed}"))
+            try:
+                outcome = run_seed(seed, prompts, expected, options.seconds, folder / f"seed-{seed}")
+            except AssertionError as error:  # of the cluster: there was no run
+                outcome = Outcome(seed, "none", len(expected), complaints=[str(error)])
+            outcomes.append(outcome)
             print(outcomes[-1], flush=True)
             for name in ("lost", "doubled", "differing", "orphans", "complaints"):
                 for what in getattr(outcomes[-1], name):

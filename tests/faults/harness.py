@@ -57,6 +57,7 @@ def patient_ray() -> dict[str, str]:
         "RAY_memory_monitor_refresh_ms": "0",
         "RAY_worker_register_timeout_seconds": str(int(paced(60))),
         "RAY_gcs_server_port_wait_time_s": str(int(paced(30))),
+        "RAY_raylet_start_wait_time_s": str(int(paced(30))),
     }
 
 
@@ -132,7 +133,11 @@ class FaultCluster:
         self._gpus_per_node = gpus_per_node
         self._network = network
         self._of_its_own = dict(environment or {})
-        self._start()
+        try:
+            self._start()
+        except BaseException:
+            self.shutdown()
+            raise
 
     def _start(self) -> None:
         self.mark = uuid.uuid4().hex
@@ -160,7 +165,8 @@ class FaultCluster:
     def add_node(self) -> Node:
         """One more node, as an autoscaler would."""
         if self._network is not None:
-            node = self._add_to(self._network)
+            net = self._network
+            node = self._patiently(lambda: self._add_to(net))
         else:
             started = self._patiently(lambda: self._cluster.add_node(num_cpus=4, num_gpus=self._gpus_per_node))
             raylet = started.all_processes["raylet"][0].process.pid
@@ -176,12 +182,12 @@ class FaultCluster:
             try:
                 with self._marked():
                     return start()
-            except Exception:  # Ray raises no other
+            except Exception as error:  # Ray raises no other
                 for process in list(self.processes()):
                     if process.pid not in before:
                         process.end()
                 if limit.is_over:
-                    raise
+                    raise AssertionError(f"a node of Ray does not start: {error}") from error
 
     def _add_to(self, network: Network) -> Node:
         namespace, mark = network.add(), uuid.uuid4().hex

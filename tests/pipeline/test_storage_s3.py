@@ -31,7 +31,6 @@ PART = 5 << 20
 @pytest.fixture
 def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
     """A proxy that the environment leads to, and a storage in a hurry."""
-    monkeypatch.setattr(storage_s3, "S3_ATTEMPTS", 1)  # botocore's own pauses are of seconds
     monkeypatch.setattr(storage_s3, "_FIRST_PAUSE_S", 0.02)
     monkeypatch.setattr(storage_s3, "_MAX_PAUSE_S", 0.05)
     with FaultyS3(os.environ["AWS_ENDPOINT_URL"]) as proxy:
@@ -106,11 +105,12 @@ def test_every_call_rides_out_a_burst(
     assert objects(s3_root) == {"a/2": b"two", "a/3": b"local"}
 
 
-def test_botocore_tries_again_by_itself(proxy: FaultyS3, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_s3, "S3_ATTEMPTS", 3)
-    proxy.fail("lose", times=2, method="PUT")
-    assert S3Storage(s3_root, patience_s=60).write_bytes("a", b"1", if_absent=True)
-    assert objects(s3_root) == {"a": b"1"}
+def test_nothing_below_tries_again(proxy: FaultyS3, s3_root: str) -> None:
+    """Or a patience of seconds would be one of minutes."""
+    proxy.fail("error", times=1000)
+    with pytest.raises(OutputError, match="no usable answer"):
+        S3Storage(s3_root, patience_s=0.0).write_bytes("a", b"1")
+    assert len(proxy.requests) == 1
 
 
 @pytest.mark.parametrize("kind", ["cut", "corrupt"])
@@ -138,10 +138,11 @@ def test_a_read_that_never_comes_right_is_an_error(proxy: FaultyS3, s3_root: str
 
 def test_slow_answers(s3_root: str, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slower than one try waits: the first try's write arrived all the same."""
-    make, slow_s = storage_s3._shared_file_system, paced(0.75)
-    monkeypatch.setattr(storage_s3, "_shared_file_system", lambda attempts, _, *rest: make(attempts, slow_s / 3, *rest))
+    slow_s = paced(0.75)
+    monkeypatch.setattr(storage_s3, "IDLE_S", slow_s / 3)
+    monkeypatch.setattr(storage_s3, "_LEAST_IDLE_S", slow_s / 3)
     proxy.fail("slow", times=2, method="PUT", delay_s=slow_s)
-    assert S3Storage(s3_root, patience_s=30).write_bytes("a", b"1", if_absent=True)
+    assert S3Storage(s3_root, patience_s=60).write_bytes("a", b"1", if_absent=True)
     assert [method for method, _ in proxy.requests].count("PUT") == 3
     assert objects(s3_root) == {"a": b"1"}
 
