@@ -375,7 +375,7 @@ def _result(worker: Any, show: Callable[[int], None]) -> VideoResult:
                 case VideoProgress():
                     show(event.num_latents_done)
                 case VideoNote():
-                    tqdm.write(f"row {event.row}: {event.text}", file=sys.stderr)
+                    say(f"row {event.row}: {event.text}")
                 case VideoFinished():
                     return event.result
                 case VideoFailed():
