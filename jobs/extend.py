@@ -28,7 +28,6 @@ from tqdm import tqdm
 
 from jobs.generate import model_options
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import first_line
 from miga.backbones.options import configured_spec
 from miga.backbones.registry import load_spec
 from miga.config import SamplerConfig
@@ -151,7 +150,7 @@ def plan_extension(
         record=record,
         config=config,
         spec=spec,
-        sampler=_sampler(storage, record),
+        sampler=SamplerConfig.from_values(record.sampler, storage.uri(RUN_FILE)),
         row=row,
         kept=kept,
         num_frames=num_frames,
@@ -184,15 +183,6 @@ def _rows(storage: Storage, record: RunRecord) -> Iterator[ManifestRow]:
     for name in storage.children(FOLDER):
         if _NOTE.fullmatch(name):
             yield _read_note(storage, record, name)
-
-
-def _sampler(storage: Storage, record: RunRecord) -> SamplerConfig:
-    try:
-        return SamplerConfig(**record.sampler)
-    except (TypeError, ValueError) as error:
-        raise OutputError(
-            f"{storage.uri(RUN_FILE)} holds no settings of a sampler: {first_line(error)}", "restore it from a copy"
-        ) from error
 
 
 def _read_note(storage: Storage, record: RunRecord, name: str) -> ManifestRow:
