@@ -21,11 +21,12 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final, get_args
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from actors.cluster_nodes import NodesView
 from actors.inbox import Inbox
 from actors.messages import (
+    DEATHS,
     HelperFailed,
     News,
     Question,
@@ -34,6 +35,7 @@ from actors.messages import (
     VideoFailed,
     VideoFinished,
     VideoMade,
+    VideoNote,
     VideoProgress,
     VideoResult,
     VideoSuspended,
@@ -324,7 +326,7 @@ class Coordinator:
                 f"{member.name} cannot load {self._parts.config.model!r}: {type(error.cause).__name__}: {error.cause}",
                 "try it in Python: LongVideoPipeline.from_pretrained",
             ) from error
-        except RayActorError as error:
+        except DEATHS as error:
             self._lose(
                 member,
                 f"{member.name} died while loading {self._parts.config.model!r} (most often the machine has too little "
@@ -355,7 +357,7 @@ class Coordinator:
                 self._lose(member, str(error.cause))
                 return
             raise error.cause from None
-        except RayActorError as error:
+        except DEATHS as error:
             self._lose(member, f"{member.name} died in its first call: {_first_line(error)}")
             return
         assert isinstance(member.info, WorkerInfo)
@@ -380,7 +382,7 @@ class Coordinator:
             return
         try:
             news = News.unpacked(future.result())
-        except RayActorError as error:
+        except DEATHS as error:
             self._lose(member, f"the process of {member.name} died: {_first_line(error)}")
             return
         except RayError as error:  # what it was told could not be carried there
@@ -463,6 +465,8 @@ class Coordinator:
                 self._metrics.saved(row, number)
                 share = self._share(attempt, event.num_calls)
                 self._todo.extend(ledger.checkpointed(row, number, name, now_s, checkpoint=event.path, share=share))
+            case VideoNote():
+                self._board.say(f"row {row}: {event.text}")
             case VideoSuspended():
                 self._metrics.suspended(row, number)
                 self._close(event.row, event.attempt)
@@ -700,7 +704,7 @@ class Coordinator:
     def _begun(self, member: Member, task: VideoTask, future: Future[Any]) -> None:
         """A worker was told to begin; it may be that the call did not get there."""
         error = future.exception()
-        if error is not None and not isinstance(error, RayActorError) and self._pool.is_current(member):
+        if error is not None and not isinstance(error, DEATHS) and self._pool.is_current(member):
             self._lose(member, f"{member.name} could not be told what to do: {_first_line(error)}", is_free=True)
         self._carry_out()
 

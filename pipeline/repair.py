@@ -33,20 +33,20 @@ from miga.errors import InputError, UsageError, WorkerError
 from miga.outside_data import OutsideDataError
 from pipeline.lease import TTL_S, Lease
 from pipeline.manifest import BrokenFile, Manifest
+from pipeline.prompt_source import look_at
 from pipeline.prompts import read_prompts
 from pipeline.references import VIDEO_NAME, shards_of, video_name
 from pipeline.rows import BadRow, ManifestRow, PromptRow
 from pipeline.run_folder import (
     RunRecord,
-    fingerprint,
     latents_path,
     manifest_path,
     pack_path,
-    prompts_of,
     read_run,
     shard_of,
 )
 from pipeline.storage import FileInfo, Storage
+from pipeline.trust import prompts_of
 from pipeline.verify import Fault, difference, fault_in_latents, fault_in_video, faults_of, local_copy
 from pipeline.video import count_frames, read_form
 
@@ -197,11 +197,11 @@ class _Planner:
     def _prompt_rows(self, prompts: str | None) -> Iterator[PromptRow | BadRow] | None:
         """The rows of the prompt file; None if it is not to be had, or another."""
         try:
-            path = prompts_of(self._storage, self._record, prompts)
-            if fingerprint(path).sha256 == self._record.prompts.sha256:
+            file = look_at(prompts_of(self._record.prompts.path, self._storage.root, named=prompts))
+            if file.sha256 == self._record.prompts.sha256:
                 settings = self._record.settings
-                return read_prompts(path, seed=settings.seed, num_frames=settings.num_frames or 1)
-            what = f"{path} is not the prompt file of this run"
+                return read_prompts(file, seed=settings.seed, num_frames=settings.num_frames or 1)
+            what = f"{file.path} is not the prompt file of this run"
         except (InputError, UsageError) as error:
             what = error.message
         self._say(f"no record can be written anew, since the prompt file is not to be had ({what}): --prompts PATH")

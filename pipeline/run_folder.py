@@ -19,23 +19,20 @@ and where the prompt file lies may change.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Final
 
-import fsspec
 from pydantic import ConfigDict, Field
 
-from miga.errors import ConfigError, InputError, OutputError, UsageError
+from miga.errors import ConfigError, OutputError
 from miga.outside_data import OutsideDataError, parse_json_object, shown, validated
-from pipeline.addresses import refuse_secrets
 from pipeline.config import RunConfig, parse_config
+from pipeline.prompt_source import PromptFile, look_at
 from pipeline.rows import BadRow, PromptRow, bad_row_key, canonical_json, content_hash, video_key
 from pipeline.storage import PROBE_PREFIX, Storage
 
@@ -195,24 +192,14 @@ def _known(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
     return known
 
 
-def fingerprint(path: str) -> PromptsFingerprint:
-    """The fingerprint of a prompt file, read through once in constant memory.
+def fingerprint(prompts: str | PromptFile) -> PromptsFingerprint:
+    """What run.json says of a prompt file, which is read through once if it is given by its path.
 
     Raises:
         InputError: if it cannot be read, or its address holds credentials, which would stand in run.json.
     """
-    refuse_secrets(path, InputError, "prompts")
-    digest = hashlib.sha256()
-    size = 0
-    try:
-        with fsspec.open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-                size += len(chunk)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{path} cannot be read: {error}", "check the path and its permissions") from error
-    where = path if "://" in path else os.path.abspath(path)
-    return PromptsFingerprint(path=where, bytes=size, sha256=digest.hexdigest())
+    file = look_at(prompts) if isinstance(prompts, str) else prompts
+    return PromptsFingerprint(path=file.where, bytes=file.bytes, sha256=file.sha256)
 
 
 def read_run(storage: Storage) -> RunRecord:
@@ -230,24 +217,6 @@ def read_run(storage: Storage) -> RunRecord:
             f"{storage.uri(RUN_FILE)} cannot be used: {error}",
             "restore it from a copy, or choose another OUT",
         ) from error
-
-
-def prompts_of(storage: Storage, record: RunRecord, given: str | None) -> str:
-    """Where the prompt file of a run lies: where the user says, or else where run.json does.
-
-    Whoever made OUT wrote that, so no request goes where it names another place of the network than OUT's own bucket.
-
-    Raises:
-        UsageError: if run.json names one.
-    """
-    path = given or record.prompts.path
-    scheme, is_remote, rest = path.partition("://")
-    if given or not is_remote or (scheme == "s3" and storage.root.startswith(f"s3://{rest.partition('/')[0]}/")):
-        return path
-    raise UsageError(
-        f"{storage.uri(RUN_FILE)} says that the prompts are at {shown(path, 200)}, outside of OUT",
-        "if that is where you have them, say so: --prompts PATH",
-    )
 
 
 def check_run(storage: Storage, record: RunRecord) -> RunRecord | None:

@@ -24,11 +24,13 @@ from safetensors import SafetensorError, safe_open
 from miga.errors import InputError, OutputError, UsageError, WorkerError
 from miga.outside_data import OutsideDataError
 from pipeline.manifest import REPAIR, SCHEMA, SIDECAR_NAME, BrokenFile, Manifest, read_manifest
+from pipeline.prompt_source import look_at
 from pipeline.prompts import read_prompts
 from pipeline.references import VIDEO_NAME, latents_name, shard_files, shards_of, video_name
 from pipeline.rows import BadRow, ManifestRow, PromptRow, video_key
-from pipeline.run_folder import RunRecord, fingerprint, manifest_path, prompts_of, read_run, shard_of
+from pipeline.run_folder import RunRecord, manifest_path, read_run, shard_of
 from pipeline.storage import FileInfo, LocalStorage, Storage
+from pipeline.trust import prompts_of
 from pipeline.video import count_frames
 
 _AGAIN: Final = "run the same `miga generate` command again"
@@ -172,13 +174,13 @@ class _Verifier:
         remedy = "name the file that the run was started with: --prompts PATH"
         path = prompts or self._record.prompts.path
         try:
-            there = fingerprint(prompts_of(self._storage, self._record, prompts))
+            there = look_at(prompts_of(self._record.prompts.path, self._storage.root, named=prompts))
             if there.sha256 != self._record.prompts.sha256:
                 what = f"it is not the prompt file of this run ({there.bytes} bytes; {self._record.prompts.bytes} then)"
                 self._fault("prompts", path, what, remedy)
                 return None
             settings = self._record.settings
-            return read_prompts(path, seed=settings.seed, num_frames=settings.num_frames or 1)
+            return read_prompts(there, seed=settings.seed, num_frames=settings.num_frames or 1)
         except (InputError, UsageError) as error:
             what = f"the rows could not be compared with the prompts: {error.message}"
             self._fault("prompts", path, what, remedy)

@@ -16,6 +16,7 @@ from pipeline.run_folder import checkpoint_folder, latents_path, open_state_path
 from pipeline.storage import LocalStorage, Storage, open_storage
 from pipeline.verify import verify
 from tests.made_run import MadeRun, make_run
+from tests.pace import paced
 
 ELSEWHERE = Owner(host="elsewhere", pid=1)
 
@@ -149,8 +150,9 @@ def test_not_beside_a_run(tmp_path: Path) -> None:
     run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 6, failed=(3,), unsettled=(4,))
     litter(run)
     before = files(run.storage)
-    with Lease.held(run.storage, ttl_s=1.0), pytest.raises(LeaseHeldError, match="another run is writing"):
-        collect_garbage(run.storage, ttl_s=1.0)
+    ttl_s = paced(1.0)
+    with Lease.held(run.storage, ttl_s=ttl_s), pytest.raises(LeaseHeldError, match="another run is writing"):
+        collect_garbage(run.storage, ttl_s=ttl_s)
     assert files(run.storage) == before
 
 
