@@ -19,16 +19,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors import SafetensorError, safe_open
-
-from miga.errors import InputError, OutputError, UsageError, WorkerError
+from miga.checkpoint import check_file
+from miga.errors import CheckpointError, InputError, OutputError, UsageError, WorkerError
 from miga.outside_data import OutsideDataError
 from pipeline.manifest import REPAIR, SCHEMA, SIDECAR_NAME, BrokenFile, Manifest, read_manifest
 from pipeline.prompt_source import look_at
 from pipeline.prompts import read_prompts
 from pipeline.references import VIDEO_NAME, latents_name, shard_files, shards_of, video_name
 from pipeline.rows import BadRow, ManifestRow, PromptRow, video_key
-from pipeline.run_folder import RunRecord, manifest_path, read_run, shard_of
+from pipeline.run_folder import RunRecord, manifest_path, open_state_path, read_run, shard_of
 from pipeline.storage import FileInfo, LocalStorage, Storage
 from pipeline.trust import prompts_of
 from pipeline.video import count_frames
@@ -339,11 +338,14 @@ def fault_in_latents(storage: Storage, row: ManifestRow, file: FileInfo | None, 
         return Fault(kind="latents", where=where, what=what, remedy=_NO_LATENTS)
     if is_quick:
         return None
+    kept = [path for path in (file.path, open_state_path(file.path)) if path == file.path or storage.exists(path)]
     try:
-        with local_copy(storage, file.path) as local, safe_open(local, framework="pt"):
-            pass  # it reads the header, and compares the file's length with it
-    except SafetensorError as error:
-        return Fault(kind="latents", where=where, what=f"the file is not whole ({error})", remedy=_NO_LATENTS)
+        for path in kept:
+            with local_copy(storage, path) as local:
+                check_file(local)
+    except CheckpointError as error:
+        what = f"{path} is not whole: {error.message}"
+        return Fault(kind="latents", where=where, what=what, remedy=_NO_LATENTS)
     except FileNotFoundError:
         return Fault(kind="latents", where=where, what="it was removed just now", remedy=_NO_LATENTS)
     except OutputError as error:
