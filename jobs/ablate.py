@@ -43,6 +43,7 @@ from pipeline.ablation import (
 )
 from pipeline.config import RunConfig, override
 from pipeline.manifest import Manifest
+from pipeline.prompt_source import PromptFile
 from pipeline.rows import SEED_LIMIT, BadRow, ManifestRow, PromptRow
 from pipeline.run_folder import check_run
 from pipeline.storage import LocalStorage, Storage, open_storage
@@ -94,7 +95,7 @@ class AblationPlan:
         config = override(self.base.config, profile=chosen.profile, sampler=chosen.sampler)
         return replace(
             self.base,
-            prompts=storage.uri(PROMPTS_FILE),
+            prompts=PromptFile.of(storage.uri(PROMPTS_FILE), [self.prompts]),
             out=f"{storage.root}/runs/{setting}",
             config=config,
             sampler=self.samplers[setting],

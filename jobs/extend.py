@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -28,17 +28,24 @@ from tqdm import tqdm
 
 from jobs.generate import model_options
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import first_line
 from miga.backbones.options import configured_spec
 from miga.backbones.registry import load_spec
 from miga.config import SamplerConfig
 from miga.errors import ModelError, OutputError, RowError, UsageError, WorkerError
 from miga.outside_data import OutsideDataError, parse_json_object
-from pipeline.config import RunConfig, override, parse_config
+from pipeline.config import RunConfig, override
 from pipeline.lease import Lease
 from pipeline.manifest import Manifest
 from pipeline.rows import ManifestRow, PromptRow, video_key
-from pipeline.run_folder import RUN_FILE, CheckpointName, RunRecord, newest_checkpoint, open_state_path, read_run
+from pipeline.run_folder import (
+    RUN_FILE,
+    CheckpointName,
+    RunRecord,
+    newest_checkpoint,
+    open_state_path,
+    path_in_out,
+    read_run,
+)
 from pipeline.storage import Storage, open_storage
 from pipeline.terminal import say
 from pipeline.trust import check_model
@@ -118,7 +125,7 @@ def plan_extension(
     """
     record = read_run(storage)
     row = find_row(storage, record, key)
-    config = parse_config(record.config, "run.json")
+    config = record.settings
     check_model(config, storage.root, named=model, is_trusted=trust)
     config = override(config, model=model)
     spec = configured_spec(load_spec(config.model, config.revision), model_options(config), config.revision)
@@ -130,11 +137,12 @@ def plan_extension(
             f"no latents were kept of row {row.row}",
             "make the run with keep_latents = true in [run]; of this row, make the longer video from the start",
         )
-    kept = open_state_path(_inside(storage, row.latents_uri))
+    latents = path_in_out(row.latents_uri)
+    kept = open_state_path(latents)
     if not storage.exists(kept):
         raise UsageError(
             f"there is no {storage.uri(kept)}: no state of that video was independent of its length"
-            if storage.exists(_inside(storage, row.latents_uri))
+            if storage.exists(latents)
             else f"the latents of row {row.row} are gone from {row.latents_uri}",
             f"make a new run with num_frames = {num_frames}",
         )
@@ -142,7 +150,7 @@ def plan_extension(
         record=record,
         config=config,
         spec=spec,
-        sampler=_sampler(storage, record),
+        sampler=SamplerConfig.from_values(record.sampler, storage.uri(RUN_FILE)),
         row=row,
         kept=kept,
         num_frames=num_frames,
@@ -171,19 +179,10 @@ def find_row(storage: Storage, record: RunRecord, key: str) -> ManifestRow:
 
 
 def _rows(storage: Storage, record: RunRecord) -> Iterator[ManifestRow]:
-    yield from Manifest(storage, int(record.config["run"]["prompts_per_shard"])).read_rows()
+    yield from Manifest(storage, record.settings.run.prompts_per_shard).read_rows()
     for name in storage.children(FOLDER):
         if _NOTE.fullmatch(name):
             yield _read_note(storage, record, name)
-
-
-def _sampler(storage: Storage, record: RunRecord) -> SamplerConfig:
-    try:
-        return SamplerConfig(**record.sampler)
-    except (TypeError, ValueError) as error:
-        raise OutputError(
-            f"{storage.uri(RUN_FILE)} holds no settings of a sampler: {first_line(error)}", "restore it from a copy"
-        ) from error
 
 
 def _read_note(storage: Storage, record: RunRecord, name: str) -> ManifestRow:
@@ -194,12 +193,13 @@ def _read_note(storage: Storage, record: RunRecord, name: str) -> ManifestRow:
     """
     path = f"{FOLDER}/{name}"
     try:
-        row = ManifestRow.from_json(storage.read_bytes(path).decode())
+        row = ManifestRow.from_json(storage.read_bytes(path))
         if what := _not_of_its_name(row, record, name):
-            raise ValueError(what)
+            raise OutsideDataError(what)
     except ValueError as error:
         raise OutputError(f"{storage.uri(path)} is broken: {error}", "delete it, and extend that row again") from error
-    return row
+    places = {name: storage.uri(path_in_out(uri)) for name in _ADDRESSES if (uri := getattr(row, name))}
+    return replace(row, **places)  # OUT may have been moved
 
 
 def _not_of_its_name(row: ManifestRow, record: RunRecord, name: str) -> str:
@@ -227,10 +227,7 @@ def _check_length(spec: BackboneSpec, row: ManifestRow, num_frames: int) -> None
         )
 
 
-def _inside(storage: Storage, uri: str) -> str:
-    """The path in OUT of a file whose address was noted there; OUT may have been moved since."""
-    parts = uri.rsplit("/", 3)
-    return "/".join(parts[-3:]) if parts[-3] == "latents" else "/".join(parts[-2:])
+_ADDRESSES: Final = ("uri", "latents_uri")
 
 
 def extend(
@@ -303,7 +300,7 @@ def _make_and_note(storage: Storage, extension: Extension, lease: Lease, show: C
     )
     longer = _make(storage, extension, task, show)
     lease.check_now()
-    storage.write_bytes(f"{extension.stem}.json", longer.to_json().encode())
+    storage.write_bytes(f"{extension.stem}.json", longer.to_record())
     storage.delete_many([f"{checkpoints}/{name}" for name in storage.children(checkpoints)])
     return longer
 
@@ -360,13 +357,15 @@ def _result(worker: Any, show: Callable[[int], None]) -> VideoResult:
     Raises:
         MigaError: if nothing does.
     """
-    from actors.messages import VideoFailed, VideoFinished, VideoProgress
+    from actors.messages import VideoFailed, VideoFinished, VideoNote, VideoProgress
 
     while True:
         for event in worker.news(0.5).events:
             match event:
                 case VideoProgress():
                     show(event.num_latents_done)
+                case VideoNote():
+                    say(f"row {event.row}: {event.text}")
                 case VideoFinished():
                     return event.result
                 case VideoFailed():

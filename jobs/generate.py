@@ -37,6 +37,7 @@ from pipeline.config import RunConfig
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import Manifest
+from pipeline.prompt_source import PromptFile, look_at
 from pipeline.prompts import count_rows, read_prompts
 from pipeline.report import write_report
 from pipeline.rows import BadRow, PromptRow
@@ -63,7 +64,7 @@ MAX_FRAMES = 10_000_000
 class Plan:
     """A run, checked and resolved, nothing of it done."""
 
-    prompts: str
+    prompts: PromptFile
     out: str
     config: RunConfig
     spec: BackboneSpec
@@ -99,14 +100,15 @@ def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
     check_codec(config.video, spec.height, spec.width)
     check_schedule(config.model, sampler, config.revision)
     check_weights(config.model, config.revision)
+    file = look_at(prompts)
     plan = Plan(
-        prompts=prompts,
+        prompts=file,
         out=out,
         config=config,
         spec=spec,
         sampler=sampler,
         num_frames=num_frames,
-        num_rows=count_rows(prompts, config.limit),
+        num_rows=count_rows(file, config.limit),
         check_prompt=prompt_checker(config.model, config.revision),
     )
     plan.rows()  # finds what is wrong with the file as a whole
@@ -483,7 +485,7 @@ def make_report(storage: Storage, folder: str | None = None) -> Any:
     from pipeline.run_folder import read_run
 
     record = read_run(storage)
-    manifest = Manifest(storage, int(record.config["run"]["prompts_per_shard"]))
+    manifest = Manifest(storage, record.settings.run.prompts_per_shard)
     if folder is None and not isinstance(storage, LocalStorage):
         raise UsageError(f"{storage.root} is in object storage", "say where the page goes: --to FOLDER")
     rows = (asdict(row) for row in manifest.read_rows())

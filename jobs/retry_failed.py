@@ -10,8 +10,9 @@ from jobs.generate import Plan, generate, make_plan
 from miga.errors import InputError, UsageError
 from pipeline.config import RunConfig, override, parse_config
 from pipeline.manifest import Manifest
+from pipeline.prompt_source import look_at
 from pipeline.rows import BadRow, PromptRow
-from pipeline.run_folder import RunRecord, fingerprint, read_run, shard_of
+from pipeline.run_folder import RunRecord, read_run, shard_of
 from pipeline.storage import open_storage
 from pipeline.trust import check_model, prompts_of
 
@@ -101,7 +102,7 @@ def check_prompts(path: str, record: RunRecord) -> None:
         InputError: if it cannot be read.
     """
     try:
-        there = fingerprint(path)
+        there = look_at(path)
     except InputError as error:
         raise InputError(error.message, "say where the prompt file lies now: --prompts PATH") from error
     if there.sha256 != record.prompts.sha256:

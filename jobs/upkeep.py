@@ -1,8 +1,9 @@
-"""The commands for a run that is there: verify, gc, retry-failed, export."""
+"""The commands for a run that is there: verify, repair, gc, retry-failed, export."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,16 @@ def add_upkeep(commands: Any, show_summary: Callable[[dict[str, Any]], None]) ->
     verify.add_argument("--prompts", metavar="PATH", help="where the prompt file lies now, if it was moved")
     verify.add_argument("--trust", action="store_true", help="read the prompt file wherever run.json says it lies")
     verify.add_argument("--quiet", action="store_true", help="no progress")
+
+    repair = _command(commands, "repair", _repair, "put a run's records right from what is there; no video is made")
+    repair.add_argument("--prompts", metavar="PATH", help="where the prompt file lies now, if it was moved")
+    repair.add_argument("--trust", action="store_true", help="read the prompt file wherever run.json says it lies")
+    repair.add_argument("--quick", action="store_true", help="believe videos whose size is right")
+    repair.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    repair.add_argument(
+        "--yes", action="store_true", help="do it without asking; it is needed where nobody can be asked"
+    )
+    repair.add_argument("--quiet", action="store_true", help="no progress")
 
     gc = _command(commands, "gc", _gc, "remove what no row of a run refers to")
     gc.add_argument("--dry-run", action="store_true", help="say what would go, and remove nothing")
@@ -89,6 +100,8 @@ def _verify(options: argparse.Namespace) -> int:
         show(f"… and {len(found.faults) - _MAX_FAULTS_SHOWN} more; --json prints all")
     counts = {name: value for name, value in values.items() if isinstance(value, int) and not isinstance(value, bool)}
     show(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items()))
+    if found.counts["shards_of_another_place"]:
+        show("some of manifest/ names where OUT was before it was moved: `miga repair OUT` writes the addresses anew")
     if found.is_sound:
         show("sound as far as looked at: no video was read" if found.is_quick else "sound")
     else:
@@ -114,6 +127,51 @@ def _gc(options: argparse.Namespace) -> int:
     verb = "would go" if options.dry_run else "removed"
     show(f"{verb}: {kinds or 'nothing'} ({garbage.bytes:,} bytes)")
     return 0
+
+
+def _repair(options: argparse.Namespace) -> int:
+    from pipeline.repair import Repairs, repair
+
+    can_ask = sys.stdin.isatty() and not options.json
+    is_dry = options.dry_run or not (options.yes or can_ask)
+
+    def agreed(repairs: Repairs) -> bool:
+        if options.yes:
+            return True
+        _print_steps(repairs)
+        return input("do this? [y/N] ").strip().lower() in ("y", "yes")
+
+    storage = open_storage(options.out)
+    repairs = repair(
+        storage,
+        prompts=options.prompts or (read_run(storage).prompts.path if options.trust else None),
+        quick=options.quick,
+        dry_run=is_dry,
+        agreed=agreed,
+        say=_say(options.quiet or options.json),
+    )
+    is_right = not repairs.left and (repairs.is_done or not repairs.steps)
+    if options.json:
+        show_json(repairs.to_dict())
+        return 0 if is_right else 1
+    if options.yes or is_dry:
+        _print_steps(repairs)
+    for text in repairs.left:
+        show(f"left: {text}")
+    if not repairs.steps:
+        show("there is nothing to do" + (" that could be done" if repairs.left else ""))
+    elif repairs.is_done:
+        show("done; a copy of what was replaced is in aside/")
+        if repairs.to_make:
+            show(f"{len(repairs.to_make)} rows are to be made anew: run the same `miga generate` command again")
+    else:
+        show("nothing was changed" + ("" if options.dry_run or can_ask else ": --yes does it"))
+    return 0 if is_right else 1
+
+
+def _print_steps(repairs: Any) -> None:
+    for text in repairs.steps:
+        show(text)
 
 
 def _retry_failed(options: argparse.Namespace) -> int:

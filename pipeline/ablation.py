@@ -29,7 +29,7 @@ import numpy.typing as npt
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from miga.errors import ConfigError, UsageError
-from pipeline.config import Name, load_toml
+from pipeline.config import Name, read_toml, refuse_dates
 from pipeline.rows import canonical_json
 
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -202,7 +202,7 @@ def load_grid(path: str | Path) -> Grid:
     Raises:
         ConfigError: if it cannot be read, or is not one; it says what is wrong where.
     """
-    return parse_grid(load_toml(path, "grid"), f"grid {path}")
+    return parse_grid(read_toml(path, "grid", "or leave --grid out"), f"grid {path}")
 
 
 def parse_grid(values: Mapping[str, Any], origin: str) -> Grid:
@@ -211,8 +211,9 @@ def parse_grid(values: Mapping[str, Any], origin: str) -> Grid:
     Raises:
         ConfigError: as `load_grid`.
     """
+    refuse_dates(values, origin)
     try:
-        grid = _ADAPTER.validate_json(json.dumps(values, default=str), strict=True)
+        grid = _ADAPTER.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         lines = dict.fromkeys(_explain(fault) for fault in error.errors(include_url=False))
         raise ConfigError(

@@ -35,6 +35,7 @@ from miga.video import make_video
 from pipeline.run_folder import open_state_path
 from pipeline.video import count_frames, write_video
 from tests.actors.hosts import MODEL, SPEC, Making, make, settings, task, worker
+from tests.pace import paced
 
 NO_SEARCH = {"self_reflection": False}
 
@@ -184,13 +185,13 @@ def test_the_next_video_begins_while_the_last_is_uploading(tmp_path: Path) -> No
 
     def slow(local: Path, path: str) -> None:
         arrived.set()
-        assert let_go.wait(60.0)
+        assert let_go.wait(paced(60.0))
         put_file(local, path)
 
     host._storage.put_file = slow  # type: ignore[method-assign]
     first = Making(host, task(row=0))
-    assert arrived.wait(60.0)
-    first.thread.join(60.0)
+    assert arrived.wait(paced(60.0))
+    first.thread.join(paced(60.0))
     second = Making(host, task(row=1))
     second.until(lambda event: isinstance(event, VideoMade) and event.row == 1)
     assert not any(isinstance(event, VideoFinished) for event in first.events + second.events)

@@ -17,7 +17,9 @@ import pytest
 from miga.errors import OutputError
 from pipeline import storage_s3
 from pipeline.storage import S3Storage, open_storage
-from tests.faulty_s3 import FaultyS3, bucket_client, wait_until
+from tests.faulty_s3 import FaultyS3, bucket_client
+from tests.pace import paced
+from tests.processes import wait_for
 
 pytestmark = pytest.mark.s3
 
@@ -29,7 +31,6 @@ PART = 5 << 20
 @pytest.fixture
 def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
     """A proxy that the environment leads to, and a storage in a hurry."""
-    monkeypatch.setattr(storage_s3, "S3_ATTEMPTS", 1)  # botocore's own pauses are of seconds
     monkeypatch.setattr(storage_s3, "_FIRST_PAUSE_S", 0.02)
     monkeypatch.setattr(storage_s3, "_MAX_PAUSE_S", 0.05)
     with FaultyS3(os.environ["AWS_ENDPOINT_URL"]) as proxy:
@@ -104,11 +105,12 @@ def test_every_call_rides_out_a_burst(
     assert objects(s3_root) == {"a/2": b"two", "a/3": b"local"}
 
 
-def test_botocore_tries_again_by_itself(proxy: FaultyS3, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_s3, "S3_ATTEMPTS", 3)
-    proxy.fail("lose", times=2, method="PUT")
-    assert S3Storage(s3_root, patience_s=60).write_bytes("a", b"1", if_absent=True)
-    assert objects(s3_root) == {"a": b"1"}
+def test_nothing_below_tries_again(proxy: FaultyS3, s3_root: str) -> None:
+    """Or a patience of seconds would be one of minutes."""
+    proxy.fail("error", times=1000)
+    with pytest.raises(OutputError, match="no usable answer"):
+        S3Storage(s3_root, patience_s=0.0).write_bytes("a", b"1")
+    assert len(proxy.requests) == 1
 
 
 @pytest.mark.parametrize("kind", ["cut", "corrupt"])
@@ -124,7 +126,7 @@ def test_reads_are_verified(storage: S3Storage, proxy: FaultyS3, tmp_path: Path,
 
 
 def test_a_read_that_never_comes_right_is_an_error(proxy: FaultyS3, s3_root: str, tmp_path: Path) -> None:
-    storage = S3Storage(s3_root, patience_s=0.3)
+    storage = S3Storage(s3_root, patience_s=paced(0.3))
     storage.write_bytes("a", b"abc")
     proxy.fail("corrupt", times=1000, method="GET")
     with pytest.raises(OutputError, match="SHA-256"):
@@ -136,10 +138,11 @@ def test_a_read_that_never_comes_right_is_an_error(proxy: FaultyS3, s3_root: str
 
 def test_slow_answers(s3_root: str, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slower than one try waits: the first try's write arrived all the same."""
-    make = storage_s3._shared_file_system
-    monkeypatch.setattr(storage_s3, "_shared_file_system", lambda attempts, _, *rest: make(attempts, 0.25, *rest))
-    proxy.fail("slow", times=2, method="PUT", delay_s=0.75)
-    assert S3Storage(s3_root, patience_s=30).write_bytes("a", b"1", if_absent=True)
+    slow_s = paced(0.75)
+    monkeypatch.setattr(storage_s3, "IDLE_S", slow_s / 3)
+    monkeypatch.setattr(storage_s3, "_LEAST_IDLE_S", slow_s / 3)
+    proxy.fail("slow", times=2, method="PUT", delay_s=slow_s)
+    assert S3Storage(s3_root, patience_s=60).write_bytes("a", b"1", if_absent=True)
     assert [method for method, _ in proxy.requests].count("PUT") == 3
     assert objects(s3_root) == {"a": b"1"}
 
@@ -154,9 +157,9 @@ def test_an_outage_is_waited_for(storage: S3Storage, proxy: FaultyS3, s3_root: s
 
 
 def test_an_outage_that_does_not_end(proxy: FaultyS3, s3_root: str) -> None:
-    storage = S3Storage(s3_root, patience_s=0.5)
+    storage = S3Storage(s3_root, patience_s=paced(0.5))
     proxy.is_gone = True
-    with pytest.raises(OutputError, match=r"no usable answer for \d s") as caught:
+    with pytest.raises(OutputError, match=r"no usable answer for \d+ s") as caught:
         storage.write_bytes("a", b"1")
     assert f"{s3_root}/a" in caught.value.message
     assert "goes on from there" in caught.value.hint
@@ -272,7 +275,7 @@ def test_a_process_killed_within_an_upload_leaves_no_object(
     held = proxy.fail("hold", times=100, method="PUT", target="partNumber=3")
     process = subprocess.Popen([sys.executable, "-c", KILLED, s3_root, str(large)], cwd=ROOT)
     try:
-        wait_until(lambda: held.num_hit, "the last part")
+        wait_for(lambda: held.num_hit, what="the last part")
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
