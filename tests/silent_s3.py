@@ -33,6 +33,8 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 from urllib.parse import urlsplit
 
+from tests.pace import paced
+
 Stage = Literal["accept", "request headers", "continue", "request body", "done", "response headers", "response body"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 
@@ -82,10 +84,12 @@ class SilentS3:
         backend_url: of the server behind.
         requests: method, target and headers of all requests whose headers were read, in order.
         bytes_per_s: of bodies, either way; 0: as fast as it goes.
+        host: address of this machine that it listens on.
     """
 
     backend_url: str
     bytes_per_s: float = 0.0
+    host: str = "127.0.0.1"
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -96,8 +100,8 @@ class SilentS3:
         self._changed = threading.Condition()
         self._era = 0
         self._is_closed = False
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._listener = socket.create_server((self.host, 0), backlog=128)
+        self.url = f"http://{self.host}:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> SilentS3:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -188,7 +192,7 @@ class SilentS3:
         return request, data
 
     def _forward(self, request: _Request) -> tuple[int, str, list[tuple[str, str]], bytes]:
-        backend = http.client.HTTPConnection(*self._backend, timeout=60)
+        backend = http.client.HTTPConnection(*self._backend, timeout=paced(60))
         headers = {name: value for name, value in request.headers if name.lower() not in ("expect", "connection")}
         try:
             backend.request(request.method, request.target, body=request.body, headers=headers)

@@ -110,6 +110,14 @@ def build_tiny_wan(folder: Path, *, residual: bool = False, settings: dict[str, 
     return folder
 
 
+def shard(folder: Path) -> Path:
+    """Writes the transformer of a folder anew, in two files and an index."""
+    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", local_files_only=True)
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    transformer.save_pretrained(folder / "transformer", max_shard_size="60KB")
+    return folder
+
+
 def load_pipeline(folder: Path) -> WanPipeline:
     """diffusers' own pipeline of that folder."""
     pipeline = WanPipeline.from_pretrained(folder, local_files_only=True)

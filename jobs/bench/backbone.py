@@ -53,8 +53,8 @@ from jobs.bench.network_calls import (
 from jobs.bench.overlap import Stretch, make_apart, make_overlapped
 from jobs.bench.profile_choice import parse_profile
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import first_line
 from miga.backbones.random_model import RandomModel, Reduction, planned_spec, random_model
+from miga.backbones.weight_files import first_line
 from miga.errors import MigaError, UsageError
 from pipeline.video import VideoWriter
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from miga.backbones.loading import first_line, resolve_folder, revision_of
+from miga.backbones.loading import resolve_folder, revision_of
+from miga.backbones.weight_files import first_line, visible_files
 from miga.errors import ModelError
 
 FILES: Final = ("*.json", "*.safetensors")
@@ -60,16 +61,23 @@ class ImageModel:
         from transformers import AutoImageProcessor, AutoModel
 
         folder = resolve_folder(name_or_dir, None, FILES)
-        if not list(folder.glob("*.safetensors")):
+        if not visible_files(folder, ".safetensors"):
             raise ModelError(
                 f"image model {name_or_dir!r} has no weights in safetensors format",
                 "other formats can run code when they are loaded: name a model that has *.safetensors",
             )
         self.name, self.revision = name_or_dir, revision_of(folder)
         try:
-            self._processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            self._processor: Any = AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             model, info = AutoModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
             )
         except Exception as error:  # transformers raises of everything: OSError, ValueError, KeyError, ImportError, …
             raise ModelError(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import lru_cache
@@ -16,8 +16,20 @@ from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_
 import torch
 from torch import nn
 
-from miga.config import SamplerConfig
-from miga.errors import MigaError, ModelError
+from miga.backbones.weight_files import (
+    entries_of,
+    first_line,
+    named,
+    opened,
+    read_json,
+    require_file,
+    require_fitting,
+    visible_files,
+    weight_files,
+)
+from miga.config import SamplerConfig, check_overrides
+from miga.errors import ConfigError, MigaError, ModelError
+from miga.outside_data import shown
 
 _T = TypeVar("_T")
 
@@ -25,8 +37,21 @@ LARGE_FILE_BYTES: Final = 64 * 2**20
 SAMPLE_BYTES: Final = 64 * 2**10
 NUM_SAMPLES: Final = 64
 HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+")
-PICKLES: Final = (".ckpt", ".pt", ".pth", ".bin")
-"""How files are named that can run code when they are read."""
+MOST_FRAMES: Final = 10_000_000
+HIGHEST: Final = {
+    "window": 10_000,
+    "num_frames": 100_000,
+    "height": 2**15,
+    "width": 2**15,
+    "fps": 1000,
+    "fps_condition": 1000,
+}
+"""What settings of `miga.json` may at most be; others `MOST_FRAMES`."""
+MOST_TOKENS: Final = 2**24
+MOST_EXTRA_TOKENS: Final = 10_000
+COMPONENTS: Final = ("transformer", "unet", "vae", "text_encoder")
+"""Folders of weights."""
+PARTS: Final = (*COMPONENTS, "tokenizer", "scheduler")
 
 
 def device_and_dtype(device: torch.device | str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
@@ -35,17 +60,22 @@ def device_and_dtype(device: torch.device | str | None, dtype: torch.dtype | Non
     return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
+def local_path(name: str) -> Path:
+    """A model's name as a path, with "~" resolved; whether anything is there is another matter."""
+    return Path(os.path.expanduser(name))
+
+
 def resolve_folder(name_or_dir: str | Path, revision: str | None, patterns: Sequence[str]) -> Path:
     """The folder itself, or that of the hub's snapshot, downloaded as far as `patterns` ask and it is not cached yet.
 
     Raises:
         ModelError: if there is no such folder, or the hub has no such model or cannot be reached.
     """
-    folder = Path(name_or_dir).expanduser()
-    if folder.is_dir():
-        return folder
     name = str(name_or_dir)
-    if folder.is_file():
+    folder = local_path(name)
+    if os.path.isdir(folder):
+        return folder
+    if os.path.isfile(folder):
         raise ModelError(
             f"model {name!r} is a file, not a folder in diffusers' layout",
             hint="name the folder that holds model_index.json",
@@ -75,12 +105,36 @@ def revision_of(folder: Path) -> str:
     if folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name):
         return folder.name
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        relative = path.relative_to(folder)
-        if path.suffix == ".md" or any(part.startswith(".") for part in relative.parts):
-            continue
-        digest.update(relative.as_posix().encode() + b"\0" + file_digest(path))
+    try:
+        for path in _files_below(folder):
+            digest.update(
+                path.relative_to(folder).as_posix().encode(errors="surrogateescape") + b"\0" + file_digest(path)
+            )
+    except OSError as error:
+        raise ModelError(
+            f"cannot read {error.filename or str(folder)!r}: {error.strerror}",
+            hint="see to its permissions and its disk",
+        ) from error
     return f"sha256:{digest.hexdigest()}"
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """All files that count, in order; of folders that are links, those of the model's parts are followed."""
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+        is_top = Path(place) == folder
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and (not os.path.islink(Path(place, name)) or (is_top and name in PARTS))
+        ]
+        visible = [name for name in files if not name.startswith(".") and not name.endswith(".md")]
+        found += [Path(place, name) for name in visible if os.path.isfile(os.path.join(place, name))]
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def file_digest(path: Path) -> bytes:
@@ -95,26 +149,6 @@ def file_digest(path: Path) -> bytes:
                 file.seek((size - SAMPLE_BYTES) * sample // (NUM_SAMPLES - 1))
                 digest.update(file.read(SAMPLE_BYTES))
     return digest.digest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ModelError: if the file is missing or is not one.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"model folder {str(path.parent)!r} has no {path.name}",
-            hint="the folder is not in diffusers' layout, or was copied or downloaded incompletely",
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {str(path)!r}: {first_line(error)}", hint="download the model again") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{str(path)!r} holds no JSON object", hint="download the model again")
-    return value
 
 
 @contextmanager
@@ -145,7 +179,9 @@ def require_component(component: str, folder: Path) -> None:
         )
 
 
-def load_component(kind: Any, component: str, folder: Path, dtype: torch.dtype, ignore: Sequence[str] = ()) -> Any:
+def load_component(
+    kind: Any, component: str, folder: Path, dtype: torch.dtype, ignore: Sequence[str] = (), config: Any = None
+) -> Any:
     """A module of diffusers or transformers from its folder, for inference, on the CPU.
 
     Args:
@@ -154,47 +190,79 @@ def load_component(kind: Any, component: str, folder: Path, dtype: torch.dtype, 
         folder: of the model.
         dtype: of its weights, but for those that the class keeps in float32.
         ignore: weights that a checkpoint may lack, since they are tied to others.
+        config: transformers' configuration; None for diffusers, which reads config.json.
 
     Raises:
         ModelError: if files or weights are missing, broken, not finite, or of another module.
     """
     with loading(component, folder):
-        check_files(component, folder)
-        require_weights(component, folder)
+        entries_of(component, folder)
+        options = {} if config is None else {"config": config}
         model, info = kind.from_pretrained(
-            folder / component, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder / component,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
         )
-    mismatched = {str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]}
-    require_all(component, folder, {*map(str, info["missing_keys"])} - {*ignore}, mismatched)
+    require_fitting(
+        component,
+        folder,
+        missing=sorted({*map(str, info["missing_keys"])} - {*ignore}),
+        mismatched=[str(key[0] if isinstance(key, tuple) else key) for key in info["mismatched_keys"]],
+        left_over=[*map(str, info["unexpected_keys"])],
+    )
     require_finite(component, folder, model)
     return model.eval().requires_grad_(False)
 
 
-def require_all(
-    component: str,
-    folder: Path,
-    missing: Iterable[str],
-    mismatched: Iterable[str] = (),
-    left_over: Iterable[str] = (),
-) -> None:
-    """Refuses weights that libraries would only warn about and fill with random numbers.
+def load_tokenizer(kind: Any, folder: Path, vocabulary: int) -> Any:
+    """A tokenizer of transformers from a model's folder, tried on a word.
 
     Args:
-        component: name of its folder.
+        kind: its class.
         folder: of the model.
-        missing: weights that the module has and the checkpoint has not.
-        mismatched: weights that have another shape there.
-        left_over: weights that the checkpoint alone has.
+        vocabulary: how many tokens the text encoder knows.
 
     Raises:
-        ModelError: if there are any, naming them.
+        ModelError: if a file is missing, broken or of another tokenizer.
     """
-    kinds = {"lacks": missing, "has another shape for": mismatched, "has no place for": left_over}
-    for what, keys in kinds.items():
-        if listed := sorted(keys):
+    place = folder / "tokenizer"
+    require_component("tokenizer", folder)
+    for name in visible_files(place):
+        if not os.path.isdir(place / name):
+            require_file(place / name)
+    if os.path.exists(place / "tokenizer_config.json"):
+        _check_tokenizer_config(place / "tokenizer_config.json")
+    with loading("tokenizer", folder):
+        tokenizer = kind.from_pretrained(place, local_files_only=True)
+        tokens = tokenizer("a", truncation=False, verbose=False).input_ids
+        size = len(tokenizer)
+        padded = tokenizer("a", padding="max_length", max_length=16, return_tensors="pt").input_ids.shape[1]
+        if (
+            not isinstance(tokens, list)
+            or not tokens
+            or not all(type(token) is int for token in tokens)
+            or padded != 16
+        ):
+            raise ValueError("it makes no tokens of 'a'")
+    if size > vocabulary:
+        raise ModelError(
+            f"the tokenizer in {str(place)!r} has {size:,} tokens, the text encoder knows {vocabulary:,}",
+            hint="they are of two models: download it again",
+        )
+    return tokenizer
+
+
+def _check_tokenizer_config(file: Path) -> None:
+    """Numbers that transformers would count up to."""
+    for key, value in read_json(file, any_integer=True).items():
+        most = MOST_EXTRA_TOKENS if key == "extra_ids" else MOST_TOKENS
+        if key != "model_max_length" and isinstance(value, int) and not 0 <= value <= most:
             raise ModelError(
-                f"the checkpoint in {str(folder / component)!r} {what} {named(listed)}",
-                hint="weights and config.json do not belong together: download or convert the model again",
+                f"{str(file)!r}: {key} is {shown(value)}, and at most {most:,} are taken",
+                hint="download the model again",
             )
 
 
@@ -227,137 +295,68 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
-def require_weights(component: str, folder: Path) -> None:
-    """Refuses a component without safetensors: any other format can run code when it is read.
-
-    Raises:
-        ModelError: naming the pickles that are there in their place.
-    """
-    require_component(component, folder)
-    if any((folder / component).glob("*.safetensors")):
-        return
-    pickles = sorted(file.name for file in (folder / component).iterdir() if file.suffix in PICKLES)
-    if pickles:
-        raise ModelError(
-            f"cannot load {str(folder / component)!r}: its weights are a pickle, {named(pickles)}, which can run code",
-            hint="only safetensors are read: take a version of the model that has them",
-        )
-    raise ModelError(
-        f"cannot load {str(folder / component)!r}: it holds no weights, no *.safetensors",
-        hint="the folder was copied or downloaded incompletely",
-    )
-
-
 def check_component(
-    component: str, folder: Path, module: nn.Module, ignore: Sequence[str] = (), *, exact: bool = False
+    component: str, folder: Path, module: nn.Module, ignore: Sequence[str] = (), note: str = ""
 ) -> None:
     """Finds all that can be wrong with a component's weights before anything is started that needs them.
 
-    Names and shapes are read from the files' headers. That all numbers are finite takes one reading of the files, at
-    the speed of the disk and without holding them: loading them later is so much faster.
+    Names, shapes and types are read from the files' headers. That all numbers are finite takes one reading of the
+    files, at the speed of the disk and without holding them: loading them later is so much faster.
 
     Args:
         component: name of its folder.
         folder: of the model.
         module: the module that they are for, on the meta device.
         ignore: weights that a checkpoint may lack, since they are tied to others.
-        exact: whether weights that the module has no place for are refused too; libraries pass over them.
+        note: for the hint, where weights and module do not fit.
 
     Raises:
         ModelError: if files or weights are missing, broken, not finite, or of another module.
     """
-    require_weights(component, folder)
-    check_files(component, folder)
-    shapes: dict[str, tuple[int, ...]] = {}
-    files = sorted((folder / component).glob("*.safetensors"))
-    for file in files:
-        shapes |= {name: tuple(entry["shape"]) for name, entry in _safetensors_header(file).items()}
+    require_component(component, folder)
+    shapes = {name: entry.shape for name, entry in entries_of(component, folder).items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    mismatched = [name for name in wanted.keys() & shapes.keys() if wanted[name] != shapes[name]]
-    left_over = shapes.keys() - wanted.keys() if exact else ()
-    require_all(component, folder, wanted.keys() - shapes.keys() - {*ignore}, mismatched, left_over)
-    for file in files:
-        status = file.stat()
-        _refuse_broken(file, broken_tensors(file, status.st_size, status.st_mtime_ns))
+    require_fitting(
+        component,
+        folder,
+        missing=sorted(wanted.keys() - shapes.keys() - {*ignore}),
+        mismatched=[name for name in wanted.keys() & shapes.keys() if wanted[name] != shapes[name]],
+        left_over=sorted(shapes.keys() - wanted.keys()),
+        note=note,
+    )
+    for file in weight_files(component, folder):
+        _refuse_broken(file, broken_tensors_of(file))
+
+
+def broken_tensors_of(file: Path) -> list[str]:
+    """Names of the tensors of a safetensors file that are not finite; a file that is as it was is read once.
+
+    Raises:
+        ModelError: if it cannot be read.
+    """
+    status = file.stat()
+    return broken_tensors(file, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
 def broken_tensors(file: Path, size: int, mtime_ns: int) -> list[str]:
-    """Names of the tensors of a safetensors file that are not finite.
-
-    Args:
-        file: read tensor by tensor.
-        size: of the file.
-        mtime_ns: when it was last changed: a file that is as it was is read once.
-    """
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as tensors:
+    """The same, of a file that had this size when it was last changed, then."""
+    with opened(file) as tensors:
         return [name for name in tensors.keys() if not is_finite(tensors.get_tensor(name))]  # noqa: SIM118
 
 
 def check_all_files(folder: Path) -> None:
-    """`check_files` of every component that is there."""
-    for component in sorted(path.name for path in folder.iterdir() if path.is_dir()):
-        check_files(component, folder)
-
-
-def check_files(component: str, folder: Path) -> None:
     """Finds weights that were only half copied or downloaded, from indices and file headers, in a moment.
 
-    Raises:
-        ModelError: if an index names a file that is not there, or a safetensors file is shorter or longer than its
-            header says.
-    """
-    for index in sorted((folder / component).glob("*.index.json")):
-        shards = {str(shard) for shard in read_json(index).get("weight_map", {}).values()}
-        missing = sorted(shard for shard in shards if not (index.parent / shard).is_file())
-        if missing:
-            raise ModelError(
-                f"cannot load {str(folder / component)!r}: {index.name} names {len(shards)} files, and "
-                f"{named(missing)} of them {'is' if len(missing) == 1 else 'are'} not there",
-                hint="the download is not complete: start it again, it goes on where it was left",
-            )
-    for file in sorted((folder / component).glob("*.safetensors")):
-        size, wanted = file.stat().st_size, _safetensors_bytes(file)
-        if size != wanted:
-            raise ModelError(
-                f"cannot load {str(file)!r}: it has {size:,} bytes, and its header "
-                + (f"speaks of {wanted:,}" if wanted else "is broken"),
-                hint="the file is cut off or damaged: download it again",
-            )
-
-
-def _safetensors_bytes(file: Path) -> int:
-    """How long a safetensors file should be, by its header; 0 if that is none."""
-    try:
-        ends = [entry["data_offsets"][1] for entry in _safetensors_header(file).values()]
-        return 8 + _header_bytes(file) + int(max(ends, default=0))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return 0
-
-
-def _safetensors_header(file: Path) -> dict[str, Any]:
-    """The entry of every tensor of a safetensors file: dtype, shape, place.
+    Components without any weights are passed over: a spec needs none.
 
     Raises:
-        ValueError: if the file has no such header.
+        ModelError: naming the file.
     """
-    length = _header_bytes(file)
-    if length > file.stat().st_size:
-        raise ValueError(f"a header of {length} bytes in a file of {file.stat().st_size}")
-    with file.open("rb") as stream:
-        stream.seek(8)
-        header = json.loads(stream.read(length))
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
-
-
-def _header_bytes(file: Path) -> int:
-    with file.open("rb") as stream:
-        head = stream.read(8)
-    if len(head) < 8:
-        raise ValueError("a file of less than 8 bytes")
-    return int.from_bytes(head, "little")
+    for component in COMPONENTS:
+        place = folder / component
+        if place.is_dir() and any(name.endswith((".safetensors", ".index.json")) for name in visible_files(place)):
+            entries_of(component, folder)
 
 
 def read_settings(folder: Path, kind: type[_T]) -> _T:
@@ -371,7 +370,7 @@ def read_settings(folder: Path, kind: type[_T]) -> _T:
         ModelError: for an unknown key, a wrong type or a value out of range.
     """
     file = folder / "miga.json"
-    given = read_json(file) if file.exists() else {}
+    given = read_json(file) if os.path.lexists(file) else {}
     types = get_type_hints(kind)
     if problems := [problem for key, value in given.items() for problem in _problems(key, value, types)]:
         raise ModelError(f"{str(file)!r}: {'; '.join(problems)}", hint=f"known keys: {', '.join(types)}")
@@ -392,20 +391,20 @@ def _problems(key: str, value: Any, types: Mapping[str, Any]) -> list[str]:
     wanted = get_origin(wanted) or wanted
     if type(value) is not wanted:  # a bool is an int too
         return [f"{key} must be of type {wanted.__name__}, not {value!r}"]
-    lowest = 2 if key == "window" else 1
+    lowest, highest = 2 if key == "window" else 1, HIGHEST.get(key, MOST_FRAMES)
     if wanted is int and value < lowest:
         return [f"{key} must be {lowest} or above, not {value}"]
-    if key == "sampler":
-        settings = {field.name for field in fields(SamplerConfig)}
-        return [f"unknown key {name!r} in sampler" for name in sorted(value.keys() - settings)]
+    if wanted is int and value > highest:
+        return [f"{key} must be {highest:,} or below, not {value:,}"]
+    return _sampler_problems(value) if key == "sampler" else []
+
+
+def _sampler_problems(values: Mapping[str, Any]) -> list[str]:
+    known = {field.name for field in fields(SamplerConfig)} - {"profile"}
+    if unknown := sorted(values.keys() - known):
+        return [f"unknown key {name!r} in sampler" for name in unknown]
+    try:
+        check_overrides(values)
+    except ConfigError as error:
+        return [f"{error.message}: {error.hint}"]
     return []
-
-
-def named(names: Sequence[str], count: int = 3) -> str:
-    """The first few of a list of names, and how many more there are."""
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

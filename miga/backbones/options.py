@@ -100,7 +100,7 @@ def configured_spec(
         if loras is None:
             loras = find_loras(options.lora)
             for lora in loras:
-                check_lora(lora, architecture.linear_layers())
+                check_lora(lora, architecture.weights())
         spec = replace(spec, revision="+".join([spec.revision, *(lora.label for lora in loras)]))
     return spec
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
 
 from miga.backbones.base import Backbone, BackboneSpec, Component
-from miga.backbones.loading import device_and_dtype, first_line
+from miga.backbones.loading import device_and_dtype
+from miga.backbones.weight_files import first_line
 from miga.errors import MigaError, ModelError
 
 IMPORT_PATH: Final = re.compile(r"(?!\d)\w+(\.(?!\d)\w+)*:(?!\d)\w+(\.(?!\d)\w+)*")
@@ -41,7 +42,7 @@ class Factory(Protocol):
 
 def is_import_path(name: str) -> bool:
     """Whether a model's name is such a path, and no file or folder of that name is there."""
-    return IMPORT_PATH.fullmatch(name) is not None and not Path(name).exists()
+    return IMPORT_PATH.fullmatch(name) is not None and not os.path.lexists(name)
 
 
 def load_own(

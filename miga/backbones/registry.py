@@ -6,6 +6,7 @@ asks for a spec, or simulates a GPU, needs none of it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,19 @@ import torch
 
 from miga.backbones import own, simulated, wan_spec
 from miga.backbones.base import Backbone, BackboneSpec, Component
-from miga.backbones.loading import PICKLES, check_component, read_json, require_component, resolve_folder
+from miga.backbones.loading import check_component, local_path, require_component, resolve_folder
+from miga.backbones.model_config import class_name_of
 from miga.backbones.spec import is_published
 from miga.backbones.videocrafter2 import footprint
 from miga.backbones.videocrafter2 import spec as videocrafter2_spec
-from miga.backbones.videocrafter2.schedule import schedule_of
+from miga.backbones.videocrafter2.schedule import schedule_of as videocrafter2_schedule
+from miga.backbones.wan_schedule import schedule_of as wan_schedule
 from miga.backbones.wan_spec import PUBLISHED as PUBLISHED_WAN
 from miga.backbones.wan_spec import load_spec as load_wan_spec
+from miga.backbones.weight_files import PICKLES, read_json, visible_files
 from miga.config import SamplerConfig
 from miga.errors import ModelError
+from miga.solvers.check import check_steps
 
 if TYPE_CHECKING:
     from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
@@ -41,8 +46,8 @@ def family_of(name_or_dir: str, revision: str | None = None) -> str:
     Raises:
         ModelError: if there is no such model, or it is a checkpoint that has not been converted.
     """
-    path = Path(name_or_dir).expanduser()
-    if path.is_file() and path.suffix in PICKLES:
+    path = local_path(name_or_dir)
+    if path.suffix in PICKLES and os.path.isfile(path):
         raise ModelError(
             f"model {name_or_dir!r} is a pickle, which is never loaded as it is",
             hint=f"if it is VideoCrafter2's model.ckpt, {videocrafter2_spec.CONVERT_HINT}",
@@ -52,10 +57,10 @@ def family_of(name_or_dir: str, revision: str | None = None) -> str:
     if name_or_dir in EMBEDDED or is_published(name_or_dir, PUBLISHED_WAN):
         return "wan"
     folder = resolve_folder(name_or_dir, revision, ["model_index.json"])
-    if (folder / "model_index.json").exists():
-        is_converted = read_json(folder / "model_index.json").get("_class_name") == videocrafter2_spec.PIPELINE_CLASS
+    if os.path.lexists(folder / "model_index.json"):
+        is_converted = class_name_of(read_json(folder / "model_index.json")) == videocrafter2_spec.PIPELINE_CLASS
         return videocrafter2_spec.FAMILY if is_converted else "wan"
-    if found := sorted(file.name for file in folder.iterdir() if file.suffix == ".ckpt"):
+    if found := visible_files(folder, ".ckpt"):
         raise ModelError(
             f"model folder {name_or_dir!r} holds {found[0]}, a pickle, which is never loaded as it is",
             hint=f"if it is VideoCrafter2's model.ckpt, {videocrafter2_spec.CONVERT_HINT}",
@@ -128,7 +133,7 @@ def _refuse_unconverted(name_or_dir: str) -> None:
 
 def is_on_hub(name_or_dir: str) -> bool:
     """Whether a name is neither of a model that comes with the package or is imported, nor of a folder here."""
-    is_here = name_or_dir in EMBEDDED or Path(name_or_dir).expanduser().exists()
+    is_here = name_or_dir in EMBEDDED or os.path.exists(local_path(name_or_dir))
     return not is_here and not simulated.is_simulated(name_or_dir) and not own.is_import_path(name_or_dir)
 
 
@@ -138,10 +143,15 @@ def check_schedule(name_or_dir: str, config: SamplerConfig, revision: str | None
     Raises:
         ConfigError: naming them, and the nearest that it does.
     """
-    if simulated.is_simulated(name_or_dir) or own.is_import_path(name_or_dir):
-        return
-    if family_of(name_or_dir, revision) == videocrafter2_spec.FAMILY:
-        schedule_of(config, videocrafter2_spec.load_settings(name_or_dir, revision=revision))
+    if simulated.is_simulated(name_or_dir):
+        schedule = simulated.schedule_of(config, simulated.load_spec(name_or_dir, revision).family)
+    elif own.is_import_path(name_or_dir):
+        return  # known once the model is loaded: the sampler looks at it then
+    elif family_of(name_or_dir, revision) == videocrafter2_spec.FAMILY:
+        schedule = videocrafter2_schedule(config, videocrafter2_spec.load_settings(name_or_dir, revision=revision))
+    else:
+        schedule = wan_schedule(config)
+    check_steps(config, schedule)
 
 
 def check_weights(name_or_dir: str, revision: str | None = None, *, download: bool = False) -> None:
@@ -170,5 +180,5 @@ def check_weights(name_or_dir: str, revision: str | None = None, *, download: bo
     folder = resolve_folder(EMBEDDED.get(name_or_dir, name_or_dir), revision, patterns)
     for part in parts:
         require_component(part, folder)
-    for component, module in modules_of_folder(folder).items():
-        check_component(component, folder, module, wan_spec.TIED_TEXT_WEIGHTS, exact=component == "unet")
+    for component, (module, note) in modules_of_folder(folder).items():
+        check_component(component, folder, module, wan_spec.TIED_TEXT_WEIGHTS, note)

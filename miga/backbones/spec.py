@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import check_all_files, resolve_folder
+from miga.backbones.loading import check_all_files, local_path, resolve_folder
 from miga.errors import ModelError
 
 
 def is_published(name_or_dir: str | Path, published: Container[str]) -> bool:
     """Whether a name is one of those that are known without files, and no folder here is called so."""
-    return str(name_or_dir) in published and not Path(name_or_dir).is_dir()
+    return str(name_or_dir) in published and not os.path.isdir(name_or_dir)
 
 
 def spec_folder(name_or_dir: str | Path, revision: str | None, json_files: Sequence[str]) -> Path:
@@ -23,7 +24,7 @@ def spec_folder(name_or_dir: str | Path, revision: str | None, json_files: Seque
         ModelError: if the model is missing, or its weights were only half copied.
     """
     folder = resolve_folder(name_or_dir, revision, json_files)
-    if folder == Path(name_or_dir).expanduser():  # of the hub only these files are here yet
+    if folder == local_path(str(name_or_dir)):  # of the hub only these files are here yet
         check_all_files(folder)
     return folder
 

@@ -7,6 +7,7 @@ cross-attention · `wan_attention.py` its backends · `wan_lora.py` LoRAs · `wa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -15,7 +16,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
-from miga.backbones.loading import load_component, loading, read_json
+from miga.backbones.loading import load_component, load_tokenizer, require_component
 from miga.backbones.pretrained import PretrainedBackbone
 from miga.backbones.text import TextEncoder
 from miga.backbones.wan_attention import set_attention_backend
@@ -24,11 +25,19 @@ from miga.backbones.wan_lora import Lora, fuse_loras
 from miga.backbones.wan_padding import use_compact_padding
 from miga.backbones.wan_per_latent import use_per_latent_timesteps
 from miga.backbones.wan_schedule import schedule_of
-from miga.backbones.wan_spec import JSON_FILES, TIED_TEXT_WEIGHTS, spec_of_folder
+from miga.backbones.wan_spec import (
+    JSON_FILES,
+    TIED_TEXT_WEIGHTS,
+    spec_of_folder,
+    text_config_of_folder,
+    text_vocabulary,
+)
 from miga.backbones.wan_text import WanTextEncoder
 from miga.backbones.wan_vae import WanFrameDecoder
+from miga.backbones.weight_files import read_json
 from miga.config import SamplerConfig
 from miga.errors import ModelError
+from miga.outside_data import shown
 
 
 class WanBackbone(PretrainedBackbone):
@@ -47,22 +56,30 @@ class WanBackbone(PretrainedBackbone):
     @staticmethod
     def load_tokenizer(folder: Path) -> Any:
         """By the class that model_index.json names: `AutoTokenizer` does not know every one that transformers saves."""
-        entry = read_json(folder / "model_index.json").get("tokenizer") or [None, None]
-        kind = getattr(transformers, str(entry[1]), None)
-        if kind is None or "Tokenizer" not in str(entry[1]):
+        entry = read_json(folder / "model_index.json").get("tokenizer")
+        name = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+        kind: Any = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+        is_tokenizer = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedTokenizerBase)
+        if not is_tokenizer:
             raise ModelError(
-                f"model_index.json of {str(folder)!r} names no tokenizer of transformers, but {entry[1]!r}",
+                f"model_index.json of {str(folder)!r} names no tokenizer of transformers, but {shown(name)}",
                 hint="T5TokenizerFast is what Wan's models name",
             )
-        with loading("tokenizer", folder):
-            if not any((folder / "tokenizer" / file).exists() for file in ("tokenizer.json", "spiece.model")):
-                raise FileNotFoundError("no tokenizer.json or spiece.model")  # transformers would make one up
-            return kind.from_pretrained(folder / "tokenizer", local_files_only=True)
+        require_component("tokenizer", folder)
+        if not any(os.path.lexists(folder / "tokenizer" / file) for file in ("tokenizer.json", "spiece.model")):
+            raise ModelError(  # transformers would make one up
+                f"cannot load {str(folder / 'tokenizer')!r}: no tokenizer.json or spiece.model",
+                hint="the folder was copied or downloaded incompletely",
+            )
+        return load_tokenizer(kind, folder, text_vocabulary(folder))
 
     @staticmethod
     def load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
         """UMT5."""
-        return load_component(transformers.UMT5EncoderModel, "text_encoder", folder, dtype, ignore=TIED_TEXT_WEIGHTS)
+        config = text_config_of_folder(folder)
+        return load_component(
+            transformers.UMT5EncoderModel, "text_encoder", folder, dtype, ignore=TIED_TEXT_WEIGHTS, config=config
+        )
 
     @staticmethod
     def load_network(folder: Path, device: torch.device, dtype: torch.dtype) -> WanTransformer3DModel:

@@ -15,7 +15,7 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 
-from miga.backbones.loading import first_line
+from miga.backbones.weight_files import first_line
 from miga.errors import ModelError
 
 

@@ -1,7 +1,7 @@
 """LoRAs of Wan's transformer: found, checked against the model, and fused into its weights.
 
-A file is read by diffusers' own loader, which knows the layouts of diffusers, ComfyUI and musubi-tuner. It is fused,
-not hung beside the weights: a call costs what it costs without, and nothing of it is left but the weights.
+What each tensor of a file changes is in `lora_layout.py`; the check before a run and the fusing share it. A LoRA is
+fused, not hung beside the weights: a call costs what it costs without, and nothing of it is left but the weights.
 
 Legend: A `[rank, in]` and B `[out, rank]` are the two factors of a weight's change.
 """
@@ -9,23 +9,30 @@ Legend: A `[rank, in]` and B `[out, rank]` are the two factors of a weight's cha
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
-from torch import nn
 
-from miga.backbones.loading import HUB_NAME, broken_tensors, file_digest, first_line, is_finite, named
+from miga.backbones.loading import HUB_NAME, broken_tensors_of, file_digest, is_finite
+from miga.backbones.lora_layout import AdapterSettings, Change, plan_lora
+from miga.backbones.weight_files import Entry, first_line, named, opened
 from miga.errors import ModelError
+from miga.outside_data import OutsideDataError, parse_json_object, validated
+
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
 
 HUB_FILE: Final = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.safetensors)")
 USUAL_FILE: Final = "pytorch_lora_weights.safetensors"
-TEXT_PREFIXES: Final = ("text_encoder", "lora_te", "conditioner", "text_model")
-FACTOR: Final = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])\.(?P<kind>weight|bias)")
+MAX_SCALE: Final = 1e4
+"""What is beyond it was not meant, and overflows half precision."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Lora:
     @property
     def label(self) -> str:
         """What stands in a model's revision: the content and the scale, not where the file lay."""
-        return f"lora:{self.digest}*{self.scale:g}"
+        return f"lora:{self.digest}*{self.scale!r}"
 
 
 def parse_lora(text: str) -> tuple[str, float]:
@@ -57,16 +64,16 @@ def parse_lora(text: str) -> tuple[str, float]:
         ModelError: if there is no name, or the scale is no number.
     """
     name, colon, tail = text.rpartition(":")
-    if not colon or Path(text).expanduser().exists():
+    if not colon or os.path.lexists(os.path.expanduser(text)):
         name, tail = text, "1"
     try:
         scale = float(tail)
     except ValueError:
         name, scale = text, 1.0  # a colon of the name's own: the file is then missed under its full name
-    if not name or not math.isfinite(scale):
+    if not name or not abs(scale) <= MAX_SCALE:
         raise ModelError(
             f"LoRA {text!r} is not FILE_OR_NAME[:scale]",
-            "such as style.safetensors:0.8, or owner/name/file.safetensors",
+            f"such as style.safetensors:0.8, or owner/name/file.safetensors; a scale is at most {MAX_SCALE:g}",
         )
     return name, scale
 
@@ -80,21 +87,35 @@ def find_loras(texts: Sequence[str]) -> list[Lora]:
     loras = []
     for text in texts:
         name, scale = parse_lora(text)
-        file = _find_file(name)
-        loras.append(Lora(name, scale, file, file_digest(file).hex()[:16]))
+        try:
+            file = _find_file(name)
+            digest = file_digest(file).hex()[:16]
+        except OSError as error:
+            raise ModelError(
+                f"LoRA {name!r} cannot be read: {first_line(error)}", "see to its permissions and its disk"
+            ) from error
+        loras.append(Lora(name, scale, file, digest))
     return loras
 
 
 def _find_file(name: str) -> Path:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path / _choose([file.name for file in path.glob("*.safetensors")], name)
-    if path.is_file():
-        if path.suffix != ".safetensors":
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        files = [file for file in os.listdir(path) if file.endswith(".safetensors") and not file.startswith(".")]
+        return _find_file(os.path.join(path, _choose(files, name)))
+    if os.path.isfile(path):
+        if not path.endswith(".safetensors"):
             raise ModelError(
                 f"LoRA {name!r} is no .safetensors file", "a pickle can run code: convert it to safetensors first"
             )
-        return path
+        return Path(path)
+    if os.path.islink(path):
+        raise ModelError(
+            f"LoRA {name!r} is a link to {os.readlink(path)!r}, which is not there",
+            "a cache of the hub copied without its blobs leaves such links: download the file again",
+        )
+    if os.path.lexists(path):
+        raise ModelError(f"LoRA {name!r} is no regular file", "name a .safetensors file")
     match = HUB_FILE.fullmatch(name)
     if not match and not HUB_NAME.fullmatch(name):
         raise ModelError(
@@ -127,127 +148,107 @@ def _choose(files: list[str], name: str) -> str:
     raise ModelError(f"LoRA {name!r} holds several files: {named(files)}", f"name one: {name}/{sorted(files)[0]}")
 
 
-def check_lora(lora: Lora, layers: Mapping[str, tuple[int, int]]) -> None:
+def check_lora(lora: Lora, weights: Mapping[str, tuple[int, ...]]) -> None:
     """Finds a LoRA that cannot be fused without the model's weights, and without holding its own.
 
     Args:
         lora: as `find_loras` gave it.
-        layers: numbers in and out of the model's linear layers, by name.
+        weights: shape of every weight of the model, by name.
 
     Raises:
-        ModelError: if the file is broken, is for another model or for the text encoder, or holds NaN.
+        ModelError: if the file is broken, holds a tensor that has no place in the model, or NaN.
     """
-    weights, _ = _read(lora, shapes_only=True)
-    _check_fits(lora, weights, layers)
-    status = lora.file.stat()
-    _refuse_broken(lora, broken_tensors(lora.file, status.st_size, status.st_mtime_ns))
+    _plan(lora, weights)
+    _refuse_broken(lora)
 
 
 def fuse_loras(transformer: WanTransformer3DModel, loras: Sequence[Lora]) -> None:
-    """Adds the LoRAs to the weights, one after the other.
+    """Adds the LoRAs to the weights: W + scale (alpha / rank) B A, summed in float32 and rounded once.
 
     Args:
-        transformer: changed in place.
+        transformer: changed in place, once every file has been found sound.
         loras: as `find_loras` gave them.
 
     Raises:
-        ModelError: if a file is broken, is for another model or for the text encoder, or holds NaN.
+        ModelError: if a file is broken, holds a tensor that has no place in the model, or NaN; or if a weight
+            overflows.
     """
+    weights = dict(transformer.named_parameters())
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    changes: dict[str, list[tuple[Lora, Change]]] = defaultdict(list)
     for lora in loras:
-        weights, metadata = _read(lora)
-        _check_fits(lora, weights, _linear_layers(transformer))
-        _refuse_broken(lora, sorted(key for key, value in weights.items() if not is_finite(value)))
-        try:
-            transformer.load_lora_adapter(
-                {f"transformer.{key}": value for key, value in weights.items()}, metadata=metadata, adapter_name="lora"
-            )
-            transformer.fuse_lora(lora_scale=lora.scale, adapter_names=["lora"])
-        except Exception as error:  # peft raises many kinds; all mean that this file cannot be used
-            raise ModelError(
-                f"LoRA {lora.name!r} cannot be fused: {type(error).__name__}: {first_line(error)}",
-                "it may be of a kind that diffusers does not load",
-            ) from error
-        finally:
-            transformer.unload_lora()
+        for change in _plan(lora, shapes):
+            changes[change.target].append((lora, change))
+    for lora in loras:
+        _refuse_broken(lora)
+    with ExitStack() as stack:
+        files = {lora: stack.enter_context(_opened(lora)) for lora in loras}
+        for target, of_target in changes.items():
+            _add(weights[target], target, [(lora, change, files[lora]) for lora, change in of_target])
 
 
-def _read(lora: Lora, *, shapes_only: bool = False) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """The factors by the names of diffusers' modules, and the settings that the file states of itself.
-
-    Args:
-        lora: whose file is read.
-        shapes_only: whether only single numbers (`alpha`) are read; the rest is on the meta device, without settings.
-    """
-    from safetensors import safe_open
-
-    try:
-        with safe_open(lora.file, "pt") as file:
-            keys = list(file.keys())
-            of_text = sorted(key for key in keys if key.startswith(TEXT_PREFIXES))
-            dropped = [key for key in keys if "norm" in key and key.endswith((".diff", ".diff_b"))]
-            changed = [key for key in dropped if bool(file.get_tensor(key).any())]
-            shapes = {key: _shape_of(file, key) for key in keys} if shapes_only else {}
-        if of_text:
-            raise ModelError(
-                f"LoRA {lora.name!r} changes the text encoder too: {named(of_text)}",
-                "only LoRAs of the transformer are supported: remove those tensors from the file",
-            )
-        if changed:
-            raise ModelError(
-                f"LoRA {lora.name!r} changes normalisations, which diffusers does not load: {named(changed)}",
-                "use the diffusers version of it, or remove those tensors from the file",
-            )
-        source = shapes or str(lora.file)
-        weights, metadata = WanPipeline.lora_state_dict(source, return_lora_metadata=True)
-    except ModelError:
-        raise
-    except Exception as error:  # safetensors' errors, and what diffusers' conversion raises for other layouts
+@torch.no_grad()
+def _add(weight: torch.Tensor, name: str, changes: Sequence[tuple[Lora, Change, Any]]) -> None:
+    total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+    for lora, change, file in changes:
+        tensors = [file.get_tensor(key).to(total) for key in change.keys]
+        flat = [tensor.flatten(1) if len(tensors) == 2 else tensor for tensor in tensors]
+        added = flat[0] @ flat[1] if len(flat) == 2 else flat[0]
+        total += lora.scale * change.factor * added.reshape(total.shape)
+    fused = total.to(weight.dtype)
+    if not is_finite(fused):
         raise ModelError(
-            f"LoRA {lora.name!r} cannot be read as one of Wan: {type(error).__name__}: {first_line(error)}",
-            "the file is broken, or belongs to another model",
-        ) from error
-    prefix = re.compile(r"^(transformer\.|base_model\.model\.)+")
-    settings = {f"transformer.{prefix.sub('', key)}": value for key, value in metadata.items()} if metadata else None
-    return {prefix.sub("", key): value for key, value in weights.items()}, settings
-
-
-def _shape_of(file: Any, key: str) -> torch.Tensor:
-    """A tensor of a file without its numbers, unless it is a single one."""
-    shape = file.get_slice(key).get_shape()
-    return torch.empty(shape, device="meta") if math.prod(shape) > 1 else file.get_tensor(key)
-
-
-def _linear_layers(transformer: WanTransformer3DModel) -> dict[str, tuple[int, int]]:
-    modules = transformer.named_modules()
-    return {name: (layer.in_features, layer.out_features) for name, layer in modules if isinstance(layer, nn.Linear)}
-
-
-def _check_fits(lora: Lora, weights: Mapping[str, torch.Tensor], layers: Mapping[str, tuple[int, int]]) -> None:
-    strange = sorted(key for key, value in weights.items() if not _fits(key, value, layers))
-    pairs = {match["module"]: set[str]() for key in weights if (match := FACTOR.fullmatch(key))}
-    for key in weights:
-        if match := FACTOR.fullmatch(key):
-            pairs[match["module"]].add(match["factor"])
-    strange = strange or sorted(module for module, factors in pairs.items() if factors != {"A", "B"})
-    if strange or not pairs:
-        raise ModelError(
-            f"LoRA {lora.name!r} does not fit the model: {named(strange) or 'it holds no factors at all'}",
-            "it is a LoRA of another model, or of another size of this one",
+            f"LoRA {named([repr(lora.name) for lora, _, _ in changes])} makes {name} larger than "
+            f"{str(weight.dtype).removeprefix('torch.')} can hold",
+            "take a smaller scale",
         )
+    weight.copy_(fused)
 
 
-def _refuse_broken(lora: Lora, broken: Sequence[str]) -> None:
-    if broken:
+def _plan(lora: Lora, weights: Mapping[str, tuple[int, ...]]) -> list[Change]:
+    """What the file changes, if each of its tensors has a place.
+
+    Raises:
+        ModelError: naming those that have none, and why.
+    """
+    with _opened(lora) as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+        entries = {key: Entry(str(part.get_dtype()), tuple(part.get_shape())) for key, part in slices.items()}
+        alphas = {
+            key: float(file.get_tensor(key))
+            for key, entry in entries.items()
+            if key.endswith(".alpha") and math.prod(entry.shape) == 1
+        }
+        metadata = file.metadata() or {}
+    plan = plan_lora(entries, alphas, _settings(lora, metadata), weights)
+    if plan.problems:
+        raise ModelError(
+            f"LoRA {lora.name!r} does not fit the model: {'; '.join(plan.problems)}",
+            "every tensor of a LoRA is used or the file is refused: take one of this model and size, as a plain LoRA",
+        )
+    return plan.changes
+
+
+def _opened(lora: Lora) -> AbstractContextManager[Any]:
+    return opened(lora.file, f"LoRA {lora.name!r}")
+
+
+def _settings(lora: Lora, metadata: Mapping[str, str]) -> AdapterSettings | None:
+    """What a file of diffusers states of itself."""
+    text = metadata.get("lora_adapter_metadata")
+    if text is None:
+        return None
+    try:
+        stated = {key.removeprefix("transformer."): value for key, value in parse_json_object(text).items()}
+        known = {field.name for field in fields(AdapterSettings)}
+        return validated(AdapterSettings, {key: value for key, value in stated.items() if key in known})
+    except OutsideDataError as error:
+        raise ModelError(
+            f"LoRA {lora.name!r} states settings of itself (lora_adapter_metadata) that cannot be read: {error}",
+            "the file is broken: download it again",
+        ) from error
+
+
+def _refuse_broken(lora: Lora) -> None:
+    if broken := broken_tensors_of(lora.file):
         raise ModelError(f"LoRA {lora.name!r} holds NaN or infinity: {named(broken)}", "download it again")
-
-
-def _fits(key: str, value: torch.Tensor, layers: Mapping[str, tuple[int, int]]) -> bool:
-    """Whether a tensor is a factor for one of the layers, of its size."""
-    match = FACTOR.fullmatch(key)
-    layer = layers.get(match["module"]) if match else None
-    if match is None or layer is None:
-        return False
-    if match["kind"] == "bias":
-        return match["factor"] == "B" and tuple(value.shape) == (layer[1],)
-    sizes = value.shape[1:] if match["factor"] == "A" else value.shape[:1]
-    return value.ndim == 2 and tuple(sizes) == (layer[0] if match["factor"] == "A" else layer[1],)

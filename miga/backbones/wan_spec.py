@@ -6,15 +6,29 @@ it Wan's published values hold.
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
 import torch
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import loading, read_json, read_settings, resolve_folder, revision_of
+from miga.backbones.loading import MOST_TOKENS, loading, read_settings, require_component, resolve_folder, revision_of
+from miga.backbones.model_config import (
+    Umt5Config,
+    WanTransformerConfig,
+    WanVaeConfig,
+    arguments,
+    check_scheduler,
+    class_name_of,
+    left_out,
+    read_config,
+)
 from miga.backbones.spec import is_published, resized, spec_folder, why_no_multiple
+from miga.backbones.weight_files import read_json
 from miga.errors import ModelError
 
 NEGATIVE_PROMPT: Final = (
@@ -96,13 +110,7 @@ class WanArchitecture:
     @property
     def transformer_parameters(self) -> int:
         """Weights of the transformer, all told."""
-        width, ffn, patch = self.width, self.ffn_width, self.patch[0] * self.patch[1] * self.channels
-        attention = 4 * (width * width + width) + 2 * width
-        norm = 2 * width if self.has_cross_attention_norm else 0
-        block = 2 * attention + norm + 2 * width * ffn + ffn + width + 6 * width
-        time = (self.frequency_width + 1 + width + 1) * width + 6 * width * (width + 1)
-        text = (self.text_width + 1 + width + 1) * width
-        return self.num_layers * block + time + text + (patch + 1) * width + (width + 1) * patch + 2 * width
+        return sum(math.prod(shape) for shape in self.weights().values())
 
     def transformer_bytes(self, *, fp8: bool = False, itemsize: int = 2) -> int:
         """Of its weights, `itemsize` bytes each; with `fp8` one byte for those of the blocks' linear layers."""
@@ -128,26 +136,37 @@ class WanArchitecture:
         tokens = num_latents * self.tokens_per_latent(spec.height, spec.width)
         return tokens * self.activation_bytes_per_token(dtype)
 
-    def linear_layers(self) -> dict[str, tuple[int, int]]:
-        """Numbers in and out of every linear layer of the transformer, by its name: what a LoRA may change."""
-        width, patch = self.width, self.patch[0] * self.patch[1] * self.channels
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight of the transformer, by its name."""
+        width, head = self.width, self.patch[0] * self.patch[1] * self.channels
         embedder = "condition_embedder"
-        layers = {
+        weights: dict[str, tuple[int, ...]] = {
+            "patch_embedding.weight": (width, self.channels, 1, *self.patch),
+            "patch_embedding.bias": (width,),
+            "scale_shift_table": (1, 2, width),
+        }
+        linear = {
             f"{embedder}.time_embedder.linear_1": (self.frequency_width, width),
             f"{embedder}.time_embedder.linear_2": (width, width),
             f"{embedder}.time_proj": (width, 6 * width),
             f"{embedder}.text_embedder.linear_1": (self.text_width, width),
             f"{embedder}.text_embedder.linear_2": (width, width),
-            "proj_out": (width, patch),
+            "proj_out": (width, head),
         }
         for block in (f"blocks.{number}" for number in range(self.num_layers)):
-            for attention in ("attn1", "attn2"):
-                layers |= {f"{block}.{attention}.to_{part}": (width, width) for part in ("q", "k", "v", "out.0")}
-            layers |= {
+            for attention in (f"{block}.attn1", f"{block}.attn2"):
+                linear |= {f"{attention}.to_{part}": (width, width) for part in ("q", "k", "v", "out.0")}
+                weights |= {f"{attention}.norm_{part}.weight": (width,) for part in ("q", "k")}
+            linear |= {
                 f"{block}.ffn.net.0.proj": (width, self.ffn_width),
                 f"{block}.ffn.net.2": (self.ffn_width, width),
             }
-        return layers
+            weights[f"{block}.scale_shift_table"] = (1, 6, width)
+            if self.has_cross_attention_norm:
+                weights |= {f"{block}.norm2.weight": (width,), f"{block}.norm2.bias": (width,)}
+        for name, (ins, outs) in linear.items():
+            weights |= {f"{name}.weight": (outs, ins), f"{name}.bias": (outs,)}
+        return weights
 
     def resized(self, spec: BackboneSpec, height: int, width: int) -> BackboneSpec:
         """The spec for frames of another size.
@@ -248,72 +267,120 @@ def load_architecture(name_or_dir: str | Path, *, revision: str | None = None) -
 
 
 def architecture_of_folder(folder: Path) -> WanArchitecture:
-    """The sizes of the parts of a model in a local folder."""
-    vae, transformer = (read_json(folder / part / "config.json") for part in ("vae", "transformer"))
-    vae_parameters = sum(weight.numel() for weight in _vae_of_folder(folder).parameters())
-    vae_width = (vae.get("decoder_base_dim") or vae.get("base_dim", 96)) / 96  # that of Wan's is 96
-    _, *patch = transformer.get("patch_size", (1, 2, 2))
+    """The sizes of the parts of a model in a local folder.
+
+    Raises:
+        ModelError: if a configuration is missing, or none of such a part.
+    """
+    vae, transformer = _vae_config(folder), _transformer_config(folder)
+    with loading("vae", folder):
+        vae_parameters = sum(weight.numel() for weight in _vae(vae).parameters())
+    vae_width = (vae.decoder_base_dim or vae.base_dim) / 96  # that of Wan's is 96
     return WanArchitecture(
-        width=transformer["num_attention_heads"] * transformer["attention_head_dim"],
-        ffn_width=transformer["ffn_dim"],
-        num_layers=transformer["num_layers"],
-        patch=(patch[0], patch[1]),
-        cell=int(vae.get("scale_factor_spatial", 8)),
-        channels=int(vae.get("z_dim", 16)),
-        text_width=transformer.get("text_dim", 4096),
-        frequency_width=transformer.get("freq_dim", 256),
-        has_cross_attention_norm=bool(transformer.get("cross_attn_norm", True)),
-        most_patches=transformer.get("rope_max_seq_len", 1024),
+        width=transformer.width,
+        ffn_width=transformer.ffn_dim,
+        num_layers=transformer.num_layers,
+        patch=transformer.patch_size[1:],
+        cell=vae.cell,
+        channels=vae.z_dim,
+        text_width=transformer.text_dim,
+        frequency_width=transformer.freq_dim,
+        has_cross_attention_norm=transformer.cross_attn_norm,
+        most_patches=transformer.rope_max_seq_len,
         vae_parameters=vae_parameters,
-        text_parameters=_text_parameters(folder),
+        text_parameters=_text_parameters(folder, transformer.text_dim),
         vae_cache_per_cell=round(WanArchitecture.vae_cache_per_cell * vae_width),
         vae_peak_per_cell=round(WanArchitecture.vae_peak_per_cell * vae_width),
     )
 
 
-def _text_parameters(folder: Path) -> int:
+def _transformer_config(folder: Path) -> WanTransformerConfig:
+    return read_config(folder, "transformer", WanTransformerConfig)
+
+
+def _vae_config(folder: Path) -> WanVaeConfig:
+    return read_config(folder, "vae", WanVaeConfig)
+
+
+def _text_parameters(folder: Path, text_width: int) -> int:
     """Weights of the text encoder by its configuration, where that is at hand; else Wan's."""
     file = folder / "text_encoder" / "config.json"
-    if not file.exists():
+    if not os.path.lexists(file):
         return WanArchitecture().text_parameters
-    config = read_json(file)
-    width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
-    positions = config.get("relative_attention_num_buckets", 32) * config["num_heads"]
-    layer = 4 * width * inner + 3 * width * config["d_ff"] + 2 * width + positions
-    return int(config["vocab_size"] * width + config["num_layers"] * layer + width)
+    config = read_config(folder, "text_encoder", Umt5Config)
+    if config.d_model != text_width:
+        raise ModelError(
+            f"{str(file)!r}: d_model is {config.d_model}, and the transformer reads texts of text_dim {text_width}",
+            hint="they are of two models: download it again",
+        )
+    return config.num_parameters
 
 
-def modules_of_folder(folder: Path) -> dict[str, torch.nn.Module]:
+def text_config_of_folder(folder: Path) -> Any:
+    """transformers' configuration of the text encoder, of nothing but the values that were checked.
+
+    Raises:
+        ModelError: if it is missing, or none of UMT5.
+    """
+    from transformers import UMT5Config
+
+    return UMT5Config(**arguments(_text_config(folder)))
+
+
+def text_vocabulary(folder: Path) -> int:
+    """Tokens that the text encoder knows by its configuration; without one, any number."""
+    is_here = os.path.lexists(folder / "text_encoder" / "config.json")
+    return _text_config(folder).vocab_size if is_here else MOST_TOKENS
+
+
+def _text_config(folder: Path) -> Umt5Config:
+    require_component("text_encoder", folder)
+    return read_config(folder, "text_encoder", Umt5Config)
+
+
+def modules_of_folder(folder: Path) -> dict[str, tuple[torch.nn.Module, str]]:
     """The modules of a model in a local folder, on the meta device: names and shapes, no memory.
+
+    Beside each of them stands what its configuration leaves out, for a hint where the weights do not fit.
 
     Raises:
         ModelError: if a configuration is missing, or none of such a module.
     """
+    modules: dict[str, tuple[torch.nn.Module, str]] = {}
+    with loading("transformer", folder):
+        config = _transformer_config(folder)
+        modules["transformer"] = _transformer(config), left_out(folder, "transformer", WanTransformerConfig)
+    with loading("vae", folder):
+        modules["vae"] = _vae(_vae_config(folder)), left_out(folder, "vae", WanVaeConfig)
+    with loading("text_encoder", folder):
+        modules["text_encoder"] = _text_encoder(_text_config(folder)), left_out(folder, "text_encoder", Umt5Config)
+    return modules
+
+
+@lru_cache(maxsize=4)
+def _transformer(config: WanTransformerConfig) -> torch.nn.Module:
     from diffusers import WanTransformer3DModel
 
-    with loading("transformer", folder), torch.device("meta"):
-        transformer = WanTransformer3DModel.from_config(read_json(folder / "transformer" / "config.json"))
-    return {
-        "transformer": transformer,
-        "vae": _vae_of_folder(folder),
-        "text_encoder": _text_encoder_of_folder(folder),
-    }
+    with torch.device("meta"):
+        transformer: torch.nn.Module = WanTransformer3DModel(**arguments(config))
+    return transformer
 
 
-def _vae_of_folder(folder: Path) -> torch.nn.Module:
+@lru_cache(maxsize=4)
+def _vae(config: WanVaeConfig) -> torch.nn.Module:
     from diffusers import AutoencoderKLWan
 
-    with loading("vae", folder), torch.device("meta"):
-        vae: torch.nn.Module = AutoencoderKLWan.from_config(read_json(folder / "vae" / "config.json"))
+    with torch.device("meta"):
+        vae: torch.nn.Module = AutoencoderKLWan(**arguments(config))
     return vae
 
 
-def _text_encoder_of_folder(folder: Path) -> torch.nn.Module:
+@lru_cache(maxsize=4)
+def _text_encoder(config: Umt5Config) -> torch.nn.Module:
     from transformers import UMT5Config, UMT5EncoderModel
 
-    with loading("text_encoder", folder), torch.device("meta"):
-        config = UMT5Config.from_dict(read_json(folder / "text_encoder" / "config.json"))
-        encoder: torch.nn.Module = UMT5EncoderModel(config)
+    with torch.device("meta"):
+        encoder: torch.nn.Module = UMT5EncoderModel(UMT5Config(**arguments(config)))
     return encoder
 
 
@@ -323,23 +390,35 @@ def spec_of_folder(folder: Path, name: str) -> BackboneSpec:
     Args:
         folder: where the files are.
         name: what the user called it.
+
+    Raises:
+        ModelError: if it is no model of this kind, or a configuration cannot be read.
     """
     _check_pipeline(folder)
-    vae, transformer = (read_json(folder / part / "config.json") for part in ("vae", "transformer"))
-    for part, config, wanted in (
-        ("vae", vae, "AutoencoderKLWan"),
-        ("transformer", transformer, "WanTransformer3DModel"),
+    for part, wanted in (("vae", "AutoencoderKLWan"), ("transformer", "WanTransformer3DModel")):
+        kind = class_name_of(read_json(folder / part / "config.json"))
+        if kind != wanted:
+            raise ModelError(f"{part} of {name!r} is {kind}, not {wanted}", hint=_SUPPORTED)
+    vae, transformer = _vae_config(folder), _transformer_config(folder)
+    if transformer.in_channels != vae.z_dim or transformer.added_kv_proj_dim is not None:
+        raise ModelError(
+            f"{name!r} is conditioned on images, not on text alone: its transformer takes {transformer.in_channels} "
+            f"channels, a latent has {vae.z_dim}",
+            hint=_SUPPORTED,
+        )
+    file = folder / "transformer" / "config.json"
+    for key, is_other, wanted in (
+        ("image_dim", transformer.image_dim is not None, "null"),
+        ("patch_size", transformer.patch_size[0] != 1, "[1, rows, columns]"),
+        ("out_channels", transformer.out_channels not in (None, vae.z_dim), f"{vae.z_dim}, those of a latent"),
     ):
-        if config.get("_class_name") != wanted:
-            raise ModelError(f"{part} of {name!r} is {config.get('_class_name')}, not {wanted}", hint=_SUPPORTED)
-    channels = int(vae.get("z_dim", 16))
-    if transformer.get("in_channels", 16) != channels or transformer.get("added_kv_proj_dim") is not None:
-        raise ModelError(f"{name!r} is conditioned on images, not on text alone", hint=_SUPPORTED)
+        if is_other:
+            raise ModelError(f"{str(file)!r}: {key} is {getattr(transformer, key)}, not {wanted}", hint=_SUPPORTED)
+    check_scheduler(folder, "flow_prediction")
     settings, architecture = read_settings(folder, Settings), architecture_of_folder(folder)
     if reason := why_not_size(architecture, settings.height, settings.width):
         raise ModelError(f"{name!r}: {reason}", hint="correct miga.json")
-    frames_per_latent = int(vae.get("scale_factor_temporal", 4))
-    return spec_of(name, revision_of(folder), settings, architecture, frames_per_latent)
+    return spec_of(name, revision_of(folder), settings, architecture, vae.frames_per_latent)
 
 
 _SUPPORTED = "text-to-video models of Wan2.1's layout are supported, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -360,16 +439,19 @@ def _check_mmdit(kind: str, folder: Path) -> None:
 
 
 def _check_pipeline(folder: Path) -> None:
-    if not (folder / "model_index.json").exists() and (folder / "config.json").exists():
+    if not os.path.lexists(folder / "model_index.json") and (folder / "config.json").exists():
         config = read_json(folder / "config.json")
-        kind = str(config.get("_class_name") or (config.get("architectures") or ["a single network"])[0])
+        architectures = config.get("architectures")
+        named = architectures[0] if isinstance(architectures, list) and architectures else "a single network"
+        kind = class_name_of({"_class_name": config.get("_class_name") or named})
         _check_mmdit(kind, folder)
         if kind == "WanModel":
             raise ModelError(f"model folder {str(folder)!r} is in the layout of Wan's own program", hint=_SUPPORTED)
         raise ModelError(f"model folder {str(folder)!r} holds {kind}, not a pipeline", hint=_SUPPORTED)
     index = read_json(folder / "model_index.json")
-    _check_mmdit(str(index.get("_class_name")), folder)
-    if index.get("_class_name") != "WanPipeline":
-        raise ModelError(f"{str(folder)!r} is a {index.get('_class_name')}, not a WanPipeline", hint=_SUPPORTED)
-    if (index.get("transformer_2") or [None])[0] is not None:
+    kind = class_name_of(index)
+    _check_mmdit(kind, folder)
+    if kind != "WanPipeline":
+        raise ModelError(f"{str(folder)!r} is a {kind}, not a WanPipeline", hint=_SUPPORTED)
+    if index.get("transformer_2") not in (None, [], [None, None]):
         raise ModelError(f"{str(folder)!r} has two transformers, as Wan2.2's 14B models do", hint=_SUPPORTED)

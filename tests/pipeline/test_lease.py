@@ -23,7 +23,9 @@ from pipeline import lease as lease_module
 from pipeline import storage_local
 from pipeline.lease import Lease, Owner
 from pipeline.storage import LocalStorage, S3Storage, Storage, open_storage
-from tests.faulty_s3 import FaultyS3, wait_until
+from tests.faulty_s3 import FaultyS3
+from tests.pace import paced
+from tests.processes import wait_for
 from tests.silent_s3 import SilentS3
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +121,7 @@ def test_a_dead_one_of_this_machine_is_taken_over_at_once(storage: Storage) -> N
     assert not owner.is_gone()
     Lease.acquire(storage, owner, 30.0, never)
     process.kill()
-    wait_until(owner.is_gone, "the process's end")  # not waited for: a zombie
+    wait_for(owner.is_gone, what="the process's end")  # not waited for: a zombie
     assert Lease.acquire(storage, owner, 30.0, never).epoch == 2
     process.wait()
     assert owner.is_gone()
@@ -137,13 +139,13 @@ def test_who_is_gone() -> None:
 
 
 def test_two_that_start_at_once(storage: Storage) -> None:
-    barrier = threading.Barrier(4)
+    barrier, ttl_s = threading.Barrier(4), paced(2.0)
     got: list[object] = []
 
     def start() -> None:
         barrier.wait()
         try:
-            lease = Lease.acquire(storage, Owner.this_process(), 2.0, time.sleep)
+            lease = Lease.acquire(storage, Owner.this_process(), ttl_s, time.sleep)
         except LeaseHeldError as error:
             got.append(error)
         else:
@@ -171,14 +173,14 @@ def test_released_while_it_is_watched(storage: Storage, clock: Time) -> None:
 
 def test_a_clock_that_jumps_changes_nothing(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways, for the holder and for the newcomer: only times of day jump."""
-    real = time.time
-    with Lease.held(storage, ttl_s=1.0) as lease:
+    real, ttl_s = time.time, paced(1.0)
+    with Lease.held(storage, ttl_s=ttl_s) as lease:
         for jump_s in (10 * 365 * 86400.0, -10 * 365 * 86400.0):
             monkeypatch.setattr(time, "time", lambda jump_s=jump_s: real() + jump_s)
             lease.check()
             lease.check_now()
             with pytest.raises(LeaseHeldError):
-                Lease.acquire(storage, ELSEWHERE, 1.0, time.sleep)
+                Lease.acquire(storage, ELSEWHERE, ttl_s, time.sleep)
         lease.check_now()
         assert lease.epoch == 1
 
@@ -394,7 +396,7 @@ def test_release_returns_whatever_the_storage_does(tmp_path: Path, monkeypatch: 
 
     with Lease.held(storage, ttl_s=1.0):
         monkeypatch.setattr(LocalStorage, "write_bytes", hang)
-        assert hangs.wait(60.0)
+        assert hangs.wait(paced(60.0))
     monkeypatch.undo()
     assert not storage.exists("lease/000001.released")
     for_ever.set()
@@ -404,24 +406,24 @@ def test_release_returns_whatever_the_storage_does(tmp_path: Path, monkeypatch: 
 def test_a_process_ends_though_the_server_is_silent(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with SilentS3(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        holder = hold(s3_root)
+        holder = hold(s3_root, paced(2.0))
         try:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "1\n"
             stop = proxy.stop_at("request headers", method="PUT", target="beat")
-            wait_until(lambda: stop.num_hit, "a beat that nothing is said to")
+            wait_for(lambda: stop.num_hit, what="a beat that nothing is said to")
             proxy.silence()
             assert holder.stdin is not None
             holder.stdin.close()
-            assert holder.wait(120) == 0
+            assert holder.wait(paced(120)) == 0
         finally:
             holder.kill()
             holder.wait()
 
 
 def test_the_holder_beats_and_notices_by_itself(storage: Storage) -> None:
-    with Lease.held(storage, ttl_s=1.0) as lease:
-        wait_until(lambda: storage.read_bytes("lease/000001.beat") not in (b"0", b"1"), "the second beat")
+    with Lease.held(storage, ttl_s=paced(1.0)) as lease:
+        wait_for(lambda: storage.read_bytes("lease/000001.beat") not in (b"0", b"1"), what="the second beat")
         lease.check()
         storage.write_bytes("lease/000002.json", storage.read_bytes("lease/000001.json").replace(b"1", b"2", 1))
 
@@ -432,7 +434,7 @@ def test_the_holder_beats_and_notices_by_itself(storage: Storage) -> None:
                 return True
             return False
 
-        wait_until(is_lost, "the loss of the lease")
+        wait_for(is_lost, what="the loss of the lease")
     assert not storage.exists("lease/000001.released"), "what is lost is not released"
 
 
@@ -458,26 +460,27 @@ def test_a_holder_cut_off_from_the_storage_commits_no_more(proxy: FaultyS3, s3_r
                 return True
             return False
 
-        wait_until(refuses, "the holder's doubt")
+        wait_for(refuses, what="the holder's doubt")
         os.environ["AWS_ENDPOINT_URL"] = behind
         other = Lease.acquire(open_storage(s3_root), ELSEWHERE, 1.0, time.sleep)
         assert other.epoch == 2
         proxy.is_gone = False
-        wait_until(lambda: isinstance(outcome(lease), LeaseLostError), "the loss of the lease")
+        wait_for(lambda: isinstance(outcome(lease), LeaseLostError), what="the loss of the lease")
         other.check_now()
 
 
 @pytest.mark.s3
 def test_a_short_outage_costs_nothing(proxy: FaultyS3, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = S3Storage(s3_root, patience_s=30)
-    with Lease.held(storage, ttl_s=1.0, owner=ELSEWHERE) as lease:
+    ttl_s = paced(1.0)
+    with Lease.held(storage, ttl_s=ttl_s, owner=ELSEWHERE) as lease:
         proxy.is_gone = True
-        pass_time(monkeypatch, 1.0)
+        pass_time(monkeypatch, ttl_s)
         threading.Timer(0.3, setattr, (proxy, "is_gone", False)).start()
         lease.check()
         assert not proxy.is_gone, "it waited"
         lease.check_now()
-    with Lease.held(storage, ttl_s=1.0, owner=ELSEWHERE, wait=never) as lease:
+    with Lease.held(storage, ttl_s=ttl_s, owner=ELSEWHERE, wait=never) as lease:
         assert lease.epoch == 2, "released at its end"
 
 
@@ -497,15 +500,16 @@ def test_a_full_disk_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         refused.set()
         raise OSError(28, "No space left on device")
 
-    with Lease.held(storage, ttl_s=1.0) as lease:
+    ttl_s = paced(1.0)
+    with Lease.held(storage, ttl_s=ttl_s) as lease:
         monkeypatch.setattr(os, "fsync", full)
-        assert refused.wait(10.0)
+        assert refused.wait(10 * ttl_s)
         beat = storage.read_bytes("lease/000001.beat")
-        pass_time(monkeypatch, 1.0)
+        pass_time(monkeypatch, ttl_s)
         lease.check()
         assert storage.read_bytes("lease/000001.beat") == beat
         monkeypatch.undo()
-        wait_until(lambda: storage.read_bytes("lease/000001.beat") != beat, "beats again")
+        wait_for(lambda: storage.read_bytes("lease/000001.beat") != beat, what="beats again")
         lease.check()
 
 
@@ -513,37 +517,38 @@ HOLDER = """
 import sys, time
 from pipeline.lease import Lease
 from pipeline.storage import open_storage
-with Lease.held(open_storage(sys.argv[1]), ttl_s=2.0) as lease:
+with Lease.held(open_storage(sys.argv[1]), ttl_s=float(sys.argv[2])) as lease:
     print(lease.epoch, flush=True)
     sys.stdin.read()
 """
 
 
-def hold(root: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", HOLDER, root]
+def hold(root: str, ttl_s: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLDER, root, str(ttl_s)]
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def test_a_second_process_is_refused_until_the_first_is_killed(storage: Storage) -> None:
-    first = hold(storage.root)
+    ttl_s = paced(2.0)
+    first = hold(storage.root, ttl_s)
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "1\n"
         with pytest.raises(LeaseHeldError, match=f"process {first.pid} on "):
-            Lease.acquire(storage, Owner.this_process(), 2.0, time.sleep)
+            Lease.acquire(storage, Owner.this_process(), ttl_s, time.sleep)
         first.send_signal(signal.SIGSTOP)
-        with Lease.held(storage, ttl_s=2.0) as lease:
+        with Lease.held(storage, ttl_s=ttl_s) as lease:
             assert lease.epoch == 2, "one that stands still is dead to the others"
             first.send_signal(signal.SIGCONT)
             assert first.stdin is not None
             first.stdin.close()
-            assert first.wait(30) == 0
+            assert first.wait(paced(30)) == 0
             assert not storage.exists("lease/000001.released")
             lease.check_now()
     finally:
         first.kill()
         first.wait()
-    second = hold(storage.root)
+    second = hold(storage.root, ttl_s)
     try:
         assert second.stdout is not None
         assert second.stdout.readline() == "3\n"

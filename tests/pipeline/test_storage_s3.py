@@ -18,7 +18,9 @@ import pytest
 from miga.errors import OutputError
 from pipeline import storage_s3
 from pipeline.storage import S3Storage, open_storage
-from tests.faulty_s3 import FaultyS3, bucket_client, wait_until
+from tests.faulty_s3 import FaultyS3, bucket_client
+from tests.pace import paced
+from tests.processes import wait_for
 
 pytestmark = pytest.mark.s3
 
@@ -125,7 +127,7 @@ def test_reads_are_verified(storage: S3Storage, proxy: FaultyS3, tmp_path: Path,
 
 
 def test_a_read_that_never_comes_right_is_an_error(proxy: FaultyS3, s3_root: str, tmp_path: Path) -> None:
-    storage = S3Storage(s3_root, patience_s=0.3)
+    storage = S3Storage(s3_root, patience_s=paced(0.3))
     storage.write_bytes("a", b"abc")
     proxy.fail("corrupt", times=1000, method="GET")
     with pytest.raises(OutputError, match="SHA-256"):
@@ -137,9 +139,10 @@ def test_a_read_that_never_comes_right_is_an_error(proxy: FaultyS3, s3_root: str
 
 def test_slow_answers(s3_root: str, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slower than one try waits: the first try's write arrived all the same."""
-    monkeypatch.setattr(storage_s3, "IDLE_S", 0.25)
-    monkeypatch.setattr(storage_s3, "_LEAST_IDLE_S", 0.25)
-    proxy.fail("slow", times=2, method="PUT", delay_s=0.75)
+    slow_s = paced(0.75)
+    monkeypatch.setattr(storage_s3, "IDLE_S", slow_s / 3)
+    monkeypatch.setattr(storage_s3, "_LEAST_IDLE_S", slow_s / 3)
+    proxy.fail("slow", times=2, method="PUT", delay_s=slow_s)
     assert S3Storage(s3_root, patience_s=60).write_bytes("a", b"1", if_absent=True)
     assert [method for method, _ in proxy.requests].count("PUT") == 3
     assert objects(s3_root) == {"a": b"1"}
@@ -155,9 +158,9 @@ def test_an_outage_is_waited_for(storage: S3Storage, proxy: FaultyS3, s3_root: s
 
 
 def test_an_outage_that_does_not_end(proxy: FaultyS3, s3_root: str) -> None:
-    storage = S3Storage(s3_root, patience_s=0.5)
+    storage = S3Storage(s3_root, patience_s=paced(0.5))
     proxy.is_gone = True
-    with pytest.raises(OutputError, match=r"no usable answer for \d s") as caught:
+    with pytest.raises(OutputError, match=r"no usable answer for \d+ s") as caught:
         storage.write_bytes("a", b"1")
     assert f"{s3_root}/a" in caught.value.message
     assert "goes on from there" in caught.value.hint
@@ -273,7 +276,7 @@ def test_a_process_killed_within_an_upload_leaves_no_object(
     held = proxy.fail("hold", times=100, method="PUT", target="partNumber=3")
     process = subprocess.Popen([sys.executable, "-c", KILLED, s3_root, str(large)], cwd=ROOT)
     try:
-        wait_until(lambda: held.num_hit, "the last part")
+        wait_for(lambda: held.num_hit, what="the last part")
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

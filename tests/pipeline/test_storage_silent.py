@@ -15,6 +15,7 @@ from pipeline import s3_client, storage_s3
 from pipeline.s3_client import AwakeClock, Body, Lane, Progress, SilentServerError, StuckLoopError, lane
 from pipeline.storage import S3Storage
 from tests.faulty_s3 import bucket_client
+from tests.pace import paced
 from tests.silent_s3 import STAGES, SilentS3
 
 pytestmark = pytest.mark.s3
@@ -24,7 +25,13 @@ PART = 5 << 20
 
 @pytest.fixture
 def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SilentS3]:
-    for name, value in {"IDLE_S": 0.4, "_LEAST_IDLE_S": 0.4, "_FIRST_PAUSE_S": 0.02, "_MAX_PAUSE_S": 0.05}.items():
+    idle_s = paced(0.4)
+    for name, value in {
+        "IDLE_S": idle_s,
+        "_LEAST_IDLE_S": idle_s,
+        "_FIRST_PAUSE_S": 0.02,
+        "_MAX_PAUSE_S": 0.05,
+    }.items():
         monkeypatch.setattr(storage_s3, name, value)
     with SilentS3(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)

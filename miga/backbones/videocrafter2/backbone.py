@@ -7,23 +7,17 @@ folder · `text.py` prompts to embeddings · `unet.py` the network · `schedule.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import safe_open
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import (
-    check_files,
-    load_component,
-    loading,
-    require_all,
-    require_finite,
-    require_weights,
-)
+from miga.backbones.loading import MOST_TOKENS, load_component, load_tokenizer, loading, require_finite
+from miga.backbones.model_config import ClipTextConfig, arguments, read_config
 from miga.backbones.pretrained import PretrainedBackbone
 from miga.backbones.text import TextEncoder
 from miga.backbones.videocrafter2.denoiser import VideoCrafter2Denoiser
@@ -33,14 +27,14 @@ from miga.backbones.videocrafter2.spec import (
     Settings,
     settings_of_folder,
     spec_of_folder,
+    text_config_of_folder,
     unet_config_of,
 )
 from miga.backbones.videocrafter2.text import VideoCrafter2TextEncoder
 from miga.backbones.videocrafter2.unet import VideoCrafter2UNet
 from miga.backbones.videocrafter2.vae import VideoCrafter2FrameDecoder
+from miga.backbones.weight_files import entries_of, opened, require_fitting, weight_files
 from miga.config import SamplerConfig
-
-UNET_FILE: Final = "diffusion_pytorch_model.safetensors"
 
 
 class VideoCrafter2Backbone(PretrainedBackbone):
@@ -66,26 +60,30 @@ class VideoCrafter2Backbone(PretrainedBackbone):
         """CLIP's."""
         with loading("tokenizer", folder):
             require_tokenizer_files(folder / "tokenizer")
-            return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        file = folder / "text_encoder" / "config.json"
+        is_here = os.path.lexists(file)
+        vocabulary = read_config(folder, "text_encoder", ClipTextConfig).vocab_size if is_here else MOST_TOKENS
+        return load_tokenizer(CLIPTokenizer, folder, vocabulary)
 
     @staticmethod
     def load_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
         """OpenCLIP's text tower."""
-        return load_component(CLIPTextModel, "text_encoder", folder, dtype)
+        config = CLIPTextConfig(**arguments(text_config_of_folder(folder)))
+        return load_component(CLIPTextModel, "text_encoder", folder, dtype, config=config)
 
     @staticmethod
     def load_network(folder: Path, device: torch.device, dtype: torch.dtype) -> VideoCrafter2UNet:
         """Tensor by tensor onto the device, so that no second copy is ever in memory."""
         with loading("unet", folder):
-            check_files("unet", folder)
-            require_weights("unet", folder)
+            names = entries_of("unet", folder).keys()
             with torch.device("meta"):
                 unet = VideoCrafter2UNet(unet_config_of(folder))
-            wanted = unet.state_dict()
-            with safe_open(folder / "unet" / UNET_FILE, framework="pt") as file:
-                names = set(file.keys())
-                require_all("unet", folder, wanted.keys() - names, left_over=names - wanted.keys())
-                state = {name: file.get_tensor(name).to(device, dtype) for name in sorted(names)}
+            wanted = unet.state_dict().keys()
+            require_fitting("unet", folder, missing=sorted(wanted - names), left_over=sorted(names - wanted))
+            state: dict[str, torch.Tensor] = {}
+            for path in weight_files("unet", folder):
+                with opened(path) as file:
+                    state |= {name: file.get_tensor(name).to(device, dtype) for name in file.keys()}  # noqa: SIM118
             unet.load_state_dict(state, assign=True)
         require_finite("unet", folder, unet)
         return unet.eval().requires_grad_(False)
@@ -120,7 +118,6 @@ def require_tokenizer_files(folder: Path) -> None:
     Raises:
         FileNotFoundError: if the folder holds none.
     """
-    if not (folder / "tokenizer.json").exists() and not (
-        (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
-    ):
+    there = {name for name in ("tokenizer.json", "vocab.json", "merges.txt") if os.path.lexists(folder / name)}
+    if "tokenizer.json" not in there and len(there) < 2:
         raise FileNotFoundError("no tokenizer.json, nor vocab.json and merges.txt")

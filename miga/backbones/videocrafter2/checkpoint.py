@@ -18,9 +18,9 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from miga.backbones.loading import first_line, named
 from miga.backbones.videocrafter2.spec import LATENT_SCALE, PAD_TOKEN, Settings
 from miga.backbones.videocrafter2.unet import UNetConfig, VideoCrafter2UNet
+from miga.backbones.weight_files import first_line, named
 from miga.errors import ModelError
 from miga.schedule import NUM_TRAIN_TIMESTEPS, ddim_schedule, ddim_signal_scale
 

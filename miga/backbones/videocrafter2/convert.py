@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
-from miga.backbones.loading import first_line, resolve_folder
-from miga.backbones.videocrafter2.backbone import UNET_FILE, require_tokenizer_files
+from miga.backbones.loading import resolve_folder
+from miga.backbones.videocrafter2.backbone import require_tokenizer_files
 from miga.backbones.videocrafter2.checkpoint import (
     Architecture,
     Component,
@@ -28,6 +28,7 @@ from miga.backbones.videocrafter2.checkpoint import (
     split_state,
 )
 from miga.backbones.videocrafter2.spec import NUM_TEXT_TOKENS, PIPELINE_CLASS
+from miga.backbones.weight_files import DIFFUSERS_STEM, first_line
 from miga.errors import ModelError, OutputError
 from miga.schedule import DDIM_LINEAR_END, DDIM_LINEAR_START, NUM_TRAIN_TIMESTEPS
 
@@ -143,7 +144,7 @@ def _write(
     (folder / "unet").mkdir()
     _write_json(folder / "unet" / "config.json", {"_class_name": "VideoCrafter2UNet", **architecture.unet.to_dict()})
     unet = {name: tensor.contiguous() for name, tensor in parts["unet"].items()}
-    save_file(unet, folder / "unet" / UNET_FILE, metadata={"format": "pt"})
+    save_file(unet, folder / "unet" / f"{DIFFUSERS_STEM}.safetensors", metadata={"format": "pt"})
     for component in ("vae", "text_encoder"):
         module: Any = architecture.build(component)
         # shares of a fused tensor and matrices cut from convolutions: in memory of their own, as safetensors asks

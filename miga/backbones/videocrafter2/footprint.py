@@ -10,9 +10,17 @@ from typing import ClassVar
 import torch
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import loading, read_json, resolve_folder
+from miga.backbones.loading import loading, resolve_folder
+from miga.backbones.model_config import ClipTextConfig, ImageVaeConfig, arguments, left_out, read_config
 from miga.backbones.spec import is_published, resized
-from miga.backbones.videocrafter2.spec import JSON_FILES, PUBLISHED, forward_flops, unet_config_of, why_not_size
+from miga.backbones.videocrafter2.spec import (
+    JSON_FILES,
+    PUBLISHED,
+    forward_flops,
+    text_config_of_folder,
+    unet_config_of,
+    why_not_size,
+)
 from miga.backbones.videocrafter2.unet import NUM_INITIAL_HEADS, UNetConfig, VideoCrafter2UNet
 
 
@@ -60,10 +68,8 @@ class VideoCrafter2Architecture:
         return resized(spec, height, width, why_not_size(self.unet, cell, height, width), flops)
 
 
-@lru_cache(maxsize=8)
 def _num_parameters(config: UNetConfig) -> int:
-    with torch.device("meta"):
-        return sum(weight.numel() for weight in VideoCrafter2UNet(config).parameters())
+    return sum(weight.numel() for weight in _unet(config).parameters())
 
 
 def load_architecture(name_or_dir: str | Path, *, revision: str | None = None) -> VideoCrafter2Architecture:
@@ -76,31 +82,53 @@ def load_architecture(name_or_dir: str | Path, *, revision: str | None = None) -
         return VideoCrafter2Architecture()
     folder = resolve_folder(name_or_dir, revision, (*JSON_FILES, "text_encoder/config.json"))
     modules = modules_of_folder(folder)
-    width = read_json(folder / "vae" / "config.json")["block_out_channels"][0] / 128  # that of the published one is 128
+    width = read_config(folder, "vae", ImageVaeConfig).block_out_channels[0] / 128  # that of the published one is 128
     return VideoCrafter2Architecture(
         unet=unet_config_of(folder),
-        vae_parameters=sum(weight.numel() for weight in modules["vae"].parameters()),
-        text_parameters=sum(weight.numel() for weight in modules["text_encoder"].parameters()),
+        vae_parameters=sum(weight.numel() for weight in modules["vae"][0].parameters()),
+        text_parameters=sum(weight.numel() for weight in modules["text_encoder"][0].parameters()),
         vae_peak_per_cell=round(VideoCrafter2Architecture.vae_peak_per_cell * width),
     )
 
 
-def modules_of_folder(folder: Path) -> dict[str, torch.nn.Module]:
+def modules_of_folder(folder: Path) -> dict[str, tuple[torch.nn.Module, str]]:
     """The modules of a model in a local folder, on the meta device: names and shapes, no memory.
+
+    Beside each of them stands what its configuration leaves out, for a hint where the weights do not fit.
 
     Raises:
         ModelError: if a configuration is missing, or none of such a module.
     """
+    modules: dict[str, tuple[torch.nn.Module, str]] = {}
+    with loading("unet", folder):
+        modules["unet"] = _unet(unet_config_of(folder)), left_out(folder, "unet", UNetConfig)
+    with loading("vae", folder):
+        modules["vae"] = _vae(read_config(folder, "vae", ImageVaeConfig)), left_out(folder, "vae", ImageVaeConfig)
+    with loading("text_encoder", folder):
+        encoder = _text_encoder(text_config_of_folder(folder))
+        modules["text_encoder"] = encoder, left_out(folder, "text_encoder", ClipTextConfig)
+    return modules
+
+
+@lru_cache(maxsize=4)
+def _unet(config: UNetConfig) -> torch.nn.Module:
+    with torch.device("meta"):
+        return VideoCrafter2UNet(config)
+
+
+@lru_cache(maxsize=4)
+def _vae(config: ImageVaeConfig) -> torch.nn.Module:
     from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        vae: torch.nn.Module = AutoencoderKL(**arguments(config))
+    return vae
+
+
+@lru_cache(maxsize=4)
+def _text_encoder(config: ClipTextConfig) -> torch.nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    modules: dict[str, torch.nn.Module] = {}
     with torch.device("meta"):
-        with loading("unet", folder):
-            modules["unet"] = VideoCrafter2UNet(unet_config_of(folder))
-        with loading("vae", folder):
-            modules["vae"] = AutoencoderKL.from_config(read_json(folder / "vae" / "config.json"))
-        with loading("text_encoder", folder):
-            config = CLIPTextConfig.from_dict(read_json(folder / "text_encoder" / "config.json"))
-            modules["text_encoder"] = CLIPTextModel(config)
-    return modules
+        encoder: torch.nn.Module = CLIPTextModel(CLIPTextConfig(**arguments(config)))
+    return encoder

@@ -7,12 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import first_line, read_json, read_settings, resolve_folder, revision_of
+from miga.backbones.loading import read_settings, require_component, resolve_folder, revision_of
+from miga.backbones.model_config import (
+    ClipTextConfig,
+    Few,
+    ImageVaeConfig,
+    Size,
+    check_scheduler,
+    checked_config,
+    class_name_of,
+    read_config,
+)
 from miga.backbones.spec import is_published, spec_folder, why_no_multiple
 from miga.backbones.videocrafter2.unet import NUM_INITIAL_HEADS, UNetConfig
+from miga.backbones.weight_files import first_line, read_json
 from miga.errors import ModelError
 from miga.schedule import DdimSpacing
 
@@ -221,18 +234,20 @@ def spec_of_folder(folder: Path, name: str) -> BackboneSpec:
         folder: where the files are.
         name: what the user called it.
     """
-    index = read_json(folder / "model_index.json")
-    if index.get("_class_name") != PIPELINE_CLASS:
-        raise ModelError(f"{name!r} is a {index.get('_class_name')}, not a {PIPELINE_CLASS}", hint=CONVERT_HINT)
-    vae, unet = read_json(folder / "vae" / "config.json"), unet_config_of(folder)
-    if vae.get("_class_name") != "AutoencoderKL":
-        raise ModelError(f"vae of {name!r} is {vae.get('_class_name')}, not AutoencoderKL", hint=CONVERT_HINT)
-    channels, cell = int(vae.get("latent_channels", 4)), 2 ** (len(vae["block_out_channels"]) - 1)
+    index = class_name_of(read_json(folder / "model_index.json"))
+    if index != PIPELINE_CLASS:
+        raise ModelError(f"{name!r} is a {index}, not a {PIPELINE_CLASS}", hint=CONVERT_HINT)
+    kind = class_name_of(read_json(folder / "vae" / "config.json"))
+    if kind != "AutoencoderKL":
+        raise ModelError(f"vae of {name!r} is {kind}, not AutoencoderKL", hint=CONVERT_HINT)
+    vae, unet = read_config(folder, "vae", ImageVaeConfig), unet_config_of(folder)
+    channels, cell = vae.latent_channels, 2 ** (len(vae.block_out_channels) - 1)
     if channels != unet.in_channels or channels != unet.out_channels:
         raise ModelError(
             f"vae of {name!r} has {channels} channels, its UNet takes {unet.in_channels}",
             hint="they are of two models: convert the checkpoint again",
         )
+    check_scheduler(folder, "epsilon")
     settings = settings_of_folder(folder)
     if reason := why_not_size(unet, cell, settings.height, settings.width):
         raise ModelError(f"{name!r}: {reason}", hint="correct miga.json")
@@ -265,16 +280,51 @@ def unet_config_of(folder: Path) -> UNetConfig:
     Raises:
         ModelError: if it is missing or of another network.
     """
-    config = read_json(folder / "unet" / "config.json")
-    if config.pop("_class_name", None) != "VideoCrafter2UNet":
+    file = folder / "unet" / "config.json"
+    config = read_json(file)
+    if class_name_of(config) != "VideoCrafter2UNet":
         raise ModelError(f"unet of {str(folder)!r} is no VideoCrafter2UNet", hint=CONVERT_HINT)
+    checked_config(file, config, UNetSizes)
     try:
-        return UNetConfig.from_dict(config)
+        return UNetConfig.from_dict({key: value for key, value in config.items() if key != "_class_name"})
     except ValueError as error:
         raise ModelError(
-            f"{str(folder / 'unet' / 'config.json')!r} describes no VideoCrafter2UNet: {first_line(error)}",
+            f"{str(file)!r} describes no VideoCrafter2UNet: {first_line(error)}",
             hint=CONVERT_HINT,
         ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetSizes:
+    """Bounds of `UNetConfig`'s sizes; what fits together it knows itself."""
+
+    in_channels: Size = 4
+    out_channels: Size = 4
+    model_channels: Size = 320
+    channel_mult: Annotated[tuple[Few, ...], Field(min_length=1, max_length=8)] = (1, 2, 4, 4)
+    num_res_blocks: Annotated[int, Field(ge=1, le=16)] = 2
+    attention_resolutions: Annotated[tuple[Size, ...], Field(max_length=8)] = (4, 2, 1)
+    num_head_channels: Size = 64
+    transformer_depth: Annotated[int, Field(ge=1, le=16)] = 1
+    context_dim: Size = 1024
+    temporal_length: Annotated[int, Field(ge=1, le=2**16)] = 16
+
+
+def text_config_of_folder(folder: Path) -> ClipTextConfig:
+    """The text encoder's configuration.
+
+    Raises:
+        ModelError: if it is missing, none of CLIP, or of another width than the UNet reads.
+    """
+    require_component("text_encoder", folder)
+    config, unet = read_config(folder, "text_encoder", ClipTextConfig), unet_config_of(folder)
+    if config.hidden_size != unet.context_dim:
+        raise ModelError(
+            f"{str(folder / 'text_encoder' / 'config.json')!r}: hidden_size is {config.hidden_size}, and the UNet "
+            f"reads texts of context_dim {unet.context_dim}",
+            hint="they are of two models: convert the checkpoint again",
+        )
+    return config
 
 
 def load_settings(name_or_dir: str | Path, *, revision: str | None = None) -> Settings:

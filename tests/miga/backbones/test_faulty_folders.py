@@ -6,11 +6,9 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-import safetensors
 import torch
-from diffusers import WanTransformer3DModel
 
-from miga.backbones import registry
+from miga.backbones import loading, registry
 from miga.backbones.base import Backbone
 from miga.errors import ModelError
 from tests.faulty_folder import (
@@ -25,6 +23,7 @@ from tests.faulty_folder import (
     truncate,
     write,
 )
+from tests.tiny_wan import shard
 
 TEXT_WEIGHTS = "text_encoder/model.safetensors"
 NETWORKS = {"wan": "transformer", "videocrafter2": "unet"}
@@ -35,7 +34,7 @@ def faults_of_all(family: str) -> dict[str, tuple[Change, str]]:
     return {
         "no model_index.json": (remove("model_index.json"), "no model_index.json"),
         "broken model_index.json": (truncate("model_index.json"), "cannot read"),
-        "model_index.json is a list": (write("model_index.json", "[]"), "no JSON object"),
+        "model_index.json is a list": (write("model_index.json", "[]"), "holds a list, not an object"),
         "another pipeline": (change_json("model_index.json", _class_name="MyPipeline"), "is a MyPipeline, not a"),
         "another VAE": (change_json("vae/config.json", _class_name="MyVAE"), "MyVAE, not Autoencoder"),
         "no network": (remove(network), "no config.json"),
@@ -74,9 +73,7 @@ def shards(fault: str) -> Change:
     """The transformer in two files, of which the second did not arrive whole."""
 
     def change(folder: Path) -> None:
-        transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", local_files_only=True)
-        (folder / "transformer" / WEIGHTS).unlink()
-        transformer.save_pretrained(folder / "transformer", max_shard_size="60KB")
+        shard(folder)
         files = sorted((folder / "transformer").glob("*.safetensors"))
         assert len(files) == 2
         if fault == "missing":
@@ -148,8 +145,8 @@ def test_faulty_folder(copied: Path, family: str, fault: str, monkeypatch: pytes
 
 def test_a_sound_folder_passes_and_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    safe_open = safetensors.safe_open
-    monkeypatch.setattr(safetensors, "safe_open", lambda file, *args: read.append(file.name) or safe_open(file, *args))
+    opened = loading.opened
+    monkeypatch.setattr(loading, "opened", lambda file: read.append(file.name) or opened(file))
     for _ in range(2):
         assert look_at(folder).text is not None
         assert sorted(read) == [WEIGHTS, WEIGHTS, "model.safetensors"]
