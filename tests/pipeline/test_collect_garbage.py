@@ -15,6 +15,7 @@ from pipeline.lease import Lease, Owner
 from pipeline.run_folder import checkpoint_folder, latents_path, open_state_path
 from pipeline.storage import LocalStorage, Storage, open_storage
 from pipeline.verify import verify
+from tests.full_disk import fill_disk
 from tests.made_run import MadeRun, make_run
 from tests.pace import paced
 
@@ -207,3 +208,34 @@ def test_a_run_killed_on_this_machine_does_not_hold_it_up(tmp_path: Path) -> Non
     assert done.returncode == -9
     collect_garbage(run.storage, ttl_s=600.0)
     assert run.storage.exists("lease/000002.released")
+
+
+def test_a_full_disk_is_cleaned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is when it is needed; the lease is an empty file then."""
+    storage = LocalStorage(tmp_path / "out")
+    run = make_run(storage, tmp_path, 6, failed=(3,), unsettled=(4,))
+    kept = files(storage) | keepers(run)
+    litter(run)
+    fill_disk(monkeypatch)
+    collect_garbage(storage)
+    assert files(storage) == kept
+    assert [storage.stat(f"lease/{name}").bytes for name in storage.children("lease")] == [0, 0, 0]
+
+
+def test_a_link_out_of_out_is_left_alone(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "out")
+    run = make_run(storage, tmp_path, 6, failed=(3,), unsettled=(4,))
+    kept = files(storage) | keepers(run)
+    litter(run)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    names = [Path(run.video(0, epoch=7)).name, "e1a1-0001.safetensors", ".probe-1", ".x.1.partial"]
+    for name in names:
+        (mine / name).write_bytes(b"mine")
+    (tmp_path / "out" / "video" / "00099").symlink_to(mine)
+    (tmp_path / "out" / "video" / "00000" / "link").symlink_to(mine)
+    (tmp_path / "out" / "checkpoint" / "00098").symlink_to(mine)
+    (tmp_path / "out" / "link").symlink_to(mine)
+    collect_garbage(storage)
+    assert files(storage) == kept
+    assert sorted(path.name for path in mine.iterdir()) == sorted(names)
