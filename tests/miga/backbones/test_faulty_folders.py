@@ -94,8 +94,9 @@ def quantized(name: str) -> dict[str, tuple[Change, str]]:
     scale = torch.ones(())
     companions = (
         "first_scale", "scaled_fp8", "x.scale_weight", "x.weight_scale", "x.weight_scale_inv", "x.input_scale",
-        "x.scale_input", "first.absmax", "first.quant_map", "first.quant_state.bitsandbytes__nf4", "x.comfy_quant", "x.SCB",
-    )  # fmt: skip
+        "x.scale_input", "first.absmax", "first.quant_map", "first.quant_state.bitsandbytes__nf4", "x.comfy_quant",
+        "x.SCB",
+    )[: None if folder in NETWORKS.values() else 2]  # fmt: skip
     return {
         **{
             f"{folder} with {companion}": (
@@ -168,7 +169,7 @@ def faults_of_all(family: str) -> dict[str, tuple[Change, str]]:
         "another family": (change_json("miga.json", family="mochi"), f"family must be '{family}', not 'mochi'"),
         "unknown sampler setting": (change_json("miga.json", sampler={"steps": 4}), "unknown key 'steps' in sampler"),
         **named_otherwise(f"{network}/{WEIGHTS}"),
-        **named_otherwise(TEXT_WEIGHTS),
+        **dict(list(named_otherwise(TEXT_WEIGHTS).items())[:6]),
         **quantized(f"{network}/{WEIGHTS}"),
         **quantized(TEXT_WEIGHTS),
         **quantized(f"vae/{WEIGHTS}"),
