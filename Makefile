@@ -2,9 +2,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo-out
+SLOW_TESTS_S ?= 2400
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-gpu test-faults chaos test-ceph check format lock bench clean
+.PHONY: help install demo test test-all test-slow test-gpu test-faults chaos test-ceph check format lock bench clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -33,13 +34,16 @@ test: $(VENV)/.dev ## the tests (no network, no GPU), a process per core
 test-all: $(VENV)/.dev ## with the slow ones, fault tests included: half an hour
 	$(BIN)/python -m pytest -m "not gpu"
 
+test-slow: $(VENV)/.dev ## the slow ones alone, fault tests first, none begun after SLOW_TESTS_S seconds
+	$(BIN)/python -m pytest -p tests.budget --budget-s $(SLOW_TESTS_S) --first tests/faults -m "slow and not gpu"
+
 test-gpu: $(VENV)/.dev ## what only a GPU can show
 	$(BIN)/python -m pytest -m gpu
 
 test-faults: $(VENV)/.dev ## actors, raylets, nodes, drivers and S3 fail, one at a time, as real processes
 	$(BIN)/python -m pytest tests/faults -m "not gpu"
 
-chaos: $(VENV)/.dev ## all of that at random, for minutes: make chaos CHAOS="--seed 7 --seconds 300"
+chaos: $(VENV)/.dev ## all of that at random, and more (as root): make chaos CHAOS="--seeds 1-20 --seconds 20"
 	$(BIN)/python -m tests.faults.chaos $(CHAOS)
 
 test-ceph: $(VENV)/.dev ## the S3 tests on a Ceph gateway that is unpacked from Debian's packages and started (no root)

@@ -21,11 +21,12 @@ from typing import Any, Final
 import numpy as np
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from actors.gpu_clock import ClockedBackbone, GpuClock
 from actors.hosting import HostedVideo, HostParts, device_name
 from actors.messages import (
+    DEATHS,
     Embedding,
     News,
     Question,
@@ -287,7 +288,7 @@ class _RayHelper:
         return answer
 
     def is_dead(self, error: BaseException) -> bool:
-        return isinstance(error, RayActorError)
+        return isinstance(error, DEATHS)
 
 
 def plan_for(spec: BackboneSpec, settings: WorkerSettings, device: torch.device) -> MemoryPlan:

@@ -21,11 +21,12 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final, get_args
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from actors.cluster_nodes import NodesView
 from actors.inbox import Inbox
 from actors.messages import (
+    DEATHS,
     HelperFailed,
     News,
     Question,
@@ -34,6 +35,7 @@ from actors.messages import (
     VideoFailed,
     VideoFinished,
     VideoMade,
+    VideoNote,
     VideoProgress,
     VideoResult,
     VideoSuspended,
@@ -66,7 +68,8 @@ from pipeline.ledger import (
     Seal,
     Suspend,
 )
-from pipeline.manifest import Manifest
+from pipeline.manifest import BrokenFile, Manifest
+from pipeline.repair import rebuilt_row, row_videos
 from pipeline.rows import BadRow, PromptRow, Status
 from pipeline.run_folder import checkpoint_folder, latents_path, newest_checkpoint, video_path
 from pipeline.storage import Storage
@@ -102,6 +105,23 @@ class _Read:
     status: Status | None
     is_sealed: bool
     checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """What an earlier run has left of a shard.
+
+    Attributes:
+        statuses: row → how it was settled.
+        is_sealed: whether the shard's file has all that.
+        broken: rows that were settled, but whose record cannot be read.
+        folders: names of folders of checkpoints.
+    """
+
+    statuses: dict[int, Status]
+    is_sealed: bool
+    broken: dict[int, BrokenFile]
+    folders: frozenset[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +191,7 @@ class Coordinator:
         self._heard: Member | None = None
         self._ahead: deque[_Read] = deque()
         self._num_read = 0
-        self._settled_before: dict[int, tuple[dict[int, Status], bool, frozenset[str]]] = {}
+        self._settled_before: dict[int, _Earlier] = {}
         self._with_checkpoints: set[int] = set()
         self._view = NodesView()
         self._is_stopping = False
@@ -306,7 +326,7 @@ class Coordinator:
                 f"{member.name} cannot load {self._parts.config.model!r}: {type(error.cause).__name__}: {error.cause}",
                 "try it in Python: LongVideoPipeline.from_pretrained",
             ) from error
-        except RayActorError as error:
+        except DEATHS as error:
             self._lose(
                 member,
                 f"{member.name} died while loading {self._parts.config.model!r} (most often the machine has too little "
@@ -337,7 +357,7 @@ class Coordinator:
                 self._lose(member, str(error.cause))
                 return
             raise error.cause from None
-        except RayActorError as error:
+        except DEATHS as error:
             self._lose(member, f"{member.name} died in its first call: {_first_line(error)}")
             return
         assert isinstance(member.info, WorkerInfo)
@@ -362,7 +382,7 @@ class Coordinator:
             return
         try:
             news = News.unpacked(future.result())
-        except RayActorError as error:
+        except DEATHS as error:
             self._lose(member, f"the process of {member.name} died: {_first_line(error)}")
             return
         except RayError as error:  # what it was told could not be carried there
@@ -445,6 +465,8 @@ class Coordinator:
                 self._metrics.saved(row, number)
                 share = self._share(attempt, event.num_calls)
                 self._todo.extend(ledger.checkpointed(row, number, name, now_s, checkpoint=event.path, share=share))
+            case VideoNote():
+                self._board.say(f"row {row}: {event.text}")
             case VideoSuspended():
                 self._metrics.suspended(row, number)
                 self._close(event.row, event.attempt)
@@ -589,30 +611,43 @@ class Coordinator:
         prompts: list[str] = []
         for row in islice(self._rows, min(MAX_READ_AHEAD, self._num_read + 1)):
             self._num_read += 1
-            statuses, is_sealed, with_checkpoints = self._earlier(self._maker.shard(row))
-            read = _Read(row, statuses.get(row.index), is_sealed)
+            earlier = self._earlier(self._maker.shard(row))
+            read = _Read(row, earlier.statuses.get(row.index), earlier.is_sealed)
+            if row.index in earlier.broken:
+                read.status = self._mended(row, earlier.broken[row.index])
             if isinstance(row, PromptRow) and read.status is None:
-                read.checkpoint = self._checkpoint_of(row, with_checkpoints)
+                read.checkpoint = self._checkpoint_of(row, earlier.folders)
                 prompts += self._prompts(row)
             self._ahead.append(read)
         if prompts:
             self._text.prepare(prompts)
 
-    def _earlier(self, shard: int) -> tuple[dict[int, Status], bool, frozenset[str]]:
-        """What an earlier run has left of a shard: rows settled, whether it is sealed, names of folders of checkpoints.
-
-        Rows come in order, so one shard is remembered at a time.
-        """
+    def _earlier(self, shard: int) -> _Earlier:
+        """What an earlier run has left of a shard. Rows come in order, so one shard is remembered at a time."""
         if shard not in self._settled_before:
             self._settled_before.clear()
             parts = self._parts
-            statuses = parts.manifest.statuses(shard)
-            is_sealed = bool(statuses) and parts.manifest.is_sealed(shard, len(statuses))
+            statuses, is_sealed, broken = parts.manifest.settled(shard)
             if parts.retry_failed:
                 statuses = {row: status for row, status in statuses.items() if status == "ok"}
             folders = frozenset(parts.storage.children(f"checkpoint/{shard:05d}"))
-            self._settled_before[shard] = (statuses, is_sealed, folders)
+            self._settled_before[shard] = _Earlier(statuses, is_sealed, broken, folders)
         return self._settled_before[shard]
+
+    def _mended(self, row: PromptRow | BadRow, file: BrokenFile) -> Status | None:
+        """A row was settled, but its record is broken: it gets one anew from its video, or is settled anew."""
+        what = f"row {row.index} ({row.id}): its record {file.path} is broken ({file.why})"
+        if isinstance(row, PromptRow):
+            storage, videos = self._parts.storage, row_videos(self._parts.storage, self._maker.shard(row))
+            made = rebuilt_row(
+                storage, self._maker.record, row, videos.get(row.index, ()), self._parts.spec.num_latents
+            )
+            if made is not None:
+                self._board.say(f"{what}; it is written anew from its video")
+                self._recorder.record(made, lambda: None)
+                return "ok"
+        self._board.say(f"{what}; the row is settled anew")
+        return None
 
     def _checkpoint_of(self, row: PromptRow, folders: frozenset[str]) -> str | None:
         """The newest checkpoint of a row that an earlier run has left."""
@@ -669,7 +704,7 @@ class Coordinator:
     def _begun(self, member: Member, task: VideoTask, future: Future[Any]) -> None:
         """A worker was told to begin; it may be that the call did not get there."""
         error = future.exception()
-        if error is not None and not isinstance(error, RayActorError) and self._pool.is_current(member):
+        if error is not None and not isinstance(error, DEATHS) and self._pool.is_current(member):
             self._lose(member, f"{member.name} could not be told what to do: {_first_line(error)}", is_free=True)
         self._carry_out()
 

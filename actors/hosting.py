@@ -12,12 +12,12 @@ from __future__ import annotations
 import platform
 import resource
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from actors.messages import (
     VideoCheckpointed,
     VideoEvent,
     VideoFailed,
+    VideoNote,
     VideoProgress,
     VideoResult,
     VideoSuspended,
@@ -39,10 +40,10 @@ from actors.messages import (
 from actors.scratch import new_folder
 from actors.shared_embeddings import SharedEmbeddings
 from miga.backbones.base import Backbone
-from miga.checkpoint import VideoCheckpoint, load_checkpoints, save_checkpoint
+from miga.checkpoint import VideoCheckpoint, load_checkpoints, num_whole, save_checkpoint
 from miga.errors import CheckpointError
 from miga.video import Progress, VideoRun
-from pipeline.run_folder import CheckpointName, open_state_path
+from pipeline.run_folder import CheckpointName, newest_checkpoint, open_state_path
 from pipeline.storage import Storage
 from pipeline.video import VideoWriter
 
@@ -192,32 +193,60 @@ class HostedVideo:
     def _lost(self, helper: Helper, error: BaseException) -> None:
         self._parts.post(HelperFailed(helper=helper.name, error=str(error), is_dead=helper.is_dead(error)))
 
+    def _note(self, text: str) -> None:
+        self._parts.post(VideoNote(row=self.task.row, attempt=self.task.attempt, text=text))
+
     # ---- checkpoints ----
 
     def _read_checkpoint(self) -> VideoCheckpoint | None:
-        """What an earlier attempt has left; None if nothing, or nothing that can be gone on with."""
-        task = self.task
-        if task.resume_from is None:
+        """What an earlier attempt has left; None if nothing, or nothing that can be gone on with.
+
+        Of an attempt whose parts are damaged those before count; if there are none, the attempt before it.
+        """
+        if self.task.resume_from is None:
             return None
-        folder, _, name = task.resume_from.rpartition("/")
+        folder, _, name = self.task.resume_from.rpartition("/")
         last = CheckpointName.parse(name)
-        names = [name] if last is None else [str(part) for part in last.parts()]  # kept latents are one file
+        if last is None:  # kept latents are one file
+            return self._read_parts(folder, [name])
+        found = self._read_parts(folder, list(map(str, last.parts())))
+        while found is None and (last := self._attempt_before(folder, last)) is not None:
+            found = self._read_parts(folder, list(map(str, last.parts())))
+        return found
+
+    def _attempt_before(self, folder: str, last: CheckpointName) -> CheckpointName | None:
+        """The newest checkpoint of the attempts before that of another."""
+        names = filter(None, map(CheckpointName.parse, self._parts.storage.children(folder)))
+        return newest_checkpoint(str(name) for name in names if (name.epoch, name.attempt) < (last.epoch, last.attempt))
+
+    def _read_parts(self, folder: str, names: Sequence[str]) -> VideoCheckpoint | None:
+        """The checkpoint that files of storage make together, as far as they are whole."""
         files = [self._folder / name for name in names]
         try:
             for name, file in zip(names, files, strict=True):
                 self._parts.storage.get_file(f"{folder}/{name}", file)
-            return load_checkpoints(
-                files,
-                config=self._parts.settings.sampler,
-                num_latents=task.num_latents,
-                seed=task.seed,
-                device=self._device,
-            )
-        except (FileNotFoundError, CheckpointError):  # gone, or of an older version: the video is made from the start
+            return self._load_whole(folder, files)
+        except FileNotFoundError:  # gone meanwhile
             return None
         finally:
             for file in files:
                 file.unlink(missing_ok=True)
+
+    def _load_whole(self, folder: str, files: Sequence[Path]) -> VideoCheckpoint | None:
+        try:
+            return load_checkpoints(
+                files,
+                config=self._parts.settings.sampler,
+                num_latents=self.task.num_latents,
+                seed=self.task.seed,
+                device=self._device,
+                num_prompts=len(self._prompts),
+            )
+        except CheckpointError as error:  # damaged, or of an older version
+            what = error.message.replace(str(self._folder), self._parts.storage.uri(folder))
+            self._note(f"{what}; what is whole before it is gone on with, else it is made from the start")
+            num_left = num_whole(files)
+            return self._load_whole(folder, files[:num_left]) if 0 < num_left < len(files) else None
 
     def _save(self, wait: bool) -> None:
         """Has a checkpoint written and carried to storage, unless the one before is still on its way.
@@ -239,7 +268,7 @@ class HostedVideo:
         self._saving = self._parts.background.submit(self._carry, checkpoint, name)
         self._saved_at_s = time.monotonic()
         if wait and (error := self._saving.exception()):
-            print(f"checkpoint {name} of row {self.task.row} is lost: {error}", file=sys.stderr)
+            self._note(f"checkpoint {name} is lost: {error}")
 
     def _note_finished(self, checkpoint: VideoCheckpoint) -> None:
         """Keeps the latents that are new; at first what was resumed from, so that an attempt's parts are enough."""

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass, field
-from typing import Self, TypeAlias
+from typing import Final, Self, TypeAlias
 
 import numpy as np
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from miga.backbones.options import ModelOptions
 from miga.config import SamplerConfig
@@ -22,6 +23,9 @@ from miga.errors import MigaError, Scope
 from miga.reflection import ReflectionTrace
 from miga.sharing import Share
 from pipeline.config import VideoConfig
+
+DEATHS: Final = (RayActorError, OutOfMemoryError)
+"""What a call ends with whose actor is gone; the second where Ray's memory monitor killed it."""
 
 Embedding: TypeAlias = tuple[np.ndarray, float]
 """Of a prompt, `[tokens, channels]`, and the seconds that encoding it took."""
@@ -145,6 +149,15 @@ class VideoCheckpointed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VideoNote:
+    """Something of an attempt that the user should know of, and that does not end it."""
+
+    row: int
+    attempt: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideoSuspended:
     """The attempt has stopped as it was asked to, behind a checkpoint."""
 
@@ -248,7 +261,14 @@ class HelperFailed:
 
 
 VideoEvent: TypeAlias = (
-    VideoProgress | VideoCheckpointed | VideoSuspended | VideoMade | VideoFinished | VideoFailed | HelperFailed
+    VideoProgress
+    | VideoCheckpointed
+    | VideoNote
+    | VideoSuspended
+    | VideoMade
+    | VideoFinished
+    | VideoFailed
+    | HelperFailed
 )
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from actors.messages import VideoProgress, VideoResult
 from pipeline.rows import BadRow, PromptRow
+from pipeline.terminal import escaped, say
 
 MAX_VIDEO_BARS = 8
 LOG_EVERY_S = 30.0
@@ -88,9 +89,9 @@ class ProgressBoard:
     def say(self, text: str) -> None:
         """A line for the log."""
         if self._is_live:
-            self._run.write(text, file=self._stream)
+            self._run.write(escaped(text), file=self._stream)
         elif not self._is_quiet:
-            print(text, file=self._stream, flush=True)
+            say(text, self._stream)
 
     def refresh(self) -> None:
         """Called often; shows something where time has passed."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
-from typing import Any
 
 from actors.messages import VideoResult
 from miga.backbones.base import BackboneSpec
-from pipeline.rows import BadRow, ManifestRow, PromptRow, bad_row_key, canonical_json, video_key
+from pipeline.rows import BadRow, ManifestRow, PromptRow
 from pipeline.run_folder import RunRecord, shard_of
 
 
@@ -21,9 +19,8 @@ class RowMaker:
     """
 
     def __init__(self, record: RunRecord, spec: BackboneSpec) -> None:
-        self._record, self._spec = record, spec
-        self._per_shard = int(record.config["run"]["prompts_per_shard"])
-        self._config, self._config_hash = canonical_json(record.sampler), record.config_hash
+        self.record, self._spec = record, spec
+        self._per_shard = record.settings.run.prompts_per_shard
 
     def shard(self, row: PromptRow | BadRow) -> int:
         """The shard of a row."""
@@ -31,19 +28,15 @@ class RowMaker:
 
     def key(self, row: PromptRow | BadRow) -> str:
         """What names its video."""
-        if isinstance(row, BadRow):
-            return bad_row_key(row)
-        record = self._record
-        return video_key(
-            row.prompts, row.negative_prompt, row.seed, row.num_frames, record.sampler, record.model_revision
-        )
+        return self.record.key(row)
 
     def finished(self, row: PromptRow, key: str, attempt: int, waited_s: float, result: VideoResult) -> ManifestRow:
         """A row that was made."""
         trace = result.trace
         return ManifestRow(
-            **self._common(row, key),
+            **self.record.columns(row, key),
             status="ok",
+            created_at=datetime.now(UTC),
             num_latents=self._spec.num_latents(row.num_frames),
             fps=result.fps,
             height=result.height,
@@ -78,33 +71,14 @@ class RowMaker:
 
     def failed(self, row: PromptRow | BadRow, attempt: int, error_type: str, error: str) -> ManifestRow:
         """A row that was given up."""
-        common = self._common(row, self.key(row))
-        return ManifestRow(**common, status="failed", attempt=attempt, error_type=error_type, error=error)
-
-    def _common(self, row: PromptRow | BadRow, key: str) -> dict[str, Any]:
-        """The columns that finished and failed rows share."""
-        record = self._record
-        asked = (
-            {"negative_prompt": row.negative_prompt, "seed": row.seed, "num_frames": row.num_frames}
-            if isinstance(row, PromptRow)
-            else {}
+        return ManifestRow(
+            **self.record.columns(row, self.key(row)),
+            status="failed",
+            created_at=datetime.now(UTC),
+            attempt=attempt,
+            error_type=error_type,
+            error=error,
         )
-        return {
-            "key": key,
-            "id": row.id,
-            "row": row.index,
-            "shard": self.shard(row),
-            "prompts": row.prompts,
-            "profile": record.profile,
-            "model": record.model,
-            "model_revision": record.model_revision,
-            "config": self._config,
-            "config_hash": self._config_hash,
-            "created_at": datetime.now(UTC),
-            "version": record.version,
-            "metadata": json.dumps(row.metadata, ensure_ascii=False),
-            **asked,
-        }
 
 
 def _where(flags: tuple[bool, ...]) -> tuple[int, ...]:

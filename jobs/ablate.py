@@ -15,7 +15,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from miga.errors import ConfigError, InputError, OutputError, UsageError
 from miga.metrics.features import FeatureExtractor, FrameFeatures, SpriteFeatures
 from miga.metrics.sprites import SpriteMeter, scenes_of, wanted_scenes
 from miga.metrics.video import LongVideoMeter, chunks_of
+from pipeline import terminal
 from pipeline.ablation import (
     FilledTable,
     Grid,
@@ -43,6 +43,7 @@ from pipeline.ablation import (
 )
 from pipeline.config import RunConfig, override
 from pipeline.manifest import Manifest
+from pipeline.prompt_source import PromptFile
 from pipeline.rows import SEED_LIMIT, BadRow, ManifestRow, PromptRow
 from pipeline.run_folder import check_run
 from pipeline.storage import LocalStorage, Storage, open_storage
@@ -94,7 +95,7 @@ class AblationPlan:
         config = override(self.base.config, profile=chosen.profile, sampler=chosen.sampler)
         return replace(
             self.base,
-            prompts=storage.uri(PROMPTS_FILE),
+            prompts=PromptFile.of(storage.uri(PROMPTS_FILE), [self.prompts]),
             out=f"{storage.root}/runs/{setting}",
             config=config,
             sampler=self.samplers[setting],
@@ -279,14 +280,16 @@ def ablate(plan: AblationPlan, *, address: str | None = None, quiet: bool = Fals
     """
     from actors.runtime import ray_session
 
-    say = _sayer(quiet)
+    say: Say = (lambda text: None) if quiet else terminal.say
     started_s = time.monotonic()
     check_out(plan)
     extractor = _extractor(plan.features)  # before hours of work: it may not be there
     storage = open_storage(plan.out)
-    storage.write_bytes(PROMPTS_FILE, plan.prompts)
     with contextlib.ExitStack() as stack:
         session = _Once(lambda: stack.enter_context(ray_session(plan.base.config.workers, address)))
+        if not storage.exists(PROMPTS_FILE):
+            session()  # where Ray does not start, OUT is not begun
+        storage.write_bytes(PROMPTS_FILE, plan.prompts)
         for number, name in enumerate(plan.samplers, 1):
             run_plan = plan.run_plan(name)
             if _is_complete(run_plan):
@@ -318,14 +321,6 @@ class _Once:
         action, self._action = self._action, None
         if action is not None:
             action()
-
-
-def _sayer(quiet: bool) -> Say:
-    def say(text: str) -> None:
-        if not quiet:
-            print(text, file=sys.stderr, flush=True)
-
-    return say
 
 
 def _manifest(plan: Plan) -> Manifest:

@@ -10,14 +10,20 @@ import argparse
 import json
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from jobs.bench.cli import add_benches
 from jobs.upkeep import add_upkeep
 from miga import __version__
 from miga.errors import InputError, MigaError, ModelError, OutputError, UsageError
 from miga.sharing import SHARES
+from pipeline.addresses import without_secrets
+from pipeline.terminal import say, show, show_json, show_text
+
+TRACEBACK_VARIABLE: Final = "MIGA_TRACEBACK"
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -26,30 +32,51 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; errors become one message and an exit status."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    parser = build_parser()
-    options = parser.parse_args(arguments)
-    command: Command = options.command
     try:
+        options = build_parser().parse_args(arguments)
+        command: Command = options.command
         return command(options)
-    except (UsageError, InputError, OutputError, ModelError) as error:
-        print(f"miga: {error}", file=sys.stderr)
-        return 2
     except MigaError as error:
-        print(f"miga: {error}", file=sys.stderr)
-        return 1
+        say(f"miga: {error}")
+        return 2 if isinstance(error, UsageError | InputError | OutputError | ModelError) else 1
     except KeyboardInterrupt:
-        print("miga: stopped; the same command goes on from here", file=sys.stderr)
+        say("miga: stopped; the same command goes on from here")
         return 1
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except Exception as error:  # a fault of this program: said in a sentence all the same
+        say(f"miga: {unexpected(error)}")
+        return 1
+
+
+def unexpected(error: Exception) -> MigaError:
+    """What a user is told of an exception that should have been one of the project's own."""
+    trace = without_secrets("".join(traceback.format_exception(error)))
+    about = f"unexpected {type(error).__name__}: {without_secrets((str(error) or 'no message').splitlines()[0])}"
+    ask = "this is a fault of miga, not yours: please report it with"
+    if os.environ.get(TRACEBACK_VARIABLE):
+        return MigaError(about, f"{ask} this traceback\n{trace}")
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="miga-traceback-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(trace)
+    except OSError:  # no room, or no such folder
+        return MigaError(about, f"{ask} the traceback, which {TRACEBACK_VARIABLE}=1 in the environment prints")
+    return MigaError(about, f"{ask} its traceback, {file.name}")
+
+
+class Parser(argparse.ArgumentParser):
+    """Prints as all commands do."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message and file is sys.stdout:
+            show_text(message.removesuffix("\n"))
+        elif message:
+            say(message.removesuffix("\n"))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    parser = argparse.ArgumentParser(
-        prog="miga", description="Datasets of long videos from short-clip video models.", epilog=__doc__
-    )
+    parser = Parser(prog="miga", description="Datasets of long videos from short-clip video models.", epilog=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_generate(commands)
@@ -122,7 +149,7 @@ def _generate(options: argparse.Namespace) -> int:
         return 0
     summary = generate(plan, address=options.address, quiet=options.quiet, retry_failed=options.retry_failed)
     if options.json:
-        print(json.dumps(summary, ensure_ascii=False))
+        show_json(summary)
     else:
         _print_summary(summary)
     return int(summary["exit_status"])
@@ -177,25 +204,25 @@ def _ablate(options: argparse.Namespace) -> int:
     check_out(plan)
     if options.dry_run:
         costs = dry_run(plan, config.workers.num_actors or 1)
-        print(json.dumps(costs, ensure_ascii=False) if options.json else cost_table(costs))
+        show_json(costs) if options.json else show_text(cost_table(costs))
         return 0
     summary = ablate(plan, address=options.address, quiet=options.quiet)
-    print(json.dumps(summary, ensure_ascii=False) if options.json else tables_text(summary, options.out))
+    show_json(summary) if options.json else show_text(tables_text(summary, options.out))
     return int(summary["exit_status"])
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    print(
+    show(
         f"{summary['ok']} of {summary['videos']} videos made"
         + (f", {summary['failed']} quarantined (their reasons are in the manifest)" if summary["failed"] else "")
         + (f", {summary['already_done']} of them before" if summary["already_done"] else "")
         + f", in {summary['seconds']:.0f} s"
     )
-    print(f"videos:   {summary['out']}/video/")
+    show(f"videos:   {summary['out']}/video/")
     for uri in summary["manifest"]:
-        print(f"manifest: {uri}")
+        show(f"manifest: {uri}")
     if summary["report"]:
-        print(f"page:     {summary['report']}")
+        show(f"page:     {summary['report']}")
 
 
 def _add_status_and_report(commands: Any) -> None:
@@ -232,6 +259,10 @@ def _add_extend(commands: Any) -> None:
     extend.add_argument("out", metavar="OUT")
     extend.add_argument("key", metavar="KEY", help="the row's, from the manifest; its beginning is enough")
     extend.add_argument("--num-frames", type=int, required=True, help="length of the longer video")
+    extend.add_argument("--model", help="where it lies now; to be said where run.json names code or a download")
+    extend.add_argument(
+        "--trust", action="store_true", help="take all that run.json names: it is your own, or known to you"
+    )
     extend.add_argument("--json", action="store_true", help="print the new row for machines")
     extend.add_argument("--quiet", action="store_true", help="no progress")
     extend.set_defaults(command=_extend)
@@ -240,8 +271,15 @@ def _add_extend(commands: Any) -> None:
 def _extend(options: argparse.Namespace) -> int:
     from jobs.extend import extend_shown
 
-    row = extend_shown(options.out, options.key, options.num_frames, quiet=options.quiet or options.json)
-    print(row.to_json() if options.json else f"{row.num_frames} frames: {row.uri}")
+    row = extend_shown(
+        options.out,
+        options.key,
+        options.num_frames,
+        model=options.model,
+        trust=options.trust,
+        quiet=options.quiet or options.json,
+    )
+    show_json(json.loads(row.to_json())) if options.json else show(f"{row.num_frames} frames: {row.uri}")
     return 0
 
 
@@ -315,7 +353,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
     if options.ledger_rows is not None:
         rows = [row for size in options.gpus for row in bench_ledger(options.ledger_rows, size)]
-        print(json.dumps(rows) if options.json else format_table(rows))
+        show_json(rows) if options.json else show_text(format_table(rows))
         return 0
     scenarios = make_scenarios(
         gpus=options.gpus,
@@ -341,9 +379,10 @@ def _simulate(options: argparse.Namespace) -> int:
     outcomes = simulate_all(scenarios, quiet=options.quiet)
     files = write_plots(outcomes, options.out, quiet=options.quiet) if options.out else []
     if options.json:
-        print(json.dumps({"runs": [as_json(outcome) for outcome in outcomes], "files": files}))
+        show_json({"runs": [as_json(outcome) for outcome in outcomes], "files": files})
     else:
-        print(outcome_table(outcomes), *files, sep="\n")
+        show_text(outcome_table(outcomes))
+        show(*files)
     return 0
 
 
@@ -359,22 +398,20 @@ def _profiles(options: argparse.Namespace) -> int:
     from miga.backbones.registry import load_spec
 
     spec = load_spec(options.model)
-    print(json.dumps(profiles_as_dict(spec), indent=2) if options.json else profile_table(spec))
+    show_json(profiles_as_dict(spec), indent=2) if options.json else show_text(profile_table(spec))
     return 0
 
 
 def _show(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(values, ensure_ascii=False))
+        show_json(values)
         return
     width = max(len(name) for name in values)
     for name, value in values.items():
         if isinstance(value, dict):
-            print(f"{name}:")
-            for key, item in value.items():
-                print(f"  {key}: {item}")
+            show(f"{name}:", *(f"  {key}: {item}" for key, item in value.items()))
         else:
-            print(f"{name:<{width}}  {value:.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+            show(f"{name:<{width}}  {value:.4g}" if isinstance(value, float) else f"{name:<{width}}  {value}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     storage = open_storage(options.out)
     record = read_run(storage)
-    manifest = Manifest(storage, int(record.config["run"]["prompts_per_shard"]))
+    manifest = Manifest(storage, record.settings.run.prompts_per_shard)
     lines = [
         contact_line(list(read_frames(row.uri)), options.columns)
         for row in manifest.read_rows()

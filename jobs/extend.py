@@ -10,16 +10,17 @@ in a folder of their own, named by the row, its key and the new length:
     extended/00000017-<key16>-321.json                 its row, as the manifest has them; written last
     extended/00000017-<key16>-321.safetensors          its latents; with "-open" what a still longer one goes on from
     extended/00000017-<key16>-321-checkpoint/          while it is being made; running the command again goes on
+    extended/00000017-<key16>-321-lease/               whose work that is: a second command for the same is refused
 
 The key in that row is the longer video's own, and may be extended in turn.
 """
 
 from __future__ import annotations
 
-import json
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -31,16 +32,29 @@ from miga.backbones.options import configured_spec
 from miga.backbones.registry import load_spec
 from miga.config import SamplerConfig
 from miga.errors import ModelError, OutputError, RowError, UsageError, WorkerError
-from pipeline.config import RunConfig, parse_config
+from miga.outside_data import OutsideDataError, parse_json_object
+from pipeline.config import RunConfig, override
+from pipeline.lease import Lease
 from pipeline.manifest import Manifest
 from pipeline.rows import ManifestRow, PromptRow, video_key
-from pipeline.run_folder import CheckpointName, RunRecord, newest_checkpoint, open_state_path, read_run
+from pipeline.run_folder import (
+    RUN_FILE,
+    CheckpointName,
+    RunRecord,
+    newest_checkpoint,
+    open_state_path,
+    path_in_out,
+    read_run,
+)
 from pipeline.storage import Storage, open_storage
+from pipeline.terminal import say
+from pipeline.trust import check_model
 
 if TYPE_CHECKING:
     from actors.messages import VideoResult, VideoTask, WorkerSettings
 
 FOLDER: Final = "extended"
+_NOTE: Final = re.compile(r"(\d{8,18})-[0-9a-f]{16}-(\d{1,9})\.json", re.ASCII)
 MIN_KEY: Final = 4
 """Characters of a key that are enough to name a row, if no other key begins with them."""
 
@@ -72,27 +86,48 @@ class Extension:
         return f"{FOLDER}/{self.row.row:08d}-{self.row.key[:16]}-{self.num_frames}"
 
 
-def extend_shown(out: str, key: str, num_frames: int, quiet: bool = False) -> ManifestRow:
+def extend_shown(
+    out: str, key: str, num_frames: int, *, model: str | None = None, trust: bool = False, quiet: bool = False
+) -> ManifestRow:
     """Makes the longer video of a row, with a bar; returns its row.
+
+    Args:
+        out: of the run.
+        key: as `find_row`.
+        num_frames: of the longer video.
+        model: as `plan_extension`.
+        trust: as `plan_extension`.
+        quiet: whether to show no progress.
 
     Raises:
         MigaError: if it cannot be made.
     """
     storage = open_storage(out)
-    extension = plan_extension(storage, key, num_frames)
+    extension = plan_extension(storage, key, num_frames, model=model, trust=trust)
     with tqdm(total=extension.spec.num_latents(num_frames), unit="latent", disable=quiet) as bar:
-        return extend(storage, extension, lambda done: bar.update(done - bar.n))
+        return extend(storage, extension, lambda done: bar.update(done - bar.n), None if quiet else say)
 
 
-def plan_extension(storage: Storage, key: str, num_frames: int) -> Extension:
+def plan_extension(
+    storage: Storage, key: str, num_frames: int, *, model: str | None = None, trust: bool = False
+) -> Extension:
     """Finds the row, and what is needed to make it longer.
+
+    Args:
+        storage: of OUT.
+        key: as `find_row`.
+        num_frames: of the longer video.
+        model: where the run's model lies now, or its name in the user's own words (`pipeline/trust.py`).
+        trust: whether all that OUT itself names is taken without such a word.
 
     Raises:
         MigaError: naming what is wrong, and what to do.
     """
     record = read_run(storage)
     row = find_row(storage, record, key)
-    config = parse_config(record.config, "run.json")
+    config = record.settings
+    check_model(config, storage.root, named=model, is_trusted=trust)
+    config = override(config, model=model)
     spec = configured_spec(load_spec(config.model, config.revision), model_options(config), config.revision)
     if row.status != "ok" or row.num_frames is None or row.seed is None:
         raise UsageError(f"row {row.row} was not made: {row.error}", "name a row whose status is ok")
@@ -102,11 +137,12 @@ def plan_extension(storage: Storage, key: str, num_frames: int) -> Extension:
             f"no latents were kept of row {row.row}",
             "make the run with keep_latents = true in [run]; of this row, make the longer video from the start",
         )
-    kept = open_state_path(_inside(storage, row.latents_uri))
+    latents = path_in_out(row.latents_uri)
+    kept = open_state_path(latents)
     if not storage.exists(kept):
         raise UsageError(
             f"there is no {storage.uri(kept)}: no state of that video was independent of its length"
-            if storage.exists(_inside(storage, row.latents_uri))
+            if storage.exists(latents)
             else f"the latents of row {row.row} are gone from {row.latents_uri}",
             f"make a new run with num_frames = {num_frames}",
         )
@@ -114,7 +150,7 @@ def plan_extension(storage: Storage, key: str, num_frames: int) -> Extension:
         record=record,
         config=config,
         spec=spec,
-        sampler=SamplerConfig(**record.sampler),
+        sampler=SamplerConfig.from_values(record.sampler, storage.uri(RUN_FILE)),
         row=row,
         kept=kept,
         num_frames=num_frames,
@@ -143,17 +179,39 @@ def find_row(storage: Storage, record: RunRecord, key: str) -> ManifestRow:
 
 
 def _rows(storage: Storage, record: RunRecord) -> Iterator[ManifestRow]:
-    yield from Manifest(storage, int(record.config["run"]["prompts_per_shard"])).read_rows()
+    yield from Manifest(storage, record.settings.run.prompts_per_shard).read_rows()
     for name in storage.children(FOLDER):
-        if name.endswith(".json"):
-            yield _read_row(storage, f"{FOLDER}/{name}")
+        if _NOTE.fullmatch(name):
+            yield _read_note(storage, record, name)
 
 
-def _read_row(storage: Storage, path: str) -> ManifestRow:
+def _read_note(storage: Storage, record: RunRecord, name: str) -> ManifestRow:
+    """The row of a longer video, which must be of the video that its file's name says.
+
+    Raises:
+        OutputError: if it is not.
+    """
+    path = f"{FOLDER}/{name}"
     try:
-        return ManifestRow.from_json(storage.read_bytes(path).decode())
+        row = ManifestRow.from_json(storage.read_bytes(path))
+        if what := _not_of_its_name(row, record, name):
+            raise OutsideDataError(what)
     except ValueError as error:
         raise OutputError(f"{storage.uri(path)} is broken: {error}", "delete it, and extend that row again") from error
+    places = {name: storage.uri(path_in_out(uri)) for name in _ADDRESSES if (uri := getattr(row, name))}
+    return replace(row, **places)  # OUT may have been moved
+
+
+def _not_of_its_name(row: ManifestRow, record: RunRecord, name: str) -> str:
+    """What a note says that its name denies, or its own key; empty if nothing."""
+    match = _NOTE.fullmatch(name)
+    assert match is not None
+    if (row.row, row.num_frames) != (int(match[1]), int(match[2])):
+        return f"it is of row {row.row} with {row.num_frames} frames"
+    if row.status != "ok" or row.seed is None or row.num_frames is None:
+        return f"it is of a row that is {row.status}"
+    key = video_key(row.prompts, row.negative_prompt, row.seed, row.num_frames, record.sampler, record.model_revision)
+    return "" if row.key == key else "its key is not of what it says"
 
 
 def _check_length(spec: BackboneSpec, row: ManifestRow, num_frames: int) -> None:
@@ -169,14 +227,14 @@ def _check_length(spec: BackboneSpec, row: ManifestRow, num_frames: int) -> None
         )
 
 
-def _inside(storage: Storage, uri: str) -> str:
-    """The path in OUT of a file whose address was noted there; OUT may have been moved since."""
-    parts = uri.rsplit("/", 3)
-    return "/".join(parts[-3:]) if parts[-3] == "latents" else "/".join(parts[-2:])
+_ADDRESSES: Final = ("uri", "latents_uri")
 
 
 def extend(
-    storage: Storage, extension: Extension, show: Callable[[int], None] = lambda num_latents: None
+    storage: Storage,
+    extension: Extension,
+    show: Callable[[int], None] = lambda num_latents: None,
+    say: Callable[[str], None] | None = None,
 ) -> ManifestRow:
     """Makes the longer video on this machine, and puts it into OUT; what is there already is not made again.
 
@@ -184,13 +242,42 @@ def extend(
         storage: of OUT.
         extension: what to make.
         show: told how many latents are done.
+        say: told when it has to be seen whether another one is at it.
 
     Raises:
+        LeaseHeldError: if another process is making the same one.
         MigaError: if it cannot be made.
     """
-    note = f"{extension.stem}.json"
-    if storage.exists(note):
-        return _read_row(storage, note)
+    if (made := _made(storage, extension)) is not None:
+        return made
+    run = extension.config.run
+    place = open_storage(storage.uri(f"{extension.stem}-lease"))
+    place.probe(single_coordinator=run.single_coordinator)
+    with Lease.held(place, ttl_s=run.lease_ttl_s, say=say) as lease:
+        made = _made(storage, extension) or _make_and_note(storage, extension, lease, show)
+    place.delete_many(place.list())  # of whoever waited for this one, too: it finds the video
+    return made
+
+
+def _made(storage: Storage, extension: Extension) -> ManifestRow | None:
+    """The row of the longer video, if it is there.
+
+    Raises:
+        OutputError: if what is there is another, or has lost its video.
+    """
+    note, video = f"{extension.stem}.json", f"{extension.stem}.mp4"
+    if not storage.exists(note):
+        return None
+    row = _read_note(storage, extension.record, note.rpartition("/")[2])
+    hint = f"delete {storage.uri(note)}, and extend that row again"
+    if row.key != extension.key:
+        raise OutputError(f"{storage.uri(note)} is of another video: its key is {row.key}", hint)
+    if not storage.exists(video) or storage.stat(video).bytes != row.bytes:
+        raise OutputError(f"{storage.uri(video)} is not there, or not of the size that its row says", hint)
+    return row
+
+
+def _make_and_note(storage: Storage, extension: Extension, lease: Lease, show: Callable[[int], None]) -> ManifestRow:
     from actors.messages import VideoTask
 
     checkpoints = f"{extension.stem}-checkpoint"
@@ -212,7 +299,8 @@ def extend(
         latents_path=f"{extension.stem}.safetensors",
     )
     longer = _make(storage, extension, task, show)
-    storage.write_bytes(note, longer.to_json().encode())
+    lease.check_now()
+    storage.write_bytes(f"{extension.stem}.json", longer.to_record())
     storage.delete_many([f"{checkpoints}/{name}" for name in storage.children(checkpoints)])
     return longer
 
@@ -250,9 +338,17 @@ def _make(storage: Storage, extension: Extension, task: VideoTask, show: Callabl
         negative_prompt=row.negative_prompt,
         seed=task.seed,
         num_frames=task.num_frames,
-        metadata=json.loads(row.metadata),
+        metadata=_metadata(row),
     )
     return RowMaker(extension.record, extension.spec).finished(asked, extension.key, task.attempt, 0.0, result)
+
+
+def _metadata(row: ManifestRow) -> dict[str, Any]:
+    """The columns that the user carries along, which may hold any number."""
+    try:
+        return parse_json_object(row.metadata, integers=None, finite=False)
+    except OutsideDataError as error:
+        raise OutputError(f"the metadata of row {row.row} is broken: {error}", "see what `miga verify` says") from error
 
 
 def _result(worker: Any, show: Callable[[int], None]) -> VideoResult:
@@ -261,13 +357,15 @@ def _result(worker: Any, show: Callable[[int], None]) -> VideoResult:
     Raises:
         MigaError: if nothing does.
     """
-    from actors.messages import VideoFailed, VideoFinished, VideoProgress
+    from actors.messages import VideoFailed, VideoFinished, VideoNote, VideoProgress
 
     while True:
         for event in worker.news(0.5).events:
             match event:
                 case VideoProgress():
                     show(event.num_latents_done)
+                case VideoNote():
+                    say(f"row {event.row}: {event.text}")
                 case VideoFinished():
                     return event.result
                 case VideoFailed():

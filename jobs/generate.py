@@ -37,6 +37,7 @@ from pipeline.config import RunConfig
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.manifest import Manifest
+from pipeline.prompt_source import PromptFile, look_at
 from pipeline.prompts import count_rows, read_prompts
 from pipeline.report import write_report
 from pipeline.rows import BadRow, PromptRow
@@ -55,12 +56,15 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_QUARANTINED = 0, 3
 
+MAX_FRAMES = 10_000_000
+"""Of a video: a week at 16 frames a second. What is longer is a slip, and counting its calls would take minutes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A run, checked and resolved, nothing of it done."""
 
-    prompts: str
+    prompts: PromptFile
     out: str
     config: RunConfig
     spec: BackboneSpec
@@ -96,14 +100,15 @@ def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
     check_codec(config.video, spec.height, spec.width)
     check_schedule(config.model, sampler, config.revision)
     check_weights(config.model, config.revision)
+    file = look_at(prompts)
     plan = Plan(
-        prompts=prompts,
+        prompts=file,
         out=out,
         config=config,
         spec=spec,
         sampler=sampler,
         num_frames=num_frames,
-        num_rows=count_rows(prompts, config.limit),
+        num_rows=count_rows(file, config.limit),
         check_prompt=prompt_checker(config.model, config.revision),
     )
     plan.rows()  # finds what is wrong with the file as a whole
@@ -123,6 +128,8 @@ def model_options(config: RunConfig) -> ModelOptions:
 
 def why_not(spec: BackboneSpec, num_frames: int) -> str | None:
     """Why the model cannot make so many frames, or None if it can."""
+    if num_frames > MAX_FRAMES:
+        return f"num_frames {num_frames} cannot be made: {MAX_FRAMES} are the most"
     try:
         spec.num_latents(num_frames)
     except ValueError as error:
@@ -221,34 +228,31 @@ def generate(
 
     if plan.check_prompt is None:
         load_tokenizer_or_raise(plan)
-    if not (address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
-        check_this_machine(plan)
     from actors.metrics import RunMetrics
     from actors.progress import ProgressBoard
-    from actors.runtime import ray_session
+    from actors.runtime import cluster_address, ray_session
 
+    if not (cluster_address(address) or ray.is_initialized()):
+        check_this_machine(plan)
     config, started_s = plan.config, time.monotonic()
     storage = open_storage(plan.out)
-    record, resumed = open_run(storage, run_record(plan))
     manifest = Manifest(storage, config.run.prompts_per_shard)
     ledger = make_ledger(plan)
-    board = ProgressBoard(plan.num_rows, quiet=quiet)
-    try:
-        with (
-            Lease.held(storage, ttl_s=config.run.lease_ttl_s, say=board.say) as lease,
-            ray_session(config.workers, address, is_simulated(config.model)) as slots,
-            _stop_signals() as stop,
-        ):
-            metrics = RunMetrics(record.profile, record.model, plan.num_rows)
-            parts = run_parts(plan, record, storage, manifest, ledger, lease.epoch, slots, retry_failed)
-            make_rows(plan, parts, lease, board, metrics, stop)
-        page = str(make_report(storage)) if isinstance(storage, LocalStorage) else None
-    except LeaseHeldError:
-        raise
-    except OutputError as error:  # OUT was fine at the start: this is no longer about how the command was given
-        raise RunAbortedError(error.message, error.hint) from error
-    finally:
-        board.close()
+    with ray_session(config.workers, address, is_simulated(config.model)) as slots:  # before OUT is touched
+        record, resumed = open_run(storage, run_record(plan))
+        board = ProgressBoard(plan.num_rows, quiet=quiet)
+        try:
+            with Lease.held(storage, ttl_s=config.run.lease_ttl_s, say=board.say) as lease, _stop_signals() as stop:
+                metrics = RunMetrics(record.profile, record.model, plan.num_rows)
+                parts = run_parts(plan, record, storage, manifest, ledger, lease.epoch, slots, retry_failed)
+                make_rows(plan, parts, lease, board, metrics, stop)
+        except LeaseHeldError:
+            raise
+        except OutputError as error:  # OUT was fine at the start: this is no longer about how the command was given
+            raise RunAbortedError(error.message, error.hint) from error
+        finally:
+            board.close()
+    page = _page(storage)
     summary = {
         "out": storage.root,
         "resumed": resumed,
@@ -264,6 +268,16 @@ def generate(
     if ledger.abort_reason:
         raise RunAbortedError(ledger.abort_reason, "see `miga status OUT`; the same command goes on with what is left")
     return {**summary, "exit_status": EXIT_QUARANTINED if ledger.num_dead else EXIT_OK}
+
+
+def _page(storage: Storage) -> str | None:
+    """Where the page of a run that has ended is; none is made in object storage."""
+    if not isinstance(storage, LocalStorage):
+        return None
+    try:
+        return str(make_report(storage))
+    except OutputError as error:
+        raise RunAbortedError(error.message, error.hint) from error
 
 
 def make_ledger(plan: Plan) -> Ledger:
@@ -471,7 +485,7 @@ def make_report(storage: Storage, folder: str | None = None) -> Any:
     from pipeline.run_folder import read_run
 
     record = read_run(storage)
-    manifest = Manifest(storage, int(record.config["run"]["prompts_per_shard"]))
+    manifest = Manifest(storage, record.settings.run.prompts_per_shard)
     if folder is None and not isinstance(storage, LocalStorage):
         raise UsageError(f"{storage.root} is in object storage", "say where the page goes: --to FOLDER")
     rows = (asdict(row) for row in manifest.read_rows())

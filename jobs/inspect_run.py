@@ -18,7 +18,7 @@ def status(out: str) -> dict[str, Any]:
     """
     storage = open_storage(out)
     record = read_run(storage)
-    manifest = Manifest(storage, int(record.config["run"]["prompts_per_shard"]))
+    manifest = Manifest(storage, record.settings.run.prompts_per_shard)
     states: Counter[str] = Counter()
     errors: Counter[str] = Counter()
     sums: Counter[str] = Counter()

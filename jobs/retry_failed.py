@@ -10,9 +10,11 @@ from jobs.generate import Plan, generate, make_plan
 from miga.errors import InputError, UsageError
 from pipeline.config import RunConfig, override, parse_config
 from pipeline.manifest import Manifest
+from pipeline.prompt_source import look_at
 from pipeline.rows import BadRow, PromptRow
-from pipeline.run_folder import RunRecord, fingerprint, read_run, shard_of
+from pipeline.run_folder import RunRecord, read_run, shard_of
 from pipeline.storage import open_storage
+from pipeline.trust import check_model, prompts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ def retry_failed(
     out: str,
     *,
     prompts: str | None = None,
+    model: str | None = None,
+    trust: bool = False,
     num_actors: int | None = None,
     address: str | None = None,
     quiet: bool = False,
@@ -47,6 +51,8 @@ def retry_failed(
     Args:
         out: of the run.
         prompts: where the prompt file lies now, if not where it lay when the run was started.
+        model: the run's, in the user's own words, which it takes if it is code or would be downloaded.
+        trust: whether all that OUT itself names is taken without such a word.
         num_actors: backbone actors; None takes the run's.
         address: of a Ray cluster.
         quiet: whether to show no progress.
@@ -56,14 +62,20 @@ def retry_failed(
 
     Raises:
         OutputError: if there is no run.
-        UsageError: if no row has failed, or the prompt file is another by now.
+        UsageError: if no row has failed, the prompt file or the model is another, or the user has to name one of them.
         MigaError: as `generate`.
     """
     storage = open_storage(out)
     record = read_run(storage)
-    path = prompts or record.prompts.path
-    check_prompts(path, record)
     config = override(recorded_config(record), workers={"num_actors": num_actors})
+    check_model(config, storage.root, named=model, is_trusted=trust)
+    if model not in (None, config.model):
+        raise UsageError(
+            f"{storage.root} was made with the model {config.model!r}, not with {model!r}",
+            "name that one; another model is for a new OUT",
+        )
+    path = prompts_of(record.prompts.path, storage.root, named=prompts, is_trusted=trust)
+    check_prompts(path, record)
     manifest = Manifest(storage, config.run.prompts_per_shard)
     statuses = [status for shard in manifest.shards() for status in manifest.statuses(shard).values()]
     if "failed" not in statuses:
@@ -90,7 +102,7 @@ def check_prompts(path: str, record: RunRecord) -> None:
         InputError: if it cannot be read.
     """
     try:
-        there = fingerprint(path)
+        there = look_at(path)
     except InputError as error:
         raise InputError(error.message, "say where the prompt file lies now: --prompts PATH") from error
     if there.sha256 != record.prompts.sha256:

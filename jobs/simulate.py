@@ -6,7 +6,6 @@ import gc
 import json
 import math
 import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from miga.sharing import Share
 from pipeline.ledger import Assign, Decision, Ledger
 from pipeline.rows import PromptRow
 from pipeline.simulation import Outcome, Scenario, measure_speed_up, simulate, video_cost
+from pipeline.terminal import say
 
 VIDEOS_PER_GPU: Final = 5
 SWEEP_GPUS: Final = 100
@@ -130,7 +130,7 @@ def simulate_all(scenarios: Iterable[Scenario], *, quiet: bool) -> list[Outcome]
         if not quiet:
             seconds = time.perf_counter() - started_s
             size = f"{scenario.num_gpus} GPUs, {scenario.num_videos} videos"
-            print(f"{size}: simulated in {seconds:.1f} s", file=sys.stderr)
+            say(f"{size}: simulated in {seconds:.1f} s")
     return outcomes
 
 

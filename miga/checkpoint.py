@@ -7,17 +7,23 @@ Tensors are named by where they stand in the state ("method.queue.x_FCHW"), ever
 metadata. Both ways follow the type hints of what is saved: a new field is saved without a line here, and loading makes
 no class but those that the hints name.
 
+The metadata's `sha256` is that of the whole file, with 64 zeros where it stands itself: whatever bit of a file changes
+on a disk or on the way, it is refused. Files of version 1 have none, so nothing but their form can be checked; they
+are read where version 1 would have made the same video (`_check_same`).
+
 Legend: F latents, C channels, H, W cells.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import re
 import types
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -29,14 +35,22 @@ from safetensors.torch import save_file
 from miga.config import SamplerConfig
 from miga.errors import CheckpointError
 from miga.generate import VideoState
+from miga.outside_data import parse_json, shown
+from miga.queue import FrameQueue
 
 FORMAT: Final = "miga checkpoint"
-VERSION: Final = 1
-"""Of the format, and of what a state means to the sampler: a state of another version would be gone on with wrongly."""
+VERSION: Final = 2
+"""Of the format, and of what a state means to the sampler: a state of another version would be gone on with wrongly.
+
+1: no checksum; `released` on Wan asked for fewer groups, and several prompts shared out a video less evenly.
+"""
 
 START_AGAIN: Final = "delete it: the video is then made from the start"
 
 _SCALARS: Final = (bool, int, float, str)
+_NO_DIGEST: Final = b"0" * 64
+_NOTED: Final = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+"""In a file's header; inside of a string of JSON there are no plain quotes."""
 _ON_CPU: Final = ("level_F", "latents_FCHW")
 """Levels index tables on the CPU, whatever device the latents are on (`FrameQueue`); finished latents wait there."""
 
@@ -110,7 +124,7 @@ def save_checkpoint(checkpoint: VideoCheckpoint, file: Path, *, config: SamplerC
     Raises:
         CheckpointError: if the file cannot be written.
     """
-    _save(checkpoint, VideoCheckpoint, file, config, checkpoint.num_latents, seed)
+    _save(checkpoint, VideoCheckpoint, file, _Video(config, checkpoint.num_latents, seed))
 
 
 def load_checkpoints(
@@ -120,6 +134,7 @@ def load_checkpoints(
     num_latents: int | None,
     seed: int,
     device: torch.device | str = "cpu",
+    num_prompts: int = 1,
 ) -> VideoCheckpoint:
     """Reads a video's checkpoints and joins them (`join_checkpoints`).
 
@@ -129,16 +144,18 @@ def load_checkpoints(
         num_latents: its length; more than the checkpoint's where that is open.
         seed: of its noise.
         device: where the state's latents are wanted; finished ones stay on the CPU.
+        num_prompts: prompts that stand in turn, each for an even share of the video.
 
     Raises:
         FileNotFoundError: if a file is not there.
-        CheckpointError: if a file is of another video, config or version (saying what differs) or is no whole
-            checkpoint, or one is missing between them.
+        CheckpointError: if a file is damaged or no whole checkpoint, is of another video, config or version (saying
+            what differs), or one is missing between them.
     """
+    video = _Video(config, num_latents, seed, num_prompts)
     parts: list[VideoCheckpoint] = []
     for number, file in enumerate(files):
         where = device if number == len(files) - 1 else "cpu"
-        parts.append(_load(VideoCheckpoint, file, config, num_latents, seed, where))
+        parts.append(_load(VideoCheckpoint, file, video, where))
         if number < len(files) - 1:  # of the earlier ones only the latents are wanted
             parts[-1] = replace(parts[-1], state=VideoState(num_finished=parts[-1].num_latents_done))
     return join_checkpoints(parts)
@@ -157,30 +174,39 @@ def save_state(state: VideoState, file: Path, *, config: SamplerConfig, num_late
     Raises:
         CheckpointError: if the file cannot be written.
     """
-    _save(state, VideoState, file, config, num_latents, seed)
+    _save(state, VideoState, file, _Video(config, num_latents, seed))
 
 
-def _save(
-    value: VideoState | VideoCheckpoint,
-    kind: type,
-    file: Path,
-    config: SamplerConfig,
-    num_latents: int | None,
-    seed: int,
-) -> None:
+@dataclass(frozen=True)
+class _Video:
+    """Which video a file is of.
+
+    Attributes:
+        num_prompts: prompts that stand in turn, each for an even share; no file says it.
+    """
+
+    config: SamplerConfig
+    num_latents: int | None
+    seed: int
+    num_prompts: int = 1
+
+
+def _save(value: VideoState | VideoCheckpoint, kind: type, file: Path, video: _Video) -> None:
     tensors: dict[str, torch.Tensor] = {}
     content = _encode(value, kind, "", tensors)
     metadata = {
         "format": FORMAT,
         "version": json.dumps(VERSION),
-        "config": json.dumps(config.to_dict()),
-        "num_latents": json.dumps(num_latents),
-        "seed": json.dumps(seed),
+        "config": json.dumps(video.config.to_dict()),
+        "num_latents": json.dumps(video.num_latents),
+        "seed": json.dumps(video.seed),
         "state": json.dumps(content),
+        "sha256": _NO_DIGEST.decode(),
     }
     unfinished = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
     try:
         save_file(_apart(tensors), unfinished, metadata)
+        _seal(unfinished)
         _sync(unfinished)
         os.replace(unfinished, file)
         _sync(file.parent)
@@ -200,6 +226,7 @@ def load_state(
     num_latents: int | None,
     seed: int,
     device: torch.device | str = "cpu",
+    num_prompts: int = 1,
 ) -> VideoState:
     """Reads the state that `save_state` wrote for the same video.
 
@@ -209,69 +236,165 @@ def load_state(
         num_latents: its length; None if it has no end.
         seed: of its noise.
         device: where its latents are wanted; dtypes are as they were saved.
+        num_prompts: see `load_checkpoints`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if the file is of another video, config or version (saying what differs), or is no whole
-            checkpoint.
+        CheckpointError: if the file is damaged or no whole checkpoint, or is of another video, config or version
+            (saying what differs).
     """
-    return _load(VideoState, file, config, num_latents, seed, device)
+    return _load(VideoState, file, _Video(config, num_latents, seed, num_prompts), device)
 
 
-def _load(
-    kind: type[_T], file: Path, config: SamplerConfig, num_latents: int | None, seed: int, device: torch.device | str
-) -> _T:
+def check_file(file: Path) -> None:
+    """Finds out whether a checkpoint, or a file of kept latents, is what was written, of whatever video it is.
+
+    It is read once from end to end. A file of version 1 has no checksum: of that it is only seen whether its length is
+    what its header says.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is damaged, cut off, of another version or something else.
+    """
+    with _opened(file):
+        pass
+
+
+def num_whole(files: Sequence[Path]) -> int:
+    """How many of a video's checkpoints, from the first on, are what was written (`check_file`).
+
+    Raises:
+        FileNotFoundError: if a file is not there.
+    """
+    for number, file in enumerate(files):
+        try:
+            check_file(file)
+        except CheckpointError:
+            return number
+    return len(files)
+
+
+def _load(kind: type[_T], file: Path, video: _Video, device: torch.device | str) -> _T:
+    with _opened(file) as (opened, metadata):
+        content = _check_same(file, metadata, video)
+        unread = set(opened.keys())
+
+        def read(name: str) -> torch.Tensor:
+            unread.remove(name)
+            where = "cpu" if name.rpartition(".")[2] in _ON_CPU else device
+            tensor: torch.Tensor = opened.get_tensor(name).to(where, copy=True)  # not a view of the mapped file
+            return tensor
+
+        value: _T = _decode(content, kind, "", read)
+        if unread:
+            raise ValueError(f"it holds tensors of no state: {', '.join(sorted(unread))}")
+    return value
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A checkpoint of a version that is read, with its metadata; what is wrong inside with it, too, is its fault.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CheckpointError: if it is damaged, or no whole checkpoint of such a version.
+    """
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
             metadata = opened.metadata() or {}
-            _check_same(file, metadata, config, num_latents, seed)
-            unread = set(opened.keys())
-
-            def read(name: str) -> torch.Tensor:
-                unread.remove(name)
-                where = "cpu" if name.rpartition(".")[2] in _ON_CPU else device
-                tensor: torch.Tensor = opened.get_tensor(name).to(where, copy=True)  # not a view of the mapped file
-                return tensor
-
-            value: _T = _decode(json.loads(metadata["state"]), kind, "", read)
+            if metadata.get("format") != FORMAT:
+                raise CheckpointError(f"{file} is not a checkpoint of a video", "name another file, or delete it")
+            version = parse_json(metadata["version"])
+            if type(version) is not int or not 1 <= version <= VERSION:
+                raise CheckpointError(
+                    f"checkpoint {file} is of version {version!r}, this program reads version {VERSION}", START_AGAIN
+                )
+            noted, found = _digest(file)
+            if noted != found and (version > 1 or "sha256" in metadata):
+                raise CheckpointError(
+                    f"{file} is no whole checkpoint: it is damaged, its SHA-256 is {found} and not {noted or 'noted'}",
+                    START_AGAIN,
+                )
+            yield opened, metadata
     except FileNotFoundError:
         raise
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{file} is no whole checkpoint: {type(error).__name__}: {error}", START_AGAIN) from error
-    if unread:
-        raise CheckpointError(f"{file} holds tensors of no state: {', '.join(sorted(unread))}", START_AGAIN)
-    return value
 
 
-def _check_same(
-    file: Path, metadata: Mapping[str, str], config: SamplerConfig, num_latents: int | None, seed: int
-) -> None:
-    """Raises CheckpointError unless the file was written for this video."""
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{file} is not a checkpoint of a video", "name another file, or delete it")
-    saved = {name: json.loads(metadata[name]) for name in ("version", "config", "num_latents", "seed")}
-    if saved["version"] != VERSION:
-        raise CheckpointError(
-            f"checkpoint {file} is of version {saved['version']!r}, this program reads version {VERSION}", START_AGAIN
-        )
-    content = json.loads(metadata["state"])
-    if _is_longer(num_latents, saved["num_latents"]) and isinstance(content, dict) and content.get("is_open") is True:
-        num_latents = saved["num_latents"]
-    before: dict[str, Json] = {"seed": saved["seed"], "num_latents": saved["num_latents"]}
-    before |= {f"sampler.{name}": value for name, value in saved["config"].items()}
-    now: dict[str, Json] = {"seed": seed, "num_latents": num_latents}
-    now |= {f"sampler.{name}": value for name, value in json.loads(json.dumps(config.to_dict())).items()}
-    if before == now:
-        return
-    differing = [
-        f"{name} {_shown(before, name)} there, {_shown(now, name)} here"
-        for name in dict.fromkeys([*now, *before])
-        if name not in before or name not in now or before[name] != now[name]
-    ]
-    raise CheckpointError(
-        f"checkpoint {file} is of another video: {'; '.join(differing)}",
-        "go on with the settings it was made with, or " + START_AGAIN,
+def _seal(file: Path) -> None:
+    """Notes a file's digest in it, in place of the zeros there."""
+    digest = _digest(file)[1].encode()
+    with file.open("r+b") as opened:
+        noted = _NOTED.search(opened.read(8 + int.from_bytes(opened.read(8), "little")))
+        assert noted is not None, "a place is kept for it"
+        opened.seek(8 + noted.start(1))
+        opened.write(digest)
+
+
+def _digest(file: Path) -> tuple[str, str]:
+    """The SHA-256 that a file notes (empty if none), and the one that it has."""
+    with file.open("rb") as opened:
+        length = opened.read(8)
+        header = opened.read(int.from_bytes(length, "little"))
+        noted = _NOTED.search(header)
+        start, stop = noted.span(1) if noted else (len(header), len(header))
+        digest = hashlib.sha256(length + header[:start] + _NO_DIGEST[: stop - start] + header[stop:])
+        hashlib.file_digest(opened, lambda: digest)
+    return header[start:stop].decode(), digest.hexdigest()
+
+
+def _check_same(file: Path, metadata: Mapping[str, str], video: _Video) -> Json:
+    """The JSON of what a file holds.
+
+    Raises:
+        CheckpointError: unless the file was written for this video.
+    """
+    version, config, num_latents, seed, content = (
+        parse_json(metadata[name], finite=False) for name in ("version", "config", "num_latents", "seed", "state")
     )
+    if not isinstance(config, dict) or type(num_latents) not in (int, types.NoneType):
+        raise ValueError("it does not say of which video it is")
+    wanted = video.num_latents
+    if _is_longer(wanted, num_latents) and isinstance(content, dict) and content.get("is_open") is True:
+        wanted = num_latents
+    before: dict[str, Json] = {"seed": seed, "num_latents": num_latents}
+    before |= {f"sampler.{name}": value for name, value in config.items()}
+    now: dict[str, Json] = {"seed": video.seed, "num_latents": wanted}
+    now |= {f"sampler.{name}": value for name, value in json.loads(json.dumps(video.config.to_dict())).items()}
+    if before != now:
+        differing = [
+            f"{shown(name)[1:-1]} {_shown(before, name)} there, {_shown(now, name)} here"
+            for name in dict.fromkeys([*now, *before])
+            if name not in before or name not in now or before[name] != now[name]
+        ]
+        raise CheckpointError(
+            f"checkpoint {file} is of another video: {'; '.join(differing[:10])}",
+            "go on with the settings it was made with, or " + START_AGAIN,
+        )
+    if version == 1 and not (_was_queued_alike(video.config, wanted) and _was_shared_alike(video, content)):
+        raise CheckpointError(
+            f"checkpoint {file} is of version 1, which made this video otherwise: it shared out several prompts less "
+            "evenly, and began the shorter videos of profile 'released' on Wan with fewer groups",
+            START_AGAIN,
+        )
+    return content
+
+
+def _was_queued_alike(config: SamplerConfig, num_latents: int | None) -> bool:
+    """Whether a video's queue was as long in version 1, which did not ask for the groups that are dropped."""
+    if config.method != "released" or num_latents is None:
+        return True
+    num_kept = -(-num_latents // config.zigzag_width)
+    return num_kept == config.num_groups_asked(num_latents) or num_kept > config.num_initial_passes
+
+
+def _was_shared_alike(video: _Video, content: Json) -> bool:
+    """Whether the prompts shared out a video evenly in version 1 too; its base clip stood under the first alone."""
+    num_latents, num_prompts = video.num_latents, video.num_prompts
+    if num_latents is None or num_prompts <= 2 or num_prompts >= num_latents or num_latents % num_prompts == 0:
+        return True
+    return isinstance(content, dict) and content.get("is_open") is True
 
 
 def _is_longer(num_latents: int | None, than: int | None) -> bool:
@@ -321,6 +444,8 @@ def _decode(content: Json, hint: Any, path: str, read: ReadTensor) -> Any:
         if set(content) != {"class", *names}:
             raise ValueError(f"{path or 'the state'} has fields {sorted(set(content) - {'class'})}, not {names}")
         values = {name: _decode(content[name], hints[name], _below(path, name), read) for name in names}
+        if hint is FrameQueue:
+            _check_lengths(path, **values)
         return hint(**values)  # type: ignore[operator]
     if get_origin(hint) is tuple:
         kinds = _kinds(hint, len(content), path)
@@ -332,6 +457,17 @@ def _decode(content: Json, hint: Any, path: str, read: ReadTensor) -> Any:
         kind = get_args(hint)[1]
         return {name: _decode(item, kind, _below(path, name), read) for name, item in content.items()}
     return content
+
+
+def _check_lengths(
+    path: str, x_FCHW: torch.Tensor, level_F: torch.Tensor, history: Mapping[str, torch.Tensor], first: int
+) -> None:
+    """Raises ValueError unless a queue holds a level, and a history, of every latent."""
+    if level_F.dtype != torch.int64 or level_F.dim() != 1 or x_FCHW.dim() != 4:
+        raise ValueError(f"{path} holds no latents with a level each")
+    for name, tensor in {"x_FCHW": x_FCHW, **history}.items():
+        if tensor.shape[:1] != level_F.shape:
+            raise ValueError(f"{_below(path, name)} is of shape {list(tensor.shape)}, beside {len(level_F)} levels")
 
 
 def _member(hint: Any, fits: Callable[[Any], bool], path: str, found: str) -> Any:

@@ -15,12 +15,21 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from miga.errors import ConfigError
+from miga.outside_data import shown
 
 if TYPE_CHECKING:
     from miga.backbones.base import BackboneSpec
 
 Method = Literal["miga", "fifo", "unified", "released"]
 SolverName = Literal["unipc", "ddim", "euler", "renoise"]
+
+MAX_STEPS: Final = 1000
+"""Time steps that models are trained with; more steps would be told apart by nothing."""
+MAX_WINDOW: Final = 4096
+MAX_GUIDANCE: Final = 1000.0
+"""Far beyond what any model bears, and far from what no float32 holds."""
+MAX_CANDIDATES: Final = 1000
+"""Of a search, and of its beams: each is held in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +109,8 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timesteps", tuple(self.timesteps))  # JSON and TOML know lists
-        self._check(self.num_steps >= 1, "num_steps", "at least 1")
-        self._check(self.window >= 2, "window", "at least 2")
+        self._check(1 <= self.num_steps <= MAX_STEPS, "num_steps", f"at least 1, at most {MAX_STEPS}")
+        self._check(2 <= self.window <= MAX_WINDOW, "window", f"at least 2, at most {MAX_WINDOW}")
         self._check(1 <= self.stride <= self.window, "stride", f"1 to window = {self.window}")
         self._check(self.windows_per_batch >= 1, "windows_per_batch", "at least 1")
         self._check_solver()
@@ -120,6 +129,30 @@ class SamplerConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in field order."""
         return asdict(self)
+
+    @classmethod
+    def from_values(cls, values: Any, origin: str) -> SamplerConfig:
+        """What `to_dict` gave, read back from wherever it was noted.
+
+        Args:
+            values: plain values, as JSON has them.
+            origin: the file they are from, for messages.
+
+        Raises:
+            ConfigError: if they are no such record, or one that cannot be.
+        """
+        try:
+            if not isinstance(values, Mapping):
+                raise ConfigError("sampler holds no settings", "")
+            if missing := [name for name in FIELD_NAMES if name not in values]:
+                raise ConfigError(f"sampler.{missing[0]} is missing", "")
+            if not isinstance(values["profile"], str):
+                raise ConfigError(f"sampler.profile = {shown(values['profile'])} has the wrong type", "")
+            check_overrides({name: value for name, value in values.items() if name != "profile"})
+            return cls(**values)
+        except ConfigError as error:
+            hint = error.hint or "restore the file: it is not as this version wrote it"
+            raise ConfigError(f"{origin}: {error.message}", hint) from error
 
     @property
     def num_base_groups(self) -> int:
@@ -145,12 +178,22 @@ class SamplerConfig:
         return num_groups * self.zigzag_width
 
     @property
+    def num_initial_passes(self) -> int:
+        """(released) Passes of initialisation that fill the queue; a video of fewer groups gets one a group."""
+        return self.num_steps - self.num_base_groups - self.handoff_level - 2
+
+    def num_groups_asked(self, num_latents: int) -> int:
+        """(released) Groups that are made for a video: on Wan a base clip's more than it has, dropped at the end."""
+        num_dropped = self.num_base_groups if self.released_branch == "wan" else 0
+        return -(-num_latents // self.zigzag_width) + num_dropped
+
+    @property
     def lead(self) -> int:
         """Latents of context before a plain window's kept ones (see `position_0_context`)."""
         return int(self.position_0_context)
 
     def _check_solver(self) -> None:
-        self._check(math.isfinite(self.guidance_scale) and self.guidance_scale >= 0, "guidance_scale", "0 or more")
+        self._check(0 <= self.guidance_scale <= MAX_GUIDANCE, "guidance_scale", f"0 or more, at most {MAX_GUIDANCE:g}")
         self._check(self.guidance_low_level >= 1, "guidance_low_level", "at least 1")
         self._check(
             self.guidance_low_level <= self.guidance_high_level <= self.num_steps, "guidance_high_level",
@@ -191,11 +234,10 @@ class SamplerConfig:
             self.stride < self.window, "stride", f"1 to {self.window - 1}: a window must see beyond what it keeps"
         )
         if self.self_reflection:
-            most = highest - self.handoff_level  # passes of initialisation
             self._check(
-                self.judged_group <= most, "judged_group",
-                f"at most {most}: the tail is judged after the passes of initialisation, once the judged group stands "
-                "behind the whole base clip",
+                self.judged_group <= self.num_initial_passes, "judged_group",
+                f"at most {self.num_initial_passes}: the tail is judged after the passes of initialisation, once the "
+                "judged group stands behind the whole base clip",
             )  # fmt: skip
 
     def _check_fifo(self) -> None:
@@ -204,15 +246,23 @@ class SamplerConfig:
         half = self.window - self.window // 2
         if self.lookahead:
             self._check(self.stride <= half, "stride", f"1 to {half}: each window writes its right half")
-        self._check(self.num_beams >= 0, "num_beams", "0 (no search) or more")
+        self._check(
+            0 <= self.num_beams <= MAX_CANDIDATES, "num_beams", f"0 (no search) or more, at most {MAX_CANDIDATES}"
+        )
         if self.num_beams:
             self._check(
                 self.lookahead, "lookahead", "true for a search: clean context is what candidates are held against"
             )
-            self._check(self.num_candidates >= 1, "num_candidates", "at least 1")
+            self._check(
+                1 <= self.num_candidates <= MAX_CANDIDATES, "num_candidates", f"at least 1, at most {MAX_CANDIDATES}"
+            )
             self._check(
                 1 <= self.num_eval_latents <= half, "num_eval_latents", f"1 to {half}, the right half of a window"
             )
+
+    def _check_candidates(self) -> None:
+        held = 1 <= self.num_candidates <= MAX_CANDIDATES
+        self._check(held, "num_candidates", f"at least 1, at most {MAX_CANDIDATES}")
 
     def _check_queue(self) -> None:
         divisors = [width for width in range(1, self.window + 1) if self.window % width == 0]
@@ -234,7 +284,9 @@ class SamplerConfig:
 
     def _check_reflection(self) -> None:
         self._check(math.isfinite(self.reflection_threshold), "reflection_threshold", "a finite number")
-        self._check(self.num_candidates >= 1, "num_candidates", "at least 1")
+        self._check(
+            1 <= self.num_candidates <= MAX_CANDIDATES, "num_candidates", f"at least 1, at most {MAX_CANDIDATES}"
+        )
         self._check(self.judged_group >= 1, "judged_group", "at least 1 (the last group of the queue)")
         tail = self.judged_group * self.zigzag_width
         self._check(1 <= self.num_eval_latents <= tail, "num_eval_latents", f"1 to {tail}, the latents judged from on")
@@ -465,12 +517,19 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
     Raises:
         ConfigError: for an unknown profile or field, a wrong type or a value out of range.
     """
-    if profile not in PROFILES:
+    if not isinstance(profile, str) or profile not in PROFILES:
         raise ConfigError(f"unknown profile {profile!r}", _suggest(profile, PROFILES, "profiles"))
+    if not isinstance(overrides, Mapping | None):
+        raise ConfigError(f"sampler = {shown(overrides)} has the wrong type", "it takes keys and values")
     overrides = dict(overrides or {})
     check_overrides(overrides)
     fixed = {**PROFILES[profile].settings, **PROFILES[profile].by_family.get(spec.family, {})}
     said = {"window": spec.window, **spec.sampler, **overrides}
+    if said["window"] > spec.window:
+        raise ConfigError(
+            f"sampler.window = {said['window']} is more than {spec.name!r} was trained on",
+            f"it must be at most {spec.window} latents",
+        )
     family = PUBLISHED.get(spec.family) or _in_proportion(said["window"], said.get("num_steps", 50))
     values: dict[str, Any] = {
         "window": spec.window, **_DEFAULTS, **family, **spec.sampler, **fixed, **overrides
@@ -486,11 +545,6 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
     if values["solver"] != "ddim" and "eta" not in overrides:
         values["eta"] = 0.0
     values.setdefault("guidance_high_level", values["num_steps"])
-    if values["window"] > spec.window:
-        raise ConfigError(
-            f"sampler.window = {values['window']} is more than {spec.name!r} was trained on",
-            f"it must be at most {spec.window} latents",
-        )
     values = {**values, **PROFILES[profile].derive(values), **overrides}
     values.setdefault("stride", values["window"] // 2)
     values.setdefault("unified_stride", values["stride"] + values["position_0_context"])
@@ -513,6 +567,12 @@ def _check_solver_fits(config: SamplerConfig, family: str) -> None:
         )
     if config.timesteps and family == "videocrafter2":
         raise ConfigError("sampler.timesteps are those of flow-matching models", "leave them out for this model")
+    if family == "videocrafter2" and config.solver == "renoise":
+        raise ConfigError(
+            "sampler.solver = 'renoise' would leave noise on this model's finished latents: its noise schedule ends at "
+            "0.029, above 0, and the solver noises its prediction to that",
+            "take 'ddim' (with eta = 1: as much fresh noise in between) or 'euler'",
+        )
 
 
 def check_overrides(overrides: Mapping[str, Any]) -> None:
@@ -524,13 +584,15 @@ def check_overrides(overrides: Mapping[str, Any]) -> None:
     types = {name: kind for name, kind in get_type_hints(SamplerConfig).items() if name != "profile"}
     for name, value in overrides.items():
         if name not in types:
-            raise ConfigError(f"unknown key sampler.{name}", _suggest(name, types, "keys"))
+            raise ConfigError(f"unknown key sampler.{shown(name)[1:-1]}", _suggest(name, types, "keys"))
         problem = _type_problem(types[name], value)
         if problem:
-            raise ConfigError(f"sampler.{name} = {value!r} has the wrong type", problem)
+            raise ConfigError(f"sampler.{name} = {_shown(value)} has the wrong type", problem)
         known = get_args(types[name]) if get_origin(types[name]) is Literal else ()
         if known and value not in known:
-            raise ConfigError(f"sampler.{name} = {value!r} is unknown", f"it is one of {', '.join(map(repr, known))}")
+            raise ConfigError(
+                f"sampler.{name} = {_shown(value)} is unknown", f"it is one of {', '.join(map(repr, known))}"
+            )
 
 
 def _type_problem(kind: Any, value: Any) -> str:
@@ -542,12 +604,19 @@ def _type_problem(kind: Any, value: Any) -> str:
     if isinstance(value, allowed) and (not isinstance(value, bool) or kind is bool):
         if kind is float and not isinstance(value, str) and abs(value) > sys.float_info.max:
             return "it takes a number that a float holds"
+        if kind is int and isinstance(value, int) and value.bit_length() > 63:
+            return "it takes a whole number of at most 63 bits"
         return ""
     return f"it takes a value of type {kind.__name__ if kind in (float, int, bool) else 'str'}"
 
 
-def _suggest(name: str, known: Mapping[str, Any], what: str) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+def _shown(value: Any, most: int = 100) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _suggest(name: object, known: Mapping[str, Any], what: str) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
     return (f"did you mean {close[0]!r}? " if close else "") + f"{what}: {', '.join(known)}"
 
 

@@ -140,11 +140,9 @@ def _common_windows(config: SamplerConfig) -> int:
 def _count_released(config: SamplerConfig, num_latents: int) -> CallCount:
     """Source: decisions/0009."""
     window, stride, width = config.window, config.stride, config.zigzag_width
-    held, is_wan = config.num_reflection_guidance_latents, config.released_branch == "wan"
-    capacity = window - config.num_guidance_latents
-    num_asked = -(-num_latents // width)
-    num_popped = num_asked + (config.num_base_groups if is_wan else 0)
-    initial, stage1 = _released_lengths(config, num_asked, num_popped)
+    held, capacity = config.num_reflection_guidance_latents, window - config.num_guidance_latents
+    num_groups = config.num_groups_asked(num_latents)
+    initial, stage1 = _released_lengths(config, num_groups)
     offsets = _released_offsets(config)
     searched = [held + pushes * width for pushes in range(1, config.judged_group + 1)]
     per_search = config.num_candidates * sum(_windows(length, window, window, stride) for length in searched)
@@ -153,7 +151,7 @@ def _count_released(config: SamplerConfig, num_latents: int) -> CallCount:
         base_clip=config.num_steps,
         stage1=sum(_windows(length, window, capacity, stride) for length in initial)
         + sum(_windows(length, window, capacity, stride, number % stride) for number, length in enumerate(stage1)),
-        stage2=sum(_windows(num_popped * width, window, window, stride, offset % stride) for offset in offsets),
+        stage2=sum(_windows(num_groups * width, window, window, stride, offset % stride) for offset in offsets),
         per_search=per_search if config.self_reflection else 0,
         num_evaluations=sum(length >= first_judged for length in initial) if config.self_reflection else 0,
     )
@@ -167,31 +165,28 @@ def _released_offsets(config: SamplerConfig) -> list[int]:
 
 def _guided_released(config: SamplerConfig, num_latents: int) -> int:
     is_wan, width = config.released_branch == "wan", config.zigzag_width
-    num_asked = -(-num_latents // width)
-    num_popped = num_asked + (config.num_base_groups if is_wan else 0)
-    initial, stage1 = _released_lengths(config, num_asked, num_popped)
-    is_full = num_asked > len(initial)
-    found = guided_calls.in_released(config, initial, stage1, is_full=is_full)
+    num_groups = config.num_groups_asked(num_latents)
+    initial, stage1 = _released_lengths(config, num_groups)
+    found = guided_calls.in_released(config, initial, stage1, is_full=num_groups > len(initial))
     once = config.handoff_level - (not is_wan)  # passes down to the clean level, then as many as levels once more
     levels = [*range(config.handoff_level, 0, -1)][:once]
     levels += range(config.handoff_level + (not is_wan), not is_wan, -1)
     for level, offset in zip(levels, _released_offsets(config), strict=True):
         if guided_calls.is_guided(config, [level]):
-            found += _windows(num_popped * width, config.window, config.window, config.stride, offset % config.stride)
+            found += _windows(num_groups * width, config.window, config.window, config.stride, offset % config.stride)
     return found
 
 
-def _released_lengths(config: SamplerConfig, num_asked: int, num_popped: int) -> tuple[list[int], list[int]]:
-    """Lengths of the queue pass by pass, in initialisation and in Stage 1."""
-    width, num_base = config.zigzag_width, config.num_base_groups
-    most = config.num_steps - num_base - config.handoff_level - 2
-    num_initial = min(num_asked, most)
-    is_full = num_asked > most  # initialisation ends with a push, and Stage 1 pushes after every pass
+def _released_lengths(config: SamplerConfig, num_groups: int) -> tuple[list[int], list[int]]:
+    """Lengths of the queue pass by pass, in initialisation and in Stage 1, for so many groups to leave it."""
+    width, num_base, most = config.zigzag_width, config.num_base_groups, config.num_initial_passes
+    num_initial = min(num_groups, most)
+    is_full = num_groups > most  # initialisation ends with a push, and Stage 1 pushes after every pass
     num_before = 1 + most - num_initial  # passes of Stage 1 before the first that a group is popped after
     initial = [(num_base + number) * width for number in range(1, num_initial + 1)]
     stage1 = [
         (num_base + num_initial + is_full * (1 + number) - max(0, number - num_before)) * width
-        for number in range(num_before + num_popped)
+        for number in range(num_before + num_groups)
     ]
     return initial, stage1
 

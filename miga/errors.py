@@ -5,7 +5,8 @@
     │   └── ConfigError     an unknown key, a wrong type, a value out of range
     ├── InputError          a prompt file cannot be read at all                    scope run
     ├── OutputError         OUT holds something else, or cannot be written         scope run
-    │   └── LeaseHeldError  another run is writing in OUT
+    │   ├── LeaseHeldError  another run is writing in OUT
+    │   └── OutputFullError there is no room left where OUT is
     ├── LeaseLostError      another run has taken OUT over from this one           scope run
     ├── ModelError          a checkpoint is missing, broken or of another kind     scope run
     ├── RowError            one row cannot be made                                 scope row
@@ -62,6 +63,10 @@ class OutputError(MigaError):
 
 class LeaseHeldError(OutputError):
     """Another run is writing in OUT."""
+
+
+class OutputFullError(OutputError):
+    """There is no room left where OUT is: a full disk, a used-up quota."""
 
 
 class LeaseLostError(MigaError):

@@ -25,6 +25,7 @@ from miga.queue import FrameQueue, map_queues
 from miga.reflection import GrowAll, ReflectionTrace
 from miga.released import Released, ReleasedState
 from miga.solvers import make_solver
+from miga.solvers.check import check_steps
 from miga.two_stage import TwoStage, TwoStageState
 from miga.unified import UnifiedOnly, UnifiedOnlyState
 from miga.wavefront import LazyStepper, Wavefront, WindowExecutor
@@ -87,7 +88,8 @@ class Sampler:
         features: (scalingnoise) what the candidates of its search are judged by; by default the latents themselves.
 
     Raises:
-        ValueError: if `num_latents` is below 1.
+        ValueError: if `num_latents` is no whole number above 0.
+        ConfigError: if the denoiser's schedule is not one that the config's solver can step through.
         UsageError: if features are given to a method without a beam search.
     """
 
@@ -103,8 +105,8 @@ class Sampler:
         features: Features | None = None,
         executor: WindowExecutor | None = None,
     ) -> None:
-        if num_latents is not None and num_latents < 1:
-            raise ValueError(f"num_latents must be at least 1, not {num_latents}")
+        if num_latents is not None and (type(num_latents) is not int or num_latents < 1):
+            raise ValueError(f"num_latents must be at least 1, a whole number, not {num_latents!r}")
         self.config = config
         self.num_latents = num_latents
         self.num_calls = 0
@@ -115,6 +117,7 @@ class Sampler:
             assert grow_all is None, "candidates grow where windows run"
             self._run = self.wavefront.run_windows
         self._is_lazy = self.wavefront is not None and not config.num_beams
+        check_steps(config, denoiser.schedule)
         solver = make_solver(config.solver, denoiser.schedule, config.eta)
         self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted)
         if self.wavefront is not None and self._is_lazy:
@@ -123,7 +126,16 @@ class Sampler:
         self.method = _method(config, self.stepper, num_latents, grow_all, features)
 
     def start(self, base_clip_FCHW: torch.Tensor | None = None) -> VideoState:
-        """A video of which nothing is made yet, or only the given clean base clip of `f0` latents."""
+        """A video of which nothing is made yet, or only the given clean base clip of `f0` latents.
+
+        Args:
+            base_clip_FCHW: of any floating-point type, on any device; None: it is made first.
+
+        Raises:
+            ValueError: if the clip has another shape, or holds something else than finite numbers.
+        """
+        if base_clip_FCHW is not None:
+            base_clip_FCHW = self._checked(base_clip_FCHW)
         if base_clip_FCHW is not None or not self.method.needs_base_clip:
             return VideoState(method=self.method.start(base_clip_FCHW))
         return VideoState(base=start_base_clip(self.config, self.base_stepper))
@@ -190,6 +202,23 @@ class Sampler:
         while not self.is_done(state):
             state, finished = self.advance(state)
             yield state, finished
+
+    def _checked(self, base_clip_FCHW: torch.Tensor) -> torch.Tensor:
+        """A base clip where noise is drawn, in float32 (or float64)."""
+        if not isinstance(base_clip_FCHW, torch.Tensor):
+            raise ValueError(f"the base clip is a {type(base_clip_FCHW).__name__}, not a tensor")
+        shape, wanted = tuple(base_clip_FCHW.shape), getattr(self.stepper.noise, "latent_shape", None)
+        if len(shape) != 4 or shape[0] != self.config.window or shape[1:] != (wanted or shape[1:]):
+            latent = ", ".join(map(str, wanted or ("C", "H", "W")))
+            raise ValueError(f"the base clip has shape {list(shape)}: it must be [{self.config.window}, {latent}]")
+        if not base_clip_FCHW.is_floating_point() or base_clip_FCHW.layout != torch.strided or base_clip_FCHW.is_meta:
+            raise ValueError(f"the base clip holds {base_clip_FCHW.dtype} on {base_clip_FCHW.device}: it takes floats")
+        dtype = torch.promote_types(base_clip_FCHW.dtype, torch.float32)
+        clip_FCHW = base_clip_FCHW.detach().to(getattr(self.stepper.noise, "device", base_clip_FCHW.device), dtype)
+        is_finite_F = torch.isfinite(clip_FCHW).flatten(1).all(1)
+        if not bool(is_finite_F.all()):
+            raise ValueError(f"latent {int(is_finite_F.int().argmin())} of the base clip is NaN or infinite")
+        return clip_FCHW
 
     def _counted(self, calls: Sequence[WindowCall]) -> list[torch.Tensor]:
         outputs = self._run(calls)

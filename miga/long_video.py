@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 
-from miga.backbones.base import Backbone
+from miga.backbones.base import Backbone, BackboneSpec
 from miga.backbones.options import ModelOptions, configure, configured_spec
 from miga.backbones.registry import load_backbone, load_spec
 from miga.beam_search import Features
@@ -123,7 +123,7 @@ class LongVideoPipeline:
             negative_prompt: by default the model's own.
 
         Raises:
-            UsageError: if `num_frames` or `seed` cannot be.
+            UsageError: if an argument has the wrong type, or `num_frames` or `seed` cannot be.
             BadRowError: if a prompt is blank or too long for the text encoder.
         """
         num_frames = self.backbone.spec.default_num_frames if num_frames is None else num_frames
@@ -170,13 +170,12 @@ class LongVideoPipeline:
         spec = self.backbone.spec
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
             raise UsageError(f"seed {seed!r} cannot be", "take a whole number from 0 to 2**64 - 1")
-        try:
-            num_latents = None if num_frames is None else spec.num_latents(num_frames)
-        except ValueError as error:
-            raise UsageError(str(error), "take one of those counts") from None
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts:
-            raise UsageError("no prompt given", "give one prompt, or several to stand in turn")
+        num_latents = None if num_frames is None else _num_latents(spec, num_frames)
+        prompts = _texts(prompt)
+        if negative_prompt is not None and not isinstance(negative_prompt, str):
+            raise UsageError(f"negative_prompt is a {type(negative_prompt).__name__}", "give a text, or None")
+        if frames_per_prompt is not None and not _is_length(frames_per_prompt):
+            raise UsageError(f"frames_per_prompt {frames_per_prompt!r} cannot be", "take a number of frames, 1 or more")
         for text in prompts:
             self.backbone.check_prompt(text)
         negative = spec.negative_prompt if negative_prompt is None else negative_prompt
@@ -194,3 +193,30 @@ class LongVideoPipeline:
             latents_per_prompt=latents_per_prompt,
             features=self.features,
         )
+
+
+MAX_FRAMES: Final = 2**31 - 1
+"""More than a file of video holds; at 16 frames a second they take four years to watch."""
+
+
+def _is_length(value: object) -> bool:
+    return type(value) in (int, float) and 1 <= value <= MAX_FRAMES  # type: ignore[operator]
+
+
+def _num_latents(spec: BackboneSpec, num_frames: int) -> int:
+    if type(num_frames) is not int or num_frames > MAX_FRAMES:
+        raise UsageError(f"num_frames {num_frames!r} cannot be", f"take a whole number of frames, at most {MAX_FRAMES}")
+    try:
+        return spec.num_latents(num_frames)
+    except ValueError as error:
+        raise UsageError(str(error), "take one of those counts") from None
+
+
+def _texts(prompt: str | Sequence[str]) -> list[str]:
+    """One prompt, or several."""
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, Sequence) or not all(isinstance(text, str) for text in prompts):
+        raise UsageError(f"prompt is a {type(prompt).__name__} of something else than texts", "give a text, or several")
+    if not prompts:
+        raise UsageError("no prompt given", "give one prompt, or several to stand in turn")
+    return list(prompts)

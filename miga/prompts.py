@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from miga.backbones.base import Condition
 
@@ -14,23 +15,23 @@ class PromptTrack:
 
     Attributes:
         conditions: one per prompt, in order.
-        latents_per_prompt: `N_prom`.
+        latents_per_prompt: `N_prom`; a fraction where a video cannot be shared out in whole latents.
     """
 
     conditions: Sequence[Condition]
-    latents_per_prompt: int = 1
+    latents_per_prompt: int | Fraction = 1
 
     @classmethod
     def spread(cls, conditions: Sequence[Condition], num_latents: int) -> PromptTrack:
-        """The prompts shared out evenly over a video; none is left out, unless there are more than latents."""
-        share = -(-num_latents // len(conditions))
-        if share * (len(conditions) - 1) >= num_latents:  # rounded up, the first ones would leave none to the last
-            share = max(1, num_latents // len(conditions))
-        return cls(conditions, share)
+        """The prompts shared out evenly over a video: of two shares one is a latent longer at most.
+
+        Of more prompts than latents each latent has its own, and those left over are not used.
+        """
+        return cls(conditions, max(Fraction(1), Fraction(num_latents, len(conditions))))
 
     def index(self, latent: int) -> int:
         """Which prompt rules a window whose first kept latent has this index in the video."""
-        return min(max(0, latent) // self.latents_per_prompt, len(self.conditions) - 1)
+        return min(int(max(0, latent) // self.latents_per_prompt), len(self.conditions) - 1)
 
     def at(self, latent: int) -> Condition:
         """The condition of that prompt."""

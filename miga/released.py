@@ -35,22 +35,18 @@ class Branch:
         pushes_base: whether Stage 1, too, pushes the noised last base latent; else pure noise.
         reads_snapshot: whether the windows of a pass of Stage 1 see the queue from before it; else they see what the
             windows before them have written, as they do during initialisation.
-        drops_end: whether as many groups more are made as a base clip has, and thrown away at the end.
         averages_latents: whether the consistency score compares means over latents.
     """
 
     clean_level: int
     pushes_base: bool
     reads_snapshot: bool
-    drops_end: bool
     averages_latents: bool
 
 
 BRANCHES: Final = {
-    "wan": Branch(clean_level=0, pushes_base=True, reads_snapshot=True, drops_end=True, averages_latents=False),
-    "videocrafter2": Branch(
-        clean_level=1, pushes_base=False, reads_snapshot=False, drops_end=False, averages_latents=True
-    ),
+    "wan": Branch(clean_level=0, pushes_base=True, reads_snapshot=True, averages_latents=False),
+    "videocrafter2": Branch(clean_level=1, pushes_base=False, reads_snapshot=False, averages_latents=True),
 }
 """By `SamplerConfig.released_branch`."""
 
@@ -103,10 +99,8 @@ class Released:
                 f"clean, where this model's schedule has sigma {float(sigma[self.branch.clean_level]):.3g}",
                 "leave it out, so that it is the branch of the model's own family",
             )
-        width = config.zigzag_width
-        self.num_groups = None if num_latents is None else -(-num_latents // width)
-        num_extra = config.num_base_groups if self.branch.drops_end else 0
-        num_popped = None if self.num_groups is None else (self.num_groups + num_extra) * width
+        self.num_groups = None if num_latents is None else config.num_groups_asked(num_latents)
+        num_popped = None if self.num_groups is None else self.num_groups * config.zigzag_width
         self.unified = Unified(config, stepper, num_popped, _unified_passes(config, self.branch))
         self.reflection = ReleasedReflection(config, stepper, grow_all) if config.self_reflection else None
 
@@ -135,13 +129,12 @@ class Released:
         if self.num_groups is None:
             return False
         config = self.config
-        most = config.num_steps - config.num_base_groups - config.handoff_level - 2  # passes of initialisation
         if state.num_passes == 0:
             return config.num_steps - config.num_base_groups - int(state.queue.level_F[0]) <= self.num_groups
-        return self.num_groups > most and self.unified.is_open(state.unified)
+        return self.num_groups > config.num_initial_passes and self.unified.is_open(state.unified)
 
     def _is_initialising(self, state: ReleasedState) -> bool:
-        """Until Stage 1 begins, but for at most as many passes as groups are asked for."""
+        """Until Stage 1 begins, but for at most as many passes as groups are asked for, dropped ones included."""
         if state.num_passes or self.num_groups is None:
             return state.num_passes == 0
         num_done = self.config.num_steps - self.config.num_base_groups - int(state.queue.level_F[0])

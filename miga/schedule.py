@@ -53,6 +53,31 @@ class NoiseSchedule:
         return alpha * clean_FCHW + sigma * noise_FCHW
 
 
+def check_levels(schedule: NoiseSchedule) -> None:
+    """Finds levels that no solver can step between.
+
+    Raises:
+        ValueError: if a table is not finite, noise does not rise from level to level, in float32 too (level 1 may be
+            level 0 over again), or there is a level without noise above 0.
+    """
+    tables = {"alpha": schedule.alpha, "sigma": schedule.sigma, "timestep": schedule.timestep}
+    for name, table in tables.items():
+        if table.shape != schedule.sigma.shape or table.dim() != 1 or len(table) < 2:
+            raise ValueError(f"its {name} is no table over levels 0 ... T")
+        if not bool(torch.isfinite(table.float()).all()):
+            raise ValueError(f"its {name} is not finite at level {int(torch.isfinite(table.float()).int().argmin())}")
+    alpha, sigma = schedule.alpha.float(), schedule.sigma.float()
+    if bool((sigma[1:] <= 0.0).any()) or bool((alpha < 0.0).any()) or float(sigma[0]) < 0.0:
+        raise ValueError("a level above 0 has no noise, or one a signal below 0")
+    falls = (sigma.diff() < 0.0) | (alpha.diff() > 0.0)
+    is_same = (sigma.diff() == 0.0) & (alpha.diff() == 0.0)
+    is_same[0] = False
+    if bool((falls | is_same).any()):
+        level = int((falls | is_same).int().argmax())
+        before, after = float(schedule.sigma[level + 1]), float(schedule.sigma[level])
+        raise ValueError(f"no step leads from level {level + 1}, sigma {before:.9g}, to level {level}, {after:.9g}")
+
+
 def flow_unipc_schedule(
     num_steps: int, flow_shift: float, num_train_timesteps: int = NUM_TRAIN_TIMESTEPS
 ) -> NoiseSchedule:
@@ -61,7 +86,11 @@ def flow_unipc_schedule(
     Equal to it bit for bit, which is why the noise scales are rounded to float32: the signal scale of pure noise is
     1e-6, and rounds to 1.01e-6. The time steps are truncated before that rounding. Level 0 is the clean latent
     (alpha 1, sigma 0), its time step that of level 1.
+
+    Raises:
+        ValueError: if there are no steps, or the shift is not above 0.
     """
+    _check_flow(num_steps, flow_shift)
     slope = (1.0 / num_train_timesteps - 1.0) / num_steps
     sigma = 1.0 + slope * torch.arange(num_steps, dtype=torch.float64)
     sigma = flow_shift * sigma / (1.0 + (flow_shift - 1.0) * sigma)

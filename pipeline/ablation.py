@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,7 +29,7 @@ import numpy.typing as npt
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from miga.errors import ConfigError, UsageError
-from pipeline.config import Name
+from pipeline.config import Name, read_toml, refuse_dates
 from pipeline.rows import canonical_json
 
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -203,15 +202,7 @@ def load_grid(path: str | Path) -> Grid:
     Raises:
         ConfigError: if it cannot be read, or is not one; it says what is wrong where.
     """
-    try:
-        values = tomllib.loads(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").decode())
-    except OSError as error:
-        raise ConfigError(f"grid {path} cannot be read: {error.strerror}", "name a readable TOML file") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"grid {path} is not UTF-8", "save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"grid {path} is not TOML: {error}", "text goes in quotes, sections in [brackets]") from error
-    return parse_grid(values, f"grid {path}")
+    return parse_grid(read_toml(path, "grid", "or leave --grid out"), f"grid {path}")
 
 
 def parse_grid(values: Mapping[str, Any], origin: str) -> Grid:
@@ -220,8 +211,9 @@ def parse_grid(values: Mapping[str, Any], origin: str) -> Grid:
     Raises:
         ConfigError: as `load_grid`.
     """
+    refuse_dates(values, origin)
     try:
-        grid = _ADAPTER.validate_json(json.dumps(values, default=str), strict=True)
+        grid = _ADAPTER.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         lines = dict.fromkeys(_explain(fault) for fault in error.errors(include_url=False))
         raise ConfigError(

@@ -2,12 +2,15 @@
 
 It holds the run's lease, so no run is alive meanwhile, and asks for it again before every removal. What goes:
 
+- what killed processes left half written: partial files, uploads in parts, probes (first: a full disk has room then);
 - videos and kept latents of attempts that were not the ones recorded, and checkpoints of rows that are settled or have
-  a newer checkpoint;
-- what killed processes left half written: partial files, uploads in parts, probes;
-- with `sidecars`, those of rows that a full shard's sealed file has as made. Nothing reads them any more (see
-  `pipeline/manifest.py`). Sidecars of rows that failed stay, and the success of a row beside its failure: should a
-  coordinator that was taken for dead write its older file of that shard after all, they put it right.
+  a newer checkpoint. Of a row that has no record, or one that cannot be read, videos and latents stay: the row is
+  rebuilt from them;
+- with `sidecars`, those of rows that a full shard's sealed file has as made. Its rows are packed into one file first,
+  a second copy that stays (see `pipeline/manifest.py`). Sidecars of rows that failed stay, and the success of a row
+  beside its failure.
+
+A shard with a file of the manifest that is broken is left as it is, and named once the others are done.
 """
 
 from __future__ import annotations
@@ -19,9 +22,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from miga.errors import OutputError
+from miga.outside_data import OutsideDataError
 from pipeline.lease import TTL_S, Lease
-from pipeline.manifest import Manifest
+from pipeline.manifest import BrokenRecordError, Manifest
 from pipeline.references import shard_files, shards_of
+from pipeline.rows import ManifestRow
 from pipeline.run_folder import read_run
 from pipeline.storage import FileInfo, Storage
 
@@ -67,44 +73,81 @@ def collect_garbage(
     Raises:
         LeaseHeldError: if a run is alive there.
         LeaseLostError: if one has taken over meanwhile.
-        OutputError: if there is no run, or a file of its manifest is broken; nothing is removed from that shard.
+        OutputError: if there is no run, or a file of its manifest is broken; nothing is removed from that shard, and
+            all that goes has gone from the others.
     """
-    record = read_run(storage)
-    manifest = Manifest(storage, int(record.config["run"]["prompts_per_shard"]))
-    garbage = Garbage()
+    manifest = Manifest(storage, read_run(storage).settings.run.prompts_per_shard)
     with nullcontext() if dry_run else Lease.held(storage, ttl_s=ttl_s, wait=wait, say=say) as lease:
-        for shard in shards_of(storage, manifest):
-            doomed = list(_orphans(storage, manifest, shard))
-            if sidecars:
-                doomed += [("sidecar", file) for file in _unread_sidecars(storage, manifest, shard)]
-            for kind, file in doomed:
-                garbage.files[kind] += 1
-                garbage.bytes += file.bytes
-                note(file.path)
-            if doomed and lease is not None:
-                lease.check_now()
-                storage.delete_many(file.path for _, file in doomed)
-        if lease is not None:
-            lease.check_now()
-        for leftover in list(storage.leftovers()):
-            garbage.files[leftover.kind] += 1
-            note(leftover.path)
-            if lease is not None:
-                storage.remove_leftover(leftover)
-    return garbage
+        return _Collector(storage, manifest, lease, note).run(sidecars)
 
 
-def _orphans(storage: Storage, manifest: Manifest, shard: int) -> Iterator[tuple[str, FileInfo]]:
-    for kind, files in shard_files(storage, manifest.read_shard(shard), shard).orphans.items():
-        yield from ((kind, file) for file in files)
+class _Collector:
+    def __init__(self, storage: Storage, manifest: Manifest, lease: Lease | None, note: Callable[[str], None]) -> None:
+        self._storage, self._manifest, self._lease, self._note = storage, manifest, lease, note
+        self._garbage = Garbage()
 
+    def run(self, sidecars: bool) -> Garbage:
+        self._remove_leftovers()
+        broken: list[OutputError] = []
+        for shard in shards_of(self._storage, self._manifest):
+            try:
+                self._remove(list(self._orphans(shard)))
+                if sidecars and self._manifest.is_sealed(shard):
+                    self._remove(self._packed_sidecars(shard))
+            except BrokenRecordError as error:
+                broken.append(error)
+        if broken:
+            more = f"; and {len(broken) - 1} more" if len(broken) > 1 else ""
+            raise OutputError(f"{broken[0].message}{more} (what such a shard has is left as it is)", broken[0].hint)
+        return self._garbage
 
-def _unread_sidecars(storage: Storage, manifest: Manifest, shard: int) -> Iterator[FileInfo]:
-    if not manifest.is_sealed(shard):
-        return
-    made = {row for row, status in manifest.sealed_statuses(shard).items() if status == "ok"}
-    failed_before = set(storage.children(f"dead/{shard:05d}"))
-    read = {path for row, path in manifest.sidecars(shard).items() if row in made}
-    for file in storage.files(f"done/{shard:05d}"):
-        if file.path in read and file.path.rpartition("/")[2] not in failed_before:
-            yield file
+    def _remove_leftovers(self) -> None:
+        if self._lease is not None:
+            self._lease.check_now()
+        for leftover in list(self._storage.leftovers()):
+            self._garbage.files[leftover.kind] += 1
+            self._note(leftover.path)
+            if self._lease is not None:
+                self._storage.remove_leftover(leftover)
+
+    def _orphans(self, shard: int) -> Iterator[tuple[str, FileInfo]]:
+        for kind, files in shard_files(self._storage, self._manifest.read_shard(shard), shard).orphans.items():
+            yield from ((kind, file) for file in files)
+
+    def _remove(self, doomed: list[tuple[str, FileInfo]]) -> None:
+        for kind, file in doomed:
+            self._garbage.files[kind] += 1
+            self._garbage.bytes += file.bytes
+            self._note(file.path)
+        if doomed and self._lease is not None:
+            self._lease.check_now()
+            self._storage.delete_many(file.path for _, file in doomed)
+
+    def _packed_sidecars(self, shard: int) -> list[tuple[str, FileInfo]]:
+        """The sidecars of a full shard that nothing reads any more: what they say is in its file, and in a pack."""
+        rows = {row.row: row for row in self._manifest.read_shard(shard) if row.status == "ok"}
+        there = {file.path: file for file in self._storage.files(f"done/{shard:05d}")}
+        doomed: list[tuple[str, FileInfo]] = []
+        sidecars = self._manifest.sidecars(shard)
+        for index in rows.keys() & sidecars.keys():
+            paths = sidecars[index]
+            if there.keys() >= set(paths):  # and none in dead/
+                doomed += [("sidecar", there[path]) for path in paths if self._says(path, rows[index])]
+        if self._lease is not None and (doomed or rows.keys() - sidecars.keys()) and not self._is_packed(shard, rows):
+            self._manifest.pack(shard, self._lease.epoch, rows.values())
+        return doomed
+
+    def _is_packed(self, shard: int, rows: dict[int, ManifestRow]) -> bool:
+        try:
+            packs = map(self._manifest.read_pack, reversed(self._manifest.packs(shard)))
+            packed = {row.row: row for rows_of_pack in packs for row in rows_of_pack}
+        except OutsideDataError:
+            return False
+        return all(index in packed and packed[index].to_json() == row.to_json() for index, row in rows.items())
+
+    def _says(self, path: str, row: ManifestRow) -> bool:
+        """Whether a sidecar says just what the shard's file does."""
+        try:
+            return self._manifest.read_sidecar(path).to_json() == row.to_json()
+        except (OutsideDataError, FileNotFoundError):
+            return False

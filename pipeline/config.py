@@ -1,7 +1,8 @@
 """The config of a run: one TOML file, read strictly, with what the command line says over it.
 
 Everything is optional; the defaults are the documentation. Nothing is coerced: 54.7 is no whole number, "3" no number,
-true no 1, and a key that is not known is an error with the nearest known one named.
+true no 1, and a key that is not known is an error with the nearest known one named. TOML has no null: where None stands
+below, "none" says it (`preset = "none"`).
 
     model = "sprites"
     profile = "paper"
@@ -17,23 +18,24 @@ true no 1, and a key that is not known is an error with the nearest known one na
 
 from __future__ import annotations
 
+import datetime as dt
 import difflib
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, get_args, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from miga.errors import ConfigError
+from miga.outside_data import MAX_TOML_BYTES, OutsideDataError, parse_toml, read_file
 from miga.sharing import Share
 from pipeline.rows import SEED_LIMIT, canonical_json
 
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-Positive: TypeAlias = Annotated[int, Field(ge=1)]
+Positive: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
 Seconds: TypeAlias = Annotated[float, Field(gt=0)]
 Name: TypeAlias = Annotated[str, Field(min_length=1)]
 SamplerValue: TypeAlias = bool | int | float | str | list[int]
@@ -84,8 +86,10 @@ class VideoConfig:
 
     Attributes:
         codec: an encoder of ffmpeg.
-        crf: constant quality, lower is better; None leaves it to the codec.
-        preset: the codec's trade of time for size; None leaves it to the codec.
+        crf: constant quality, lower is better; None leaves it to the codec. A config that names another codec and no
+            `crf` gets None where that codec has none (nvenc, mpeg4).
+        preset: the codec's trade of time for size; None leaves it to the codec. A config that names another codec and
+            no `preset` gets None, but for libx265, whose presets are those of libx264.
         pixel_format: yuv420p plays everywhere and needs even sizes.
     """
 
@@ -182,6 +186,13 @@ class RunConfig:
 
 _ADAPTER: Final = TypeAdapter(RunConfig)
 
+NONE: Final = "none"
+_NO_TOML: Final = "it is no TOML"
+_CODECS_WITH_PRESETS: Final = ("libx264", "libx264rgb", "libx265")
+"""Those that know the default preset."""
+_CODECS_WITH_CRF: Final = (*_CODECS_WITH_PRESETS, "libsvtav1", "libaom-av1", "libvpx-vp9", "libvpx")
+"""Those that know `crf`, on the scale of the default or a like one."""
+
 
 def load_config(path: str | Path | None = None) -> RunConfig:
     """The config in a TOML file, or the defaults.
@@ -192,19 +203,31 @@ def load_config(path: str | Path | None = None) -> RunConfig:
     """
     if path is None:
         return RunConfig()
+    return parse_config(read_toml(path, "config", "or leave --config out"), str(path))
+
+
+def read_toml(path: str | Path, what: str, otherwise: str) -> dict[str, Any]:
+    """The values of a TOML file that a user wrote.
+
+    Args:
+        path: of the file.
+        what: it is, for messages.
+        otherwise: what else can be done than correct the path.
+
+    Raises:
+        ConfigError: if it cannot be read, or is no TOML.
+    """
     try:
-        values = tomllib.loads(Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").decode())
+        return parse_toml(read_file(path, MAX_TOML_BYTES))
     except FileNotFoundError as error:
-        raise ConfigError(f"config {path} does not exist", "check the path, or leave --config out") from error
-    except OSError as error:
-        raise ConfigError(f"config {path} cannot be read: {error.strerror}", "name a readable TOML file") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"config {path} is not UTF-8", "save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{what} {path} cannot be read: it does not exist", f"check the path, {otherwise}") from error
+    except OutsideDataError as error:
+        text = str(error)
+        is_other = text.startswith(_NO_TOML)
+        fault = f"is not TOML{text.removeprefix(_NO_TOML)}" if is_other else f"cannot be read: {text}"
         raise ConfigError(
-            f"config {path} is not TOML: {error}", "text goes in quotes, sections in [brackets]"
+            f"{what} {path} {fault}", "a TOML file has text in quotes and sections in [brackets], and is UTF-8"
         ) from error
-    return parse_config(values, str(path))
 
 
 def parse_config(values: Mapping[str, Any], origin: str) -> RunConfig:
@@ -218,7 +241,7 @@ def parse_config(values: Mapping[str, Any], origin: str) -> RunConfig:
         ConfigError: as `load_config`.
     """
     try:
-        return _ADAPTER.validate_json(json.dumps(values, default=str), strict=True)
+        return _ADAPTER.validate_json(json.dumps(_said(values, origin)), strict=True)
     except ValidationError as error:
         faults: dict[str, tuple[str, str]] = {}
         for fault in error.errors(include_url=False):
@@ -229,6 +252,58 @@ def parse_config(values: Mapping[str, Any], origin: str) -> RunConfig:
         lines = [text for text, _ in faults.values()]
         hints = dict.fromkeys(hint for _, hint in faults.values() if hint)
         raise ConfigError(f"{origin}: " + "; ".join(lines), "; ".join(hints) or "correct that value") from error
+
+
+def _said(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """The values with None for "none" where a key can be None, and with what a codec's name implies.
+
+    Raises:
+        ConfigError: if there are dates among them, which no key takes.
+    """
+    said = _without_none(values, RunConfig)
+    video = said.get("video")
+    if isinstance(video, dict) and isinstance(video.get("codec"), str):
+        said["video"] = _implied_by_codec(video["codec"]) | video
+    refuse_dates(said, origin)
+    return said
+
+
+def _implied_by_codec(codec: str) -> dict[str, Any]:
+    known = (("preset", _CODECS_WITH_PRESETS), ("crf", _CODECS_WITH_CRF))
+    return {key: None for key, codecs in known if codec not in codecs}
+
+
+def settings_of_codec(codec: str) -> VideoConfig:
+    """The settings that a config has which names a codec and nothing else."""
+    return VideoConfig(codec=codec, **_implied_by_codec(codec))
+
+
+def _without_none(values: Mapping[str, Any], section: Any) -> dict[str, Any]:
+    kinds = get_type_hints(section)
+    said = {}
+    for key, value in values.items():
+        kind = kinds.get(key)
+        if isinstance(value, Mapping) and is_dataclass(kind):
+            said[key] = _without_none(value, kind)
+        else:
+            said[key] = None if value == NONE and type(None) in get_args(kind) else value
+    return said
+
+
+def refuse_dates(value: Any, origin: str, name: str = "") -> None:
+    """Returns if there are no dates and times of TOML among the values.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    if isinstance(value, dt.date | dt.time):
+        raise ConfigError(f"{origin}: {name} is a date or a time ({value.isoformat()})", "text goes in quotes")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            refuse_dates(item, origin, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            refuse_dates(item, origin, name)
 
 
 def override(config: RunConfig, **values: Any) -> RunConfig:

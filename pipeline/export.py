@@ -1,7 +1,7 @@
 """`miga export`: the dataset in a form that training code and dataset libraries take.
 
     parquet       DEST/dataset.parquet   the manifest's columns in one file, and `file_name`; videos in DEST/videos/
-    csv           DEST/dataset.csv       the same; lists are JSON
+    csv           DEST/dataset.csv       the same; lists are JSON; no text is a formula
     hf            DEST/train/metadata.parquet, videos beside it, DEST/README.md: Hugging Face's "videofolder"
     webdataset    DEST/shard-00000.tar   of each video NNNNNNNN.mp4, .txt (its prompts) and .json (its row)
 
@@ -17,6 +17,7 @@ import io
 import json
 import math
 import os
+import re
 import tarfile
 import tempfile
 from collections import Counter
@@ -30,9 +31,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from miga.errors import OutputError, UsageError
+from miga.outside_data import OutsideDataError, parse_json_object
 from pipeline.manifest import SCHEMA, Manifest, arrow_values
 from pipeline.references import video_name
-from pipeline.rows import ManifestRow, canonical_json
+from pipeline.rows import ManifestRow, canonical_json, content_hash
 from pipeline.run_folder import RunRecord, read_run
 from pipeline.storage import LocalStorage, Storage
 
@@ -45,6 +47,9 @@ EXPORT_FILE: Final = "export.json"
 
 _LEFT_OUT: Final = ("uri", "shard")  # `file_name` stands for both
 _TEXT: Final = "prompts joined by line breaks"
+_FORMULA: Final = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+"""With the signs' wide forms, which spreadsheets of East Asia take, too."""
+_VIDEO_NAME: Final = re.compile(r"\d{8,}-[^/\0]{1,16}-e\d+a\d+\.mp4", re.ASCII)
 _VERIFY: Final = "see what `miga verify OUT` says"
 
 
@@ -95,7 +100,7 @@ def export(
     _check_places(storage, dest, options)
     _open_dest(dest, record, options)
     maker = _Export(storage, dest, options, record)
-    manifest = Manifest(storage, int(record.config["run"]["prompts_per_shard"]))
+    manifest = Manifest(storage, record.settings.run.prompts_per_shard)
     for shard in manifest.shards():
         rows = [row for row in manifest.read_shard(shard) if maker.chooses(row)]
         if rows:
@@ -188,7 +193,7 @@ class _Export:
         there = {file.path: file.bytes for file in self._dest.files(f"{where}/{shard:05d}")}
         names: list[str | None] = []
         for row in rows:
-            name = f"{shard:05d}/{video_name(row)}"
+            name = self._source(row).removeprefix("video/") if row.status == "ok" else ""
             if row.status != "ok":
                 names.append(None)
             elif self._options.videos == "reference":
@@ -259,7 +264,10 @@ class _Export:
                 fetched.unlink(missing_ok=True)
 
     def _source(self, row: ManifestRow) -> str:
-        return f"video/{row.shard:05d}/{video_name(row)}"
+        name = video_name(row)
+        if not _VIDEO_NAME.fullmatch(name):
+            raise OutputError(f"row {row.row}: {row.uri!r} is no video of a run", _VERIFY)
+        return f"video/{row.shard:05d}/{name}"
 
     # ---- WebDataset ----
 
@@ -267,7 +275,7 @@ class _Export:
         """Puts the shard's tar file, if it is not there yet with these rows; what is said of it in the index."""
         name, index = f"shard-{shard:05d}.tar", f"index/shard-{shard:05d}.json"
         of_rows = hashlib.sha256("\n".join(row.to_json() for row in rows).encode()).hexdigest()
-        if (known := self._known_tar(index)) and known["rows_sha256"] == of_rows:
+        if (known := self._known_tar(name, index)) and known["rows_sha256"] == of_rows:
             return known
         made = Path(self._folder.name) / name
         with tarfile.open(made, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -286,17 +294,22 @@ class _Export:
             "rows_sha256": of_rows,
         }
         self._dest.put_file(made, name)
-        self._dest.write_bytes(index, canonical_json(about).encode())
+        self._dest.write_bytes(index, canonical_json({**about, "check": content_hash(about)}).encode())
         made.unlink()
         return about
 
-    def _known_tar(self, index: str) -> dict[str, Any] | None:
-        """What an earlier start noted of a tar file that is still there."""
+    def _known_tar(self, name: str, index: str) -> dict[str, Any] | None:
+        """What an earlier start noted of a tar file that is still there; None where it has to be made."""
         try:
-            known: dict[str, Any] = json.loads(self._dest.read_bytes(index))
-            return known if self._dest.stat(known["name"]).bytes == known["bytes"] else None
-        except FileNotFoundError:
+            known = parse_json_object(self._dest.read_bytes(index), max_bytes=_MAX_INDEX_BYTES)
+            is_whole = known.pop("check", None) == content_hash(known) and known["name"] == name
+            return known if is_whole and self._dest.stat(name).bytes == known["bytes"] else None
+        except (FileNotFoundError, OutsideDataError):
             return None
+
+
+_MAX_INDEX_BYTES: Final = 10_000
+"""Of what is noted of a tar file."""
 
 
 class _ParquetTable:
@@ -336,7 +349,12 @@ class _CsvTable:
     def add(self, rows: Sequence[ManifestRow], names: Sequence[str | None]) -> None:
         for row, name in zip(rows, names, strict=True):
             values = _plain(row)
-            self._writer.writerow([name, *(_cell(values[column]) for column in self._columns)])
+            self._writer.writerow([_harmless(name), *(self._cell(column, values[column]) for column in self._columns)])
+
+    def _cell(self, column: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return json.dumps(value, ensure_ascii=False)
+        return _harmless(value) if pa.types.is_string(SCHEMA.field(column).type) else value
 
     def close(self) -> Path:
         self._file.close()
@@ -346,8 +364,9 @@ class _CsvTable:
 _Table = _ParquetTable | _CsvTable
 
 
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+def _harmless(text: str | None) -> str | None:
+    """A cell's text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text is not None and _FORMULA.match(text) else text
 
 
 def _plain(row: ManifestRow) -> dict[str, Any]:

@@ -9,6 +9,10 @@ gone from this machine, or if its beat stood still for as long as `ttl_s`, watch
 times of day are never compared, so a clock that jumps changes nothing. A holder that was taken for dead finds a higher
 epoch at its next look and stops (`LeaseLostError`). What it may still write in between does no harm: sidecars are
 create-only, and videos and checkpoints carry the epoch in their names.
+
+Where there is no room left, an empty file of the next epoch is a lease, too, for work that only deletes: file systems
+make empty files when they are full. Whose it is nobody knows then, so its beat is watched, whoever is gone. A beat that
+finds no room writes an empty file anew, which shows by its time, and is compared for being another one only.
 """
 
 from __future__ import annotations
@@ -25,9 +29,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final
 
-from miga.errors import LeaseHeldError, LeaseLostError, OutputError
+from pydantic import Field
+
+from miga.errors import LeaseHeldError, LeaseLostError, OutputError, OutputFullError
+from miga.outside_data import OutsideDataError, parse_json_object, validated
+from pipeline.addresses import printable
 from pipeline.storage import Storage
 
 FOLDER: Final = "lease"
@@ -35,7 +43,14 @@ TTL_S: Final = 30.0
 BEATS_PER_TTL: Final = 4
 _LOOKS_PER_TTL: Final = 20
 
-_EPOCH_FILE: Final = re.compile(r"(\d{6,})\.json", re.ASCII)
+RELEASE_S: Final = 30.0
+"""A lease that could not be released in this time is left: the next run then waits for its beat to stand still."""
+_MAX_TTL_S: Final = 3600.0
+_MAX_EPOCH: Final = 999_999_999
+_MAX_BYTES: Final = 4096
+
+_EPOCH_FILE: Final = re.compile(r"(\d{6}|[1-9]\d{6,8})\.json", re.ASCII)
+"""Other names in the folder are not this program's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +65,11 @@ class Owner:
         process_start: clock ticks from the machine's start to the process's.
     """
 
-    host: str
-    boot_id: str = ""
-    pid_space: str = ""
-    pid: int
-    process_start: int | None = None
+    host: Annotated[str, Field(max_length=255)]
+    boot_id: Annotated[str, Field(max_length=64)] = ""
+    pid_space: Annotated[str, Field(max_length=64)] = ""
+    pid: Annotated[int, Field(ge=1, lt=2**31)]
+    process_start: Annotated[int, Field(ge=-1, lt=2**63)] | None = None
 
     @classmethod
     def this_process(cls) -> Owner:
@@ -83,26 +98,33 @@ class Owner:
         return _process_start(self.pid) not in (self.process_start, _HIDDEN)
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
+        return f"process {self.pid} on {printable(self.host)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Claim:
     """The content of an epoch's file."""
 
-    epoch: int
+    epoch: Annotated[int, Field(ge=1, le=_MAX_EPOCH)]
     owner: Owner
-    ttl_s: float
-    started_at: str
-    token: str
+    ttl_s: Annotated[float, Field(gt=0, le=_MAX_TTL_S)]
+    started_at: Annotated[str, Field(max_length=64)]
+    token: Annotated[str, Field(max_length=64)]
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()
 
     @classmethod
-    def from_json(cls, data: bytes) -> _Claim:
-        values: dict[str, Any] = json.loads(data)
-        return cls(**(values | {"owner": Owner(**values["owner"])}))
+    def from_json(cls, data: bytes, epoch: int) -> _Claim:
+        """What `to_json` wrote for that epoch.
+
+        Raises:
+            OutsideDataError: if it is not that.
+        """
+        claim = validated(cls, parse_json_object(data))
+        if claim.epoch != epoch:
+            raise OutsideDataError(f"it is of epoch {claim.epoch}")
+        return claim
 
 
 class Lease:
@@ -112,11 +134,11 @@ class Lease:
         epoch: 1 for the first holder in an OUT; names of files carry it.
     """
 
-    def __init__(self, storage: Storage, claim: _Claim) -> None:
-        self.epoch: Final = claim.epoch
+    def __init__(self, storage: Storage, epoch: int, ttl_s: float) -> None:
+        self.epoch: Final = epoch
         self._storage = storage
-        self._ttl_s = claim.ttl_s
-        self._beat_storage = storage.with_patience(claim.ttl_s / BEATS_PER_TTL)
+        self._ttl_s = ttl_s
+        self._beat_storage = storage.with_patience(ttl_s / BEATS_PER_TTL)
         self._lost: LeaseLostError | None = None
         self._sure_at_s = _now_s()
         self._stop = threading.Event()
@@ -132,13 +154,14 @@ class Lease:
         owner: Owner | None = None,
         wait: Callable[[float], None] = time.sleep,
         say: Callable[[str], None] | None = None,
+        room_needed: bool = True,
     ) -> Iterator[Lease]:
         """The lease for a `with` block, beating in a thread; released at its end.
 
         Raises:
-            LeaseHeldError: as `acquire`.
+            LeaseHeldError, OutputFullError: as `acquire`.
         """
-        lease = cls.acquire(storage, owner or Owner.this_process(), ttl_s, wait, say)
+        lease = cls.acquire(storage, owner or Owner.this_process(), ttl_s, wait, say, room_needed)
         lease.start()
         try:
             yield lease
@@ -153,6 +176,7 @@ class Lease:
         ttl_s: float,
         wait: Callable[[float], None],
         say: Callable[[str], None] | None = None,
+        room_needed: bool = True,
     ) -> Lease:
         """Takes the next epoch.
 
@@ -162,15 +186,22 @@ class Lease:
             ttl_s: seconds without a beat after which a holder counts as dead.
             wait: sleeps for so many seconds.
             say: told when the beat of an earlier holder has to be watched, which takes `ttl_s`.
+            room_needed: False for work that only deletes: then a full disk is no reason to refuse.
 
         Raises:
             LeaseHeldError: if another run is alive there.
-            OutputError: if the storage cannot be used.
+            OutputFullError: if there is no room, not even for an empty file where that would do.
+            OutputError: if the storage cannot be used, or a file of the lease is not this program's.
         """
         while True:
             newest = _newest_epoch(storage)
             if newest:
                 _await_end(storage, newest, ttl_s, wait, say)
+            if newest >= _MAX_EPOCH:
+                raise OutputError(
+                    f"{storage.uri(_path(newest, 'json'))} is the last epoch that there can be",
+                    "it was not written by this program: move it away, or name another OUT",
+                )
             claim = _Claim(
                 epoch=newest + 1,
                 owner=owner,
@@ -178,15 +209,17 @@ class Lease:
                 started_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 token=uuid.uuid4().hex,
             )
-            if storage.write_bytes(_path(claim.epoch, "json"), claim.to_json(), if_absent=True):
-                lease = cls(storage, claim)
-                storage.write_bytes(_path(claim.epoch, "beat"), b"0")
+            found = _put_claim(storage, claim, room_needed)
+            if found is not None:
+                lease = cls(storage, claim.epoch, found)
+                with suppress(OutputFullError):  # as of any beat
+                    _put_beat(storage, claim.epoch, 0)
                 return lease
 
     def start(self) -> None:
         """Beats in a thread of its own from now on."""
         assert self._thread is None
-        self._thread = threading.Thread(target=self._beat, name="miga-lease", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="miga-lease", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
@@ -213,13 +246,23 @@ class Lease:
         self._look(self._storage)
 
     def release(self) -> None:
-        """Stops beating, and lets the next run begin at once; a storage that fails just now makes that one wait."""
+        """Stops beating, and lets the next run begin at once; a storage that fails just now makes that one wait.
+
+        It returns after `RELEASE_S` at the latest, whatever the storage does: all that it asks of it is asked in the
+        beating thread, which ends with the process.
+        """
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        with suppress(OutputError, LeaseLostError):
-            self._look(self._beat_storage)
-            self._beat_storage.write_bytes(_path(self.epoch, "released"), b"")
+        if self._thread is None:
+            self.start()
+        assert self._thread is not None
+        self._thread.join(RELEASE_S)
+
+    def _live(self) -> None:
+        self._beat()
+        storage = self._storage.with_patience(min(RELEASE_S, self._ttl_s) / BEATS_PER_TTL)
+        with suppress(OutputError, LeaseLostError, OSError):
+            self._look(storage)
+            storage.write_bytes(_path(self.epoch, "released"), b"")
 
     def _look(self, storage: Storage) -> None:
         if self._lost is not None:
@@ -244,13 +287,51 @@ class Lease:
             count += 1
             begun_s = _now_s()
             try:
-                self._beat_storage.write_bytes(_path(self.epoch, "beat"), str(count).encode())
+                _put_beat(self._beat_storage, self.epoch, count)
                 self._look(self._beat_storage)
                 self._sure_at_s = begun_s
             except LeaseLostError:
                 return
-            except OutputError:  # asked again at the next beat
+            except (OutputError, OSError):  # asked again at the next beat
                 continue
+
+
+def _put_claim(storage: Storage, claim: _Claim, room_needed: bool) -> float | None:
+    """Makes the file of an epoch.
+
+    Returns:
+        The time to live that others will go by; None if the epoch is another's.
+
+    Raises:
+        OutputFullError: if there is no room, not even for an empty file where that would do.
+    """
+    path = _path(claim.epoch, "json")
+    try:
+        return claim.ttl_s if storage.write_bytes(path, claim.to_json(), if_absent=True) else None
+    except OutputFullError:
+        if room_needed:
+            raise
+    _remove_superseded(storage, claim.epoch - 1)
+    try:
+        return claim.ttl_s if storage.write_bytes(path, claim.to_json(), if_absent=True) else None
+    except OutputFullError:
+        return min(claim.ttl_s, TTL_S) if storage.create_empty(path) else None
+
+
+def _remove_superseded(storage: Storage, newest: int) -> None:
+    """Removes what epochs before the newest have left: nobody asks for it any more, and it takes room.
+
+    The newest's own file stays: its number must not be given twice.
+    """
+    storage.delete_many(_path(epoch, kind) for epoch in _epochs(storage) if epoch < newest for kind in _KINDS)
+
+
+def _put_beat(storage: Storage, epoch: int, count: int) -> None:
+    path = _path(epoch, "beat")
+    try:
+        storage.write_bytes(path, str(count).encode())
+    except OutputFullError:
+        storage.write_bytes(path, b"")
 
 
 def _await_end(
@@ -269,32 +350,53 @@ def _await_end(
         LeaseHeldError: if it is alive.
     """
     try:
-        claim = _Claim.from_json(storage.read_bytes(_path(epoch, "json")))
+        claim = _read_claim(storage, epoch)
     except FileNotFoundError:  # removed since it was listed
         return
-    except (ValueError, TypeError, KeyError) as error:
-        raise OutputError(
-            f"{storage.uri(_path(epoch, 'json'))} is no lease of this program: {error}",
-            "make sure that no run writes there, then delete that file",
-        ) from error
-    released = _path(epoch, "released")
-    if storage.exists(released) or claim.owner.is_gone():
+    who = "another command" if claim is None else str(claim.owner)
+
+    def has_ended() -> bool:
+        return storage.exists(_path(epoch, "released")) or (claim is not None and claim.owner.is_gone())
+
+    if has_ended():
         return
-    ttl_s = max(ttl_s, claim.ttl_s)
+    ttl_s = max(ttl_s, TTL_S if claim is None else claim.ttl_s)
     if say is not None:
-        say(f"{claim.owner} was writing here; watching for {ttl_s:.0f} s whether it still is")
+        say(f"{who} was writing here; watching for {ttl_s:.0f} s whether it still is")
     first, watched_s, step_s = _beat_of(storage, epoch), 0.0, ttl_s / _LOOKS_PER_TTL
     while watched_s < ttl_s:
         before_s = _now_s()
         wait(step_s)
         if _beat_of(storage, epoch) != first:
+            since = "" if claim is None else f", since {printable(claim.started_at)}"
             raise LeaseHeldError(
-                f"another run is writing in {storage.root}: {claim.owner}, since {claim.started_at}",
+                f"another run is writing in {storage.root}: {who}{since}",
                 "wait until it ends, or stop it; then the same command goes on from there",
             )
-        if storage.exists(released) or claim.owner.is_gone():
+        if has_ended():
             return
         watched_s += min(_now_s() - before_s, 2 * step_s)
+
+
+def _read_claim(storage: Storage, epoch: int) -> _Claim | None:
+    """Who has made an epoch; None if its file is empty, so that nobody knows.
+
+    Raises:
+        FileNotFoundError: if there is no such epoch.
+        OutputError: if its file is damaged, or another's.
+    """
+    path = _path(epoch, "json")
+    data = storage.read_bytes(path, max_bytes=_MAX_BYTES)
+    if not data:
+        return None
+    try:
+        return _Claim.from_json(data, epoch)
+    except OutsideDataError as error:
+        raise OutputError(
+            f"{storage.uri(path)} is no lease of this program: {error}",
+            "make sure that no run writes there, then put an empty file in its place (and do not delete it: its number "
+            "must not be given twice)",
+        ) from error
 
 
 def _epochs(storage: Storage) -> list[int]:
@@ -306,11 +408,18 @@ def _newest_epoch(storage: Storage) -> int:
     return max(_epochs(storage), default=0)
 
 
-def _beat_of(storage: Storage, epoch: int) -> bytes | None:
+def _beat_of(storage: Storage, epoch: int) -> tuple[object, ...] | None:
+    """What is another after each beat; None if there was none."""
+    path = _path(epoch, "beat")
     try:
-        return storage.read_bytes(_path(epoch, "beat"))
+        found = storage.stat(path)
+        content = storage.read_bytes(path) if found.bytes <= _MAX_BYTES else b""
     except FileNotFoundError:
         return None
+    return found.bytes, found.modified_s, content
+
+
+_KINDS: Final = ("json", "beat", "released")
 
 
 def _path(epoch: int, kind: str) -> str:

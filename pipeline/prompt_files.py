@@ -1,8 +1,12 @@
 """Prompt files as a stream of records: `.txt`, `.jsonl`, `.csv`, `.parquet`, local or on any fsspec file system.
 
 Nothing here knows what a prompt is: a `Record` is the fields of one row as its format gives them, or the reason why
-they could not be read. Faults of the whole file raise `InputError`, before the first record where they can be known.
+they could not be read. Faults of the whole file raise `InputError`, before the first record where they can be known;
+so does a change of the file while it is read, before any record is given out after it.
 Memory is constant: one line, or one batch of a Parquet file, at a time.
+
+Lines end with LF, CRLF or a lone CR, in one file by turns; nothing else ends one. A byte order mark at the start of a
+line, as in files joined from several, is no part of it.
 """
 
 from __future__ import annotations
@@ -10,20 +14,16 @@ from __future__ import annotations
 import codecs
 import csv
 import difflib
-import io
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import IO, Any, Final
-
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, Final
 
 from miga.errors import InputError
-from pipeline.addresses import refuse_secrets
+from pipeline.prompt_parquet import ParquetRows
+from pipeline.prompt_source import PromptFile, SteadyFile
 
 MAX_LINE_BYTES: Final = 4 << 20
 """A longer line is a bad row: whatever it is, it is no prompt, and it must not fill the memory."""
@@ -31,9 +31,31 @@ MAX_LINE_BYTES: Final = 4 << 20
 PEEK_OBJECTS: Final = 100
 """JSON lines looked at for a `prompt` key before the file is taken for one without."""
 
-PARQUET_BATCH_ROWS: Final = 256
+MAX_DIGITS: Final = 4300
+"""Python reads no whole numbers of more digits."""
 
+_CHUNK_BYTES: Final = 64 << 10
+_LINE_END: Final = re.compile(rb"\r{0,2}\n|\r")
+"""CR CR LF is what Windows makes of a CRLF that it takes for a LF."""
 _BLANK_BYTES: Final = b" \t\r\n\v\f"
+_MARK: Final = "\ufeff"
+_JOINED: Final = "a byte order mark stands within the line, as where files were joined; end the line before it"
+
+
+@dataclass(frozen=True)
+class AsWritten:
+    """A value that no value of Python says exactly: a number out of range, an object that says a key twice.
+
+    Attributes:
+        text: as the file has it, or as near to that as can be.
+        kind: what it is, for messages.
+    """
+
+    text: str
+    kind: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -53,53 +75,29 @@ class Record:
     is_text: bool = False
 
 
-def read_records(path: str) -> Iterator[Record]:
-    """The rows of the prompt file at `path`, in order, bad ones included.
+def read_records(prompts: PromptFile) -> Iterator[Record]:
+    """The rows of a prompt file, in order, bad ones included.
 
     Raises:
-        InputError: if the file cannot be read at all: missing, a folder, of an unknown kind, without a `prompt` column,
-            broken. Also while reading on, where only then it shows.
+        InputError: if the file cannot be read at all: without a `prompt` column, broken, changed since it was looked
+            at. Also while reading on, where only then it shows.
     """
-    return _reader_of(path)(path)
+    with prompts.open() as file:
+        for record in _READERS[prompts.kind](prompts, file):
+            file.check()
+            yield record
 
 
-def count_records(path: str) -> int:
-    """How many rows `read_records` yields; a Parquet file says so itself, others are read through once.
+def count_records(prompts: PromptFile) -> int:
+    """How many rows `read_records` yields, found out by reading them, without their values where that can be.
 
     Raises:
         InputError: as `read_records`.
     """
-    if _reader_of(path) is _read_parquet:
-        with _opened(path) as file, _parquet_faults(path):
-            return int(pq.ParquetFile(file).metadata.num_rows)
-    return sum(1 for _ in read_records(path))
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[IO[bytes]]:
-    """The file, open for reading in binary; whatever keeps it from being read becomes an `InputError`."""
-    try:
-        fs, fs_path = fsspec.core.url_to_fs(path)
-        if fs.isdir(fs_path) and not fs.isfile(fs_path):
-            raise InputError(f"{path} is a folder, not a prompt file", "name one .txt, .jsonl, .csv or .parquet file")
-        with fs.open(fs_path, "rb") as file:
-            yield file
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist", "check the path; relative paths start at the working folder") from (
-            error
-        )
-    except PermissionError as error:
-        raise InputError(f"{path} cannot be read: permission denied", "check its permissions or credentials") from error
-    except ImportError as error:
-        raise InputError(f"{path} cannot be read: {error}", "install the fsspec package of that kind of storage") from (
-            error
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}", "use a local path or an s3:// address") from error
-    except Exception as error:  # botocore's own, such as missing credentials, share no base with OSError
-        if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
-            raise
-        raise InputError(f"{path} cannot be read: {error}", "check credentials (AWS_…), region and endpoint") from error
+    if prompts.kind == ".parquet":
+        with prompts.open() as file:
+            return ParquetRows(prompts.path, file, check_columns).count()
+    return sum(1 for _ in read_records(prompts))
 
 
 # ---- lines -----------------------------------------------------------------------------------------------------------
@@ -110,33 +108,59 @@ class _Line:
     number: int
     data: bytes
     is_too_long: bool = False
+    end: bytes = b"\n"
 
     @property
     def is_blank(self) -> bool:
         return not self.is_too_long and not self.data.strip(_BLANK_BYTES)
 
 
-def _read_lines(path: str, file: IO[bytes]) -> Iterator[_Line]:
-    """Lines without their end (LF or CRLF) and without a byte order mark; only LF ends a line."""
-    file = io.BufferedReader(file, 1 << 20)  # type: ignore[type-var]  # remote files know no readline of limited length
-    number = 0
-    while data := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        if number == 1:
-            _refuse_utf16(path, data)
-            data = data.removeprefix(codecs.BOM_UTF8)
-        is_too_long = len(data) > MAX_LINE_BYTES and not data.endswith(b"\n")
-        rest = data
-        while is_too_long and rest and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_LINE_BYTES)
-        yield _Line(number, b"" if is_too_long else data.removesuffix(b"\n").removesuffix(b"\r"), is_too_long)
+def _read_lines(path: str, file: SteadyFile) -> Iterator[_Line]:
+    """Lines without their end, and without a byte order mark at their start."""
+    for number, (data, end) in enumerate(_split_lines(path, file), 1):
+        if data is None:
+            yield _Line(number, b"", is_too_long=True, end=end)
+        else:
+            yield _Line(number, data.removeprefix(codecs.BOM_UTF8), end=end)
+
+
+def _split_lines(path: str, file: SteadyFile) -> Iterator[tuple[bytes | None, bytes]]:
+    """Each line and its end; None for one that is too long, which is not kept."""
+    parts: list[bytes] = []
+    size, held, is_first = 0, b"", True
+    while chunk := file.read(_CHUNK_BYTES):
+        if is_first:
+            _refuse_utf16(path, chunk)
+            is_first = False
+        data = held + chunk
+        held = data[-2:] if data.endswith(b"\r\r") else data[-1:] if data.endswith(b"\r") else b""
+        data = data[: len(data) - len(held)]
+        start = 0
+        for match in _LINE_END.finditer(data):
+            parts.append(data[start : match.start()])
+            yield _joined(parts, size + match.start() - start), b"\r" if match[0] == b"\r" else b"\n"
+            parts, size, start = [], 0, match.end()
+        size += len(data) - start
+        if size <= MAX_LINE_BYTES:
+            parts.append(data[start:])
+    for _ in held:
+        yield _joined(parts, size), b"\r"
+        parts, size = [], 0
+    if size:
+        yield _joined(parts, size), b""
+
+
+def _joined(parts: list[bytes], size: int) -> bytes | None:
+    return b"".join(parts) if size <= MAX_LINE_BYTES else None
 
 
 def _refuse_utf16(path: str, start: bytes) -> None:
-    sample = start[:1000]
-    is_marked = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    zeros = max(sample[0::2].count(0), sample[1::2].count(0))
-    if is_marked or (len(sample) >= 8 and zeros > 0.8 * (len(sample) // 2)):
+    sample = start[:4000]
+    is_marked = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    zeros = [sample[parity::2].count(0) for parity in (0, 1)]
+    is_two_bytes = max(zeros) >= 4 and max(zeros) > 0.2 * (len(sample) // 2) and min(zeros) <= 0.1 * max(zeros)
+    is_four_bytes = len(sample) >= 8 and sum(zeros) > 0.6 * len(sample)
+    if is_marked or is_two_bytes or is_four_bytes:
         raise InputError(f"{path} is UTF-16 or UTF-32, not UTF-8", "save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
 
 
@@ -157,94 +181,115 @@ def _not_utf8(data: bytes, error: UnicodeDecodeError) -> str:
     )
 
 
-def _read_txt(path: str) -> Iterator[Record]:
+def _read_txt(prompts: PromptFile, file: SteadyFile) -> Iterator[Record]:
     """A prompt a line. A blank line between prompts is a row (a blank one); at the end of the file it is none."""
-    name = _name_of(path)
     blank: list[int] = []
-    with _opened(path) as file:
-        for line in _read_lines(path, file):
-            if line.is_blank and len(blank) < 100_000:
-                blank.append(line.number)
-                continue
-            for number in blank:
-                yield Record(f"{name}:{number}", {"prompt": ""})
-            blank.clear()
-            source = f"{name}:{line.number}"
-            text = _decode(line, source)
-            yield text if isinstance(text, Record) else Record(source, {"prompt": text})
+    for line in _read_lines(prompts.path, file):
+        if line.is_blank and len(blank) < 100_000:
+            blank.append(line.number)
+            continue
+        for number in blank:
+            yield Record(f"{prompts.name}:{number}", {"prompt": ""})
+        blank.clear()
+        source = f"{prompts.name}:{line.number}"
+        text = _decode(line, source)
+        if isinstance(text, Record):
+            yield text
+        else:
+            yield Record(source, problem=_JOINED) if _MARK in text else Record(source, {"prompt": text})
 
 
-def _read_jsonl(path: str) -> Iterator[Record]:
+def _read_jsonl(prompts: PromptFile, file: SteadyFile) -> Iterator[Record]:
     """A JSON object a line; blank lines are no rows."""
-    name = _name_of(path)
     held: list[Record] = []
     columns: dict[str, None] = {}
     is_known = False
-    with _opened(path) as file:
-        for line in _read_lines(path, file):
-            if line.is_blank:
-                continue
-            source = f"{name}:{line.number}"
-            text = _decode(line, source)
-            record = text if isinstance(text, Record) else _parse_object(text, source)
-            if is_known or (record.fields is None and not held):
-                yield record
-                continue
-            held.append(record)
-            columns.update(dict.fromkeys(record.fields or ()))
-            is_known = record.fields is not None and "prompt" in record.fields
-            if is_known:
-                yield from held
-                held.clear()
-            elif len(held) >= PEEK_OBJECTS:
-                raise _no_prompt_column(path, list(columns))
+    for line in _read_lines(prompts.path, file):
+        if line.is_blank:
+            continue
+        source = f"{prompts.name}:{line.number}"
+        text = _decode(line, source)
+        record = text if isinstance(text, Record) else _parse_object(text, source)
+        if is_known or (record.fields is None and not held):
+            yield record
+            continue
+        held.append(record)
+        columns.update(dict.fromkeys(record.fields or ()))
+        is_known = record.fields is not None and "prompt" in record.fields
+        if is_known:
+            yield from held
+            held.clear()
+        elif len(held) >= PEEK_OBJECTS:
+            raise _no_prompt_column(prompts.path, list(columns))
     if held:
-        raise _no_prompt_column(path, list(columns))
+        raise _no_prompt_column(prompts.path, list(columns))
 
 
 def _parse_object(text: str, source: str) -> Record:
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object, parse_int=_integer, parse_float=_float)
     except json.JSONDecodeError as error:
-        return Record(source, problem=f"invalid JSON: {error.msg} at column {error.colno}; write one object a line")
-    except (ValueError, RecursionError) as error:
-        return Record(source, problem=f"invalid JSON: {error}; write one flat object a line")
+        reason = _JOINED if _MARK in text else f"{error.msg} at column {error.colno}; write one object a line"
+        return Record(source, problem=f"invalid JSON: {reason}")
+    except RecursionError:
+        return Record(source, problem="invalid JSON: it is nested too deep; write one flat object a line")
+    if isinstance(value, AsWritten) and value.kind == _TWICE:
+        return Record(source, problem="the object says a key twice; write every key once")
     if not isinstance(value, dict):
         kind = "list" if isinstance(value, list) else type(value).__name__
         return Record(source, problem=f'the line is a JSON {kind}, not an object; write {{"prompt": …}}')
     return Record(source, value)
 
 
+_TWICE: Final = "an object that says a key twice"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | AsWritten:
+    values = dict(pairs)
+    if len(values) == len(pairs):
+        return values
+    inner = ", ".join(f"{json.dumps(key)}: {json.dumps(value, default=str)}" for key, value in pairs)
+    return AsWritten(f"{{{inner}}}", _TWICE)
+
+
+def _integer(text: str) -> int | AsWritten:
+    return int(text) if len(text) <= MAX_DIGITS else AsWritten(text, f"a number of {len(text)} digits")
+
+
+def _float(text: str) -> float | AsWritten:
+    number = float(text)
+    return AsWritten(text, f"the number {text[:40]}") if number in (float("inf"), float("-inf")) else number
+
+
 # ---- CSV -------------------------------------------------------------------------------------------------------------
 
 
-def _read_csv(path: str) -> Iterator[Record]:
+def _read_csv(prompts: PromptFile, file: SteadyFile) -> Iterator[Record]:
     """RFC 4180 with a header; quoted cells may hold line ends; blank lines are no rows."""
-    name = _name_of(path)
-    with _opened(path) as file:
-        too_long: set[int] = set()
-        reader = csv.reader(_csv_lines(path, file, too_long), strict=True)
-        header = _csv_header(path, reader)
-        while True:
-            first_line = reader.line_num + 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Record(_csv_source(name, first_line, reader.line_num), problem=_csv_problem(str(error)))
-                continue
-            if cells or too_long:
-                yield _csv_record(_csv_source(name, first_line, reader.line_num), header, cells, bool(too_long))
-                too_long.clear()
+    too_long: set[int] = set()
+    reader = csv.reader(_csv_lines(prompts.path, file, too_long), strict=True)
+    header = _csv_header(prompts.path, reader)
+    while True:
+        first_line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Record(_csv_source(prompts.name, first_line, reader.line_num), problem=_csv_problem(str(error)))
+            continue
+        if cells or too_long:
+            source = _csv_source(prompts.name, first_line, reader.line_num)
+            yield _csv_record(source, header, cells, bool(too_long))
+            too_long.clear()
 
 
-def _csv_lines(path: str, file: IO[bytes], too_long: set[int]) -> Iterator[str]:
+def _csv_lines(path: str, file: SteadyFile, too_long: set[int]) -> Iterator[str]:
     """Lines as text with their ends; bytes that are no UTF-8 are carried as lone surrogates to be judged."""
     for line in _read_lines(path, file):
         if line.is_too_long:
             too_long.add(line.number)
-        yield line.data.decode(errors="surrogateescape") + "\n"
+        yield line.data.decode(errors="surrogateescape") + (line.end or b"\n").decode()
 
 
 def _csv_header(path: str, reader: Iterator[list[str]]) -> list[str]:
@@ -259,7 +304,7 @@ def _csv_header(path: str, reader: Iterator[list[str]]) -> list[str]:
     header = [column.strip() for column in header]
     if any("\udc80" <= character <= "\udcff" for column in header for character in column):
         raise InputError(f"{path}: the header is not UTF-8", "save the file as UTF-8")
-    _check_columns(path, header)
+    check_columns(path, header)
     return header
 
 
@@ -281,7 +326,10 @@ def _csv_record(source: str, header: Sequence[str], cells: Sequence[str], is_too
             problem=f"the row has {len(cells)} cells where the header has {len(header)} ({', '.join(header)}); put "
             'prompts with commas in "quotes" and write empty cells for what is left out',
         )
-    return Record(source, dict(zip(header, cells, strict=True)), is_text=True)
+    if [cell.strip() for cell in cells] == header:
+        return Record(source, problem="the header stands here again, as where files were joined; take the line out")
+    fields = dict(zip(header, cells, strict=True))
+    return Record(source, problem=_JOINED) if _MARK in fields["prompt"] else Record(source, fields, is_text=True)
 
 
 def _csv_source(name: str, first_line: int, last_line: int) -> str:
@@ -297,75 +345,29 @@ def _csv_problem(error: str) -> str:
 # ---- Parquet ---------------------------------------------------------------------------------------------------------
 
 
-def _read_parquet(path: str) -> Iterator[Record]:
+def _read_parquet(prompts: PromptFile, file: SteadyFile) -> Iterator[Record]:
     """Every column of every row, a small batch at a time."""
-    name = _name_of(path)
-    row = 0
-    with _opened(path) as file, _parquet_faults(path):
-        table = pq.ParquetFile(file)
-        _check_columns(path, table.schema_arrow.names)
-        _check_prompt_type(path, table.schema_arrow.field("prompt").type)
-        for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS, use_threads=False):
-            for fields in _batch_rows(batch):
-                row += 1
-                source = f"{name}:{row}"
-                yield Record(source, problem=fields) if isinstance(fields, str) else Record(source, fields)
-
-
-@contextmanager
-def _parquet_faults(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is no Parquet file, or a broken one: {text}", "write or copy it again") from error
-
-
-def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
-    """The rows of a record batch; one that cannot be turned into Python values is the reason why."""
-    try:
-        yield from batch.to_pylist()
-        return
-    except (ValueError, OverflowError, pa.ArrowException):
-        pass
-    for i in range(batch.num_rows):
-        try:
-            yield {column: batch.column(column)[i].as_py() for column in batch.schema.names}
-        except UnicodeDecodeError as error:
-            yield f"invalid UTF-8: {error.reason}; write the column as UTF-8 strings"
-        except (ValueError, OverflowError, pa.ArrowException) as error:
-            yield f"a value cannot be read: {error}; write the row again"
-
-
-def _check_prompt_type(path: str, kind: Any) -> None:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        kind = kind.value_type
-    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not is_text and not pa.types.is_null(kind):
-        raise InputError(
-            f"{path}: column 'prompt' is {kind}, not text", "it must hold strings, or lists of strings for several"
-        )
+    for number, fields in enumerate(ParquetRows(prompts.path, file, check_columns).read(), 1):
+        source = f"{prompts.name}:{number}"
+        yield Record(source, problem=fields) if isinstance(fields, str) else Record(source, fields)
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
 
 
-def _name_of(path: str) -> str:
-    return PurePosixPath(path.replace("\\", "/")).name
+def check_columns(path: str, columns: Sequence[str]) -> None:
+    """Returns if all columns have names, no two the same, and there is a `prompt` among them.
 
-
-def _check_columns(path: str, columns: Sequence[str]) -> None:
+    Raises:
+        InputError: if not.
+    """
     if empty := [str(i) for i, column in enumerate(columns, 1) if not column]:
         raise InputError(
-            f"{path}: the header is ragged: column {', '.join(empty)} of {len(columns)} has no name",
+            f"{path}: the header is ragged: column {', '.join(empty[:20])} of {len(columns)} has no name",
             "name every column; there must be as many names as cells in a row",
         )
-    if doubled := sorted({column for column in columns if columns.count(column) > 1}):
-        raise InputError(f"{path}: two columns are called {', '.join(map(repr, doubled))}", "rename or drop one")
+    if doubled := sorted(column for column, count in Counter(columns).items() if count > 1):
+        raise InputError(f"{path}: two columns are called {', '.join(map(repr, doubled[:20]))}", "rename or drop one")
     if "prompt" not in columns:
         raise _no_prompt_column(path, columns)
 
@@ -373,7 +375,7 @@ def _check_columns(path: str, columns: Sequence[str]) -> None:
 def _no_prompt_column(path: str, columns: Sequence[str]) -> InputError:
     there = ", ".join(repr(column) for column in columns[:20]) or "none"
     alike = [c for c in columns if c.strip().lower().rstrip("s") == "prompt"]
-    alike = alike or difflib.get_close_matches("prompt", columns, 1)
+    alike = alike or difflib.get_close_matches("prompt", columns[:1000], 1)
     if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
         hint = "the cells seem to be parted by something else than commas; save it with commas"
     elif alike:
@@ -383,22 +385,9 @@ def _no_prompt_column(path: str, columns: Sequence[str]) -> InputError:
     return InputError(f"{path} has no column 'prompt'; its columns: {there}", hint)
 
 
-_READERS: Final[dict[str, Callable[[str], Iterator[Record]]]] = {
+_READERS: Final[dict[str, Callable[[PromptFile, SteadyFile], Iterator[Record]]]] = {
     ".txt": _read_txt,
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
 }
-
-
-def _reader_of(path: str) -> Callable[[str], Iterator[Record]]:
-    refuse_secrets(path, InputError, "prompts")
-    suffix = PurePosixPath(_name_of(path)).suffix.lower()
-    try:
-        return _READERS[suffix]
-    except KeyError:
-        with _opened(path):
-            pass
-        kinds = ", ".join(_READERS)
-        hint = "write a JSON object a line and call it .jsonl" if suffix == ".json" else f"use one of {kinds}"
-        raise InputError(f"{path}: unknown kind of prompt file {suffix!r}; known: {kinds}", hint) from None

@@ -10,7 +10,12 @@ the others go on. What a row may hold:
 - `num_frames`: a length the model's VAE makes; without one, the run's.
 - `negative_prompt`: text; without one (or null), the model's own. Empty text means none
   at all (`.csv` cannot say that).
-- everything else goes into `metadata`, as JSON: NaN becomes null, infinities, bytes (base64) and times become text.
+- everything else goes into `metadata`, as JSON, and never keeps a row from being made: NaN becomes null; infinities,
+  bytes (base64), times, and whatever else JSON or Python has no value for become text, half a character its escape;
+  what is too large becomes a sentence with its size and, where it was read, its SHA-256.
+
+Whole numbers may be written as floats, as pandas does with a column that has gaps: 42.0 is 42, NaN is not given. From
+2**53 on a float does not say which whole number is meant, and is refused.
 
 In `.txt` a blank line is a row with a blank prompt, hence quarantined, so that positions stay line numbers; blank lines
 at the end are none. In `.jsonl` and `.csv` a blank line is never a row.
@@ -20,15 +25,19 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import decimal
+import hashlib
 import itertools
+import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from miga.errors import BadRowError, InputError
-from pipeline.prompt_files import Record, count_records, read_records
+from pipeline.prompt_files import AsWritten, Record, count_records, read_records
+from pipeline.prompt_source import PromptFile, look_at
 from pipeline.rows import SEED_LIMIT, BadRow, PromptRow, canonical_json
 from pipeline.seen_ids import RowBits, SeenIds
 
@@ -41,10 +50,15 @@ _COLUMNS: Final = ("prompt", "id", "seed", "num_frames", "negative_prompt")
 _INVISIBLE: Final = frozenset("\u2800\u3164\u115f\u1160\uffa0")
 _INVISIBLE_CATEGORIES: Final = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp", "Mn"))
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,400}", re.ASCII)
+_DECIMAL: Final = re.compile(r"[+-]?([0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})([eE][+-]?[0-9]{1,4})?", re.ASCII)
+_FLOAT_ID: Final = re.compile(r"[+-]?[0-9]{1,16}\.0", re.ASCII)
+_EXACT_FLOATS: Final = 2**53
+"""Below it a float is one whole number."""
+_LARGE_COLUMN_BYTES: Final = 1000
 
 
 def read_prompts(
-    path: str,
+    prompts: str | PromptFile,
     *,
     seed: int,
     num_frames: int,
@@ -55,7 +69,7 @@ def read_prompts(
     """The rows of a prompt file, read as they are asked for; the same file gives the same rows every time.
 
     Args:
-        path: a local path or an fsspec address.
+        prompts: a local path or an fsspec address; or what was found there before, which it must still hold.
         seed: the run's.
         num_frames: for rows without their own.
         limit: stop after so many rows, bad ones counted.
@@ -66,21 +80,22 @@ def read_prompts(
         InputError: if the file cannot be read at all; by this call where it shows before the first row, otherwise
             while reading on.
     """
-    records = itertools.islice(read_records(path), limit)
+    file = look_at(prompts) if isinstance(prompts, str) else prompts
+    records = itertools.islice(read_records(file), limit)
     first = next(records, None)
     if first is None:
-        raise InputError(f"{path} holds no rows", "write at least one prompt into it")
+        raise InputError(f"{file.path} holds no rows", "write at least one prompt into it")
     judge = _Judge(seed, num_frames, check_num_frames, check_prompt)
     return map(judge.judge, itertools.count(), itertools.chain((first,), records))
 
 
-def count_rows(path: str, limit: int | None = None) -> int:
+def count_rows(prompts: str | PromptFile, limit: int | None = None) -> int:
     """How many rows `read_prompts` yields.
 
     Raises:
         InputError: as `read_prompts`.
     """
-    count = count_records(path)
+    count = count_records(look_at(prompts) if isinstance(prompts, str) else prompts)
     return count if limit is None else min(count, limit)
 
 
@@ -111,9 +126,9 @@ class _Judge:
             text = f"{record.source}: {error.message}" + (f"; {error.hint}" if error.hint else "")
             return BadRow(
                 index=index,
-                id=_readable_id(fields.get("id"), index),
+                id=_readable_id(_id_of(fields, record.is_text), index),
                 source=record.source,
-                error=_without_surrogates(text),
+                error=_escaped(text),
                 prompts=_readable_prompts(fields.get("prompt")),
                 metadata=_readable_metadata(fields),
             )
@@ -121,7 +136,7 @@ class _Judge:
     def _prompt_row(self, index: int, record: Record, fields: Mapping[str, Any]) -> PromptRow:
         if record.is_text:
             fields = {name: _absent_if_empty(name, value) for name, value in fields.items()}
-        row_id = self._id(index, fields.get("id"))
+        row_id = self._id(index, _id_of(fields, record.is_text))
         prompts = _prompts(fields)
         for prompt in prompts:
             if reason := self._check_prompt(prompt):
@@ -179,11 +194,17 @@ def _absent_if_empty(name: str, value: Any) -> Any:
     return None if name in _COLUMNS[1:] and not value.strip() else value
 
 
+def _id_of(fields: Mapping[str, Any], is_text: bool) -> Any:
+    """The row's own id as it is written; of a CSV, 1.0 is the whole number that pandas wrote so."""
+    value = fields.get("id")
+    return value.strip()[:-2] if is_text and isinstance(value, str) and _FLOAT_ID.fullmatch(value.strip()) else value
+
+
 def _explicit_id(value: Any) -> str | None:
     if value is None or _is_nan(value):
         return None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
+    if isinstance(value, int | float | decimal.Decimal) and not isinstance(value, bool):
+        return str(_whole(value, "id", is_text=False))
     if not isinstance(value, str):
         raise BadRowError(f"id is {_kind(value)}, not text", "write it in quotes")
     if not value.strip():
@@ -237,51 +258,108 @@ def _text_or_none(value: Any, name: str) -> str | None:
 
 
 def _whole(value: Any, name: str, is_text: bool) -> int | None:
+    if is_text and isinstance(value, str):
+        value = _number(value.strip())
     if value is None or _is_nan(value):
         return None
-    if is_text and isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, float | decimal.Decimal) or not _is_whole(value):
         shown = _shown(value) if isinstance(value, str) else _kind(value)
         raise BadRowError(f"{name} is {shown}, not a whole number", "write digits only, or leave it out")
-    return value
+    if isinstance(value, float) and abs(value) >= _EXACT_FLOATS:
+        raise BadRowError(
+            f"{name} is {value!r}, a float that stands for many whole numbers",
+            "write all digits, without a point or an exponent",
+        )
+    return int(value)
+
+
+def _is_whole(number: float | decimal.Decimal) -> bool:
+    return number.is_integer() if isinstance(number, float) else number == number.to_integral_value()
+
+
+def _number(text: str) -> Any:
+    """What a CSV cell says if it is a number, and the cell otherwise."""
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    if text.lower() == "nan":
+        return math.nan
+    if _DECIMAL.fullmatch(text):
+        exact = decimal.Decimal(text)
+        return float(exact) if _is_whole(exact) else text
+    return text
 
 
 def _metadata(fields: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = {}
+    metadata: dict[str, Any] = {}
     for name, value in fields.items():
         if name not in _COLUMNS:
-            metadata[_text(name, "the name of a column")] = _json_value(value, f"column {_shown(name)}", 0)
-    if metadata and (size := len(canonical_json(metadata))) > MAX_METADATA_BYTES:
-        largest = max(metadata, key=lambda name: len(canonical_json(metadata[name])))
-        raise BadRowError(
-            f"the columns to carry along are {size} bytes, more than {MAX_METADATA_BYTES}",
-            f"drop the largest, {_shown(largest)}",
-        )
+            metadata[_unused(_escaped(name), metadata)] = _json_value(value, 0)
+    if metadata and len(canonical_json(metadata)) > MAX_METADATA_BYTES:
+        _leave_out_largest(metadata)
     return metadata
 
 
-def _json_value(value: Any, name: str, depth: int) -> Any:
+def _unused(name: str, taken: Mapping[str, Any]) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
+def _leave_out_largest(metadata: dict[str, Any]) -> None:
+    """Puts a sentence in the place of the largest columns, until the others are few enough bytes."""
+    sizes = {name: len(canonical_json(value)) for name, value in metadata.items()}
+    total = len(canonical_json(metadata))
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        if total <= MAX_METADATA_BYTES:
+            return
+        if sizes[name] < _LARGE_COLUMN_BYTES:
+            raise BadRowError(f"the {len(sizes)} columns to carry along are {total} bytes", "drop some of them")
+        text = canonical_json(metadata[name]).encode()
+        metadata[name] = f"left out: {len(text)} bytes of JSON, SHA-256 {hashlib.sha256(text).hexdigest()}"
+        total += len(canonical_json(metadata[name])) - sizes[name]
+
+
+def _json_value(value: Any, depth: int) -> Any:
     """`value` as JSON can say it."""
-    if depth > MAX_DEPTH:
-        raise BadRowError(f"{name} is nested deeper than {MAX_DEPTH}", "flatten or drop it")
-    if isinstance(value, str):
-        return _text(value, name)
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None if math.isnan(value) else str(value)
-    if isinstance(value, Mapping):
-        return {_text(str(key), name): _json_value(item, name, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_value(item, name, depth + 1) for item in value]
+    if isinstance(value, Mapping | list | tuple):
+        return _nested(value, depth)
     if isinstance(value, bytes | bytearray):
         return base64.b64encode(value).decode()
     if isinstance(value, dt.date | dt.time):
         return value.isoformat()
     if isinstance(value, dt.timedelta):
         return value.total_seconds()
-    return _text(str(value), name)
+    return _escaped(str(value))
+
+
+def _nested(value: Mapping[Any, Any] | Sequence[Any], depth: int) -> Any:
+    if depth >= MAX_DEPTH:
+        return _deep_text(value)
+    if not isinstance(value, Mapping):
+        return [_json_value(item, depth + 1) for item in value]
+    inner: dict[str, Any] = {}
+    for key, item in value.items():
+        inner[_unused(_escaped(str(key)), inner)] = _json_value(item, depth + 1)
+    return inner
+
+
+def _deep_text(value: Any) -> str:
+    """The JSON of what is nested too deep to be carried as it is."""
+    try:
+        return json.dumps(value, default=str)
+    except RecursionError as error:
+        raise BadRowError("a column to carry along is nested too deep", "flatten or drop it") from error
+
+
+def _escaped(text: str) -> str:
+    """`text` with halves of characters as their escapes."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def _readable_id(value: Any, index: int) -> str:
@@ -293,7 +371,7 @@ def _readable_id(value: Any, index: int) -> str:
 
 def _readable_prompts(value: Any) -> tuple[str, ...]:
     items = value if isinstance(value, list) else [value]
-    return tuple(_without_surrogates(item) for item in items if isinstance(item, str))
+    return tuple(_escaped(item) for item in items if isinstance(item, str))
 
 
 def _readable_metadata(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -303,18 +381,18 @@ def _readable_metadata(fields: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def _without_surrogates(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()
-
-
 def _is_nan(value: Any) -> bool:
     """Whether it is how pandas writes what is missing."""
-    return isinstance(value, float) and math.isnan(value)
+    return isinstance(value, float | decimal.Decimal) and math.isnan(value)
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, AsWritten):
+        return value.kind
     names = {type(None): "missing (null)", bool: "true/false", list: "a list", dict: "an object", bytes: "bytes"}
-    return names.get(type(value)) or (f"the number {value}" if isinstance(value, int | float) else type(value).__name__)
+    return names.get(type(value)) or (
+        f"the number {value}" if isinstance(value, int | float | decimal.Decimal) else type(value).__name__
+    )
 
 
 def _cut(number: int) -> str:

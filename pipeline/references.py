@@ -1,27 +1,29 @@
 """Which files of OUT the rows refer to, shard by shard: what `verify` counts and `gc` removes is the rest.
 
-A row that was made refers to its video, and to the latents kept beside it. A row that is not settled refers to its
-newest whole checkpoint. A row that was given up refers to nothing. Files whose names this program does not make are
-foreign, and left alone.
+A row that was made refers to its video, and to the latents kept beside it. A row that was given up refers to nothing.
+A row that is not settled, or whose record cannot be read, refers to all its videos and latents, which it may be rebuilt
+from, and to its newest whole checkpoint. Files whose names this program does not make in that shard, or for a row of
+that key, are foreign, and left alone.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, Literal
 
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, is_shard
 from pipeline.rows import ManifestRow
-from pipeline.run_folder import newest_checkpoint
+from pipeline.run_folder import CheckpointName, newest_checkpoint
 from pipeline.storage import FileInfo, Storage
 
-_VIDEO: Final = re.compile(r"(\d{8,}-[0-9a-f]{16}-e\d+a\d+|\d{8,}-[0-9a-f]{16}-a\d+)\.mp4", re.ASCII)
-_LATENTS: Final = re.compile(r"(\d{8,}-[0-9a-f]{16}-e\d+a\d+)(-open)?\.safetensors", re.ASCII)
-_ROW_FOLDER: Final = re.compile(r"(\d{8,})-[0-9a-f]{16}", re.ASCII)
-_CHECKPOINT: Final = re.compile(r"e\d+a\d+-\d{4,}\.safetensors", re.ASCII)
+VIDEO_NAME: Final = re.compile(
+    r"(?P<row>\d{8,18})-(?P<key>[0-9a-f]{16})-(?:e(?P<epoch>\d{1,9}))?a(?P<attempt>\d{1,9})\.mp4", re.ASCII
+)
+_LATENTS: Final = re.compile(r"(?P<row>\d{8,18})-(?P<key>[0-9a-f]{16})-e\d+a\d+(-open)?\.safetensors", re.ASCII)
+_ROW_FOLDER: Final = re.compile(r"(?P<row>\d{8,18})-(?P<key>[0-9a-f]{16})", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +31,12 @@ class ShardFiles:
     """The files of one shard.
 
     Attributes:
-        rows: its settled rows, sorted.
         videos: name → video that is there.
         latents: name → file of kept latents that is there.
         orphans: kind ("video", "checkpoint", "latents") → files that no row refers to.
         foreign: files that this program did not make.
     """
 
-    rows: list[ManifestRow]
     videos: dict[str, FileInfo]
     latents: dict[str, FileInfo]
     orphans: dict[str, list[FileInfo]] = field(default_factory=lambda: {"video": [], "checkpoint": [], "latents": []})
@@ -57,46 +57,52 @@ def shards_of(storage: Storage, manifest: Manifest) -> list[int]:
     """Every shard that has a file of any kind."""
     found = set(manifest.shards())
     for folder in ("video", "checkpoint", "latents"):
-        found |= {int(name) for name in storage.children(folder) if name.isdecimal()}
+        found |= {int(name) for name in storage.children(folder) if is_shard(name)}
     return sorted(found)
 
 
-def shard_files(storage: Storage, rows: list[ManifestRow], shard: int) -> ShardFiles:
-    """Sorts the shard's files into those that its settled rows refer to, those that none does, and foreign ones.
+def shard_files(storage: Storage, rows: Sequence[ManifestRow], shard: int) -> ShardFiles:
+    """Sorts the shard's files into those that its rows refer to, those that none does, and foreign ones.
 
     Args:
         storage: of OUT.
-        rows: all settled rows of the shard.
+        rows: the settled rows of the shard whose records can be read.
         shard: its number.
     """
     videos = {PurePosixPath(file.path).name: file for file in storage.files(f"video/{shard:05d}")}
     latents = {PurePosixPath(file.path).name: file for file in storage.files(f"latents/{shard:05d}")}
-    files = ShardFiles(rows=rows, videos=videos, latents=latents)
+    files = ShardFiles(videos=videos, latents=latents)
+    settled = {row.row: row for row in rows}
     made = [row for row in rows if row.status == "ok"]
     wanted = {video_name(row).removesuffix(".mp4") for row in made}
-    wanted |= {name.removesuffix(".safetensors") for row in made if (name := latents_name(row))}
-    for name, file in videos.items():
-        _sort(files, "video", file, _VIDEO.fullmatch(name), wanted)
-    for name, file in latents.items():
-        _sort(files, "latents", file, _LATENTS.fullmatch(name), wanted)
-    settled = {row.row for row in rows}
+    wanted |= {name.removesuffix(".safetensors") for name in map(latents_name, made) if name}
+    for kind, pattern, there in (("video", VIDEO_NAME, videos), ("latents", _LATENTS, latents)):
+        for name, file in there.items():
+            owner = _owner(pattern.fullmatch(name), settled)
+            if owner == "foreign":
+                files.foreign.append(file)
+            elif owner == "settled" and name.partition(".")[0].removesuffix("-open") not in wanted:
+                files.orphans[kind].append(file)
     for folder, found in _checkpoints(storage, shard):
-        row = _ROW_FOLDER.fullmatch(folder)
-        newest = newest_checkpoint(found)
-        kept = {str(part) for part in newest.parts()} if newest and row and int(row[1]) not in settled else set()
+        owner = _owner(_ROW_FOLDER.fullmatch(folder), settled)
+        newest = None if owner == "settled" else newest_checkpoint(found)
+        kept = {str(part) for part in newest.parts()} if newest else set()
         for name, file in found.items():
-            if row is None or _CHECKPOINT.fullmatch(name) is None:
+            if owner == "foreign" or CheckpointName.parse(name) is None:
                 files.foreign.append(file)
             elif name not in kept:
                 files.orphans["checkpoint"].append(file)
     return files
 
 
-def _sort(files: ShardFiles, kind: str, file: FileInfo, match: re.Match[str] | None, wanted: set[str]) -> None:
-    if match is None:
-        files.foreign.append(file)
-    elif match[1] not in wanted:
-        files.orphans[kind].append(file)
+def _owner(name: re.Match[str] | None, settled: Mapping[int, ManifestRow]) -> Literal["foreign", "settled", "open"]:
+    """Whose a file is by its name: nobody's here, a row's that is settled, or another row's."""
+    if name is None:
+        return "foreign"
+    row = settled.get(int(name["row"]))
+    if row is None:
+        return "open"
+    return "settled" if row.key.startswith(name["key"]) else "foreign"
 
 
 def _checkpoints(storage: Storage, shard: int) -> Iterator[tuple[str, dict[str, FileInfo]]]:

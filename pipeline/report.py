@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
@@ -352,14 +353,14 @@ def _local_path(uri: str) -> str:
 def prompt_spans(row: Mapping[str, Any]) -> list[tuple[int, int, int, int]]:
     """For each prompt of several in turn: its first latent and the one after its last, and so for frames.
 
-    Latents are shared out evenly, as `prompts[min(latent // per_prompt, last)]`; a latent but the first makes
+    Latents are shared out evenly, as `PromptTrack.spread` does; a latent but the first makes
     `(num_frames - 1) / (num_latents - 1)` frames, the first makes one (a causal video VAE).
     """
     prompts, latents, frames = _prompts(row), row.get("num_latents") or 0, row.get("num_frames") or 0
     if len(prompts) < 2 or not latents:
         return []
-    each = row.get("latents_per_prompt") or math.ceil(latents / len(prompts))
-    bounds = [min(index * each, latents) for index in range(len(prompts))] + [latents]
+    each = row.get("latents_per_prompt") or max(Fraction(1), Fraction(latents, len(prompts)))
+    bounds = [min(math.ceil(index * each), latents) for index in range(len(prompts))] + [latents]
     per_latent = (frames - 1) / (latents - 1) if latents > 1 else 1
     at = [round(1 + (bound - 1) * per_latent) if bound else 0 for bound in bounds]
     return [(*bounds[index : index + 2], *at[index : index + 2]) for index in range(len(prompts))]  # type: ignore[misc]

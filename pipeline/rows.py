@@ -9,10 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from functools import cache
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter
+
+from miga.outside_data import OutsideDataError, decode, parse_json_object, validated
 
 Status = Literal["ok", "failed"]
 
@@ -68,61 +74,89 @@ class BadRow:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+def _score(value: Any) -> Any:
+    """A score from how JSON says it: no number and the infinities are text there, or null."""
+    if value is None:
+        return math.nan
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def _in_utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("it must carry a time zone")
+    if not _FIRST_YEAR < value.year < _LAST_YEAR:  # the ends of the calendar have no UTC
+        raise ValueError(f"the year {value.year} is none of a run")
+    return value.astimezone(UTC)
+
+
+_FIRST_YEAR, _LAST_YEAR = 1969, 9999
+
+Int32: TypeAlias = Annotated[int, Field(ge=0, lt=2**31)]
+Int64: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=SEED_LIMIT)]
+Score: TypeAlias = Annotated[float, Field(allow_inf_nan=True), BeforeValidator(_score)]
+Data: TypeAlias = bytes
+"""`bytes` within `ManifestRow`, which has a column of that name."""
+Time: TypeAlias = Annotated[datetime, AfterValidator(_in_utc)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ManifestRow:
     """One line of the manifest: everything known of a video, or why there is none.
 
     What each column means is said once, in `pipeline.manifest.SCHEMA`. Columns that a failed row has no value for are
-    None; the lists are empty.
+    None; the lists are empty. The types are those of Parquet, and are held when a row is read.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     key: str
     id: str
-    row: int
-    shard: int
+    row: Int64
+    shard: Int32
     status: Status
     prompts: tuple[str, ...]
     negative_prompt: str | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     profile: str
     model: str
     model_revision: str
     config: str
     config_hash: str
-    num_frames: int | None = None
-    num_latents: int | None = None
+    num_frames: Int64 | None = None
+    num_latents: Int64 | None = None
     fps: float | None = None
-    height: int | None = None
-    width: int | None = None
+    height: Int32 | None = None
+    width: Int32 | None = None
     uri: str | None = None
-    bytes: int | None = None
+    bytes: Int64 | None = None
     sha256: str | None = None
     duration_s: float | None = None
-    network_calls: int | None = None
+    network_calls: Int64 | None = None
     encode_text_s: float | None = None
     denoise_s: float | None = None
     decode_s: float | None = None
     encode_video_s: float | None = None
     upload_s: float | None = None
     queue_wait_s: float | None = None
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Int64 | None = None
     device: str | None = None
     node: str | None = None
-    attempt: int = 0
+    attempt: Int32 = 0
     gpu_s: float | None = None
     helper_calls: float | None = None
     latents_uri: str | None = None
-    consistency: tuple[float, ...] = ()
-    consistency_latents: tuple[int, ...] = ()
-    searched_at: tuple[int, ...] = ()
-    corrected_at: tuple[int, ...] = ()
-    final_consistency: tuple[float, ...] = ()
-    num_evaluations: int = 0
-    num_searches: int = 0
-    num_corrections: int = 0
+    consistency: tuple[Score, ...] = ()
+    consistency_latents: tuple[Int32, ...] = ()
+    searched_at: tuple[Int32, ...] = ()
+    corrected_at: tuple[Int32, ...] = ()
+    final_consistency: tuple[Score, ...] = ()
+    num_evaluations: Int64 = 0
+    num_searches: Int64 = 0
+    num_corrections: Int64 = 0
     error_type: str | None = None
     error: str | None = None
-    created_at: datetime
+    created_at: Time
     version: str
     metadata: str = "{}"
 
@@ -140,44 +174,52 @@ class ManifestRow:
         except ValueError:  # a number that JSON does not have
             return _ENCODER.encode({name: _plain(value) for name, value in values.items()})
 
+    def to_record(self) -> Data:
+        """The file that settles the row: its JSON, ended by the checksum of that JSON."""
+        text = self.to_json()
+        return f'{text[:-1]}, "checksum": "{hashlib.sha256(text.encode()).hexdigest()}"}}'.encode()
+
     @classmethod
-    def from_json(cls, text: str) -> ManifestRow:
-        """The row that `to_json` wrote.
+    def from_json(cls, data: str | Data) -> ManifestRow:
+        """The row that `to_json` or `to_record` wrote; versions before wrote no checksum.
 
         Raises:
-            ValueError: if it is not one: broken JSON, a column missing or unknown.
+            OutsideDataError: if it is not one: broken JSON, a column missing, unknown or of another type, or other
+                content than the checksum is of.
         """
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
-        return cls.from_values(values)
+        text = data if isinstance(data, str) else decode(data)
+        if found := _CHECKSUM.search(text):
+            text = text[: found.start()] + "}"
+            if hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest() != found[1]:
+                raise OutsideDataError("its content is not what its checksum is of")
+        return cls.from_values(parse_json_object(text))
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> ManifestRow:
-        """A row from plain values, as JSON or Arrow give them (lists, ISO times, NaN as a string)."""
-        known = {column.name for column in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown columns {unknown}")
-        row = dict(values)
-        for name in ("consistency", "final_consistency"):
-            row[name] = tuple(math.nan if v is None else float(v) for v in row.get(name) or ())
-        for name in ("prompts", "consistency_latents", "searched_at", "corrected_at"):
-            row[name] = tuple(row.get(name) or ())
-        for name, value in row.items():
-            if name in _FLOATS and value is not None:
-                row[name] = float(value)
-        created_at = row.get("created_at")
-        row["created_at"] = datetime.fromisoformat(created_at) if isinstance(created_at, str) else created_at
+        """A row from plain values, as JSON or Arrow give them (lists, times, scores that are no number).
+
+        Raises:
+            OutsideDataError: if a column is missing, unknown, or of another type or range.
+        """
+        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         try:
-            return cls(**row)
-        except (TypeError, AttributeError) as error:
-            raise ValueError(str(error)) from error
+            if isinstance(created_at := plain.get("created_at"), str):
+                plain["created_at"] = datetime.fromisoformat(created_at)
+            return _row_adapter().validate_python(plain)
+        except ValueError:  # seldom: in words, then
+            return validated(cls, {name: _jsonable(value) for name, value in values.items()})
 
 
-_FLOATS: Final = frozenset(name for name in ManifestRow.__annotations__ if name.endswith("_s")) | {
-    "fps",
-    "helper_calls",
-}
+@cache
+def _row_adapter() -> TypeAdapter[ManifestRow]:
+    return TypeAdapter(ManifestRow)
+
+
+def _jsonable(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+_CHECKSUM: Final = re.compile(r', "checksum": "([0-9a-f]{64})"\}\s*\Z')
 
 
 def _plain(value: Any) -> Any:

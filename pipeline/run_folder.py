@@ -8,6 +8,8 @@
     done/00000/00000017-<key16>.json           a row made        (a `ManifestRow`)
     dead/00000/00000017-<key16>.json           a row quarantined (a `ManifestRow`)
     manifest/shard-00000.parquet               all rows of a shard, once each of them is done or dead
+    records/00000/e000003.jsonl.gz             the same, a `ManifestRow` a line, where `gc --sidecars` removed done/
+    aside/e000004/...                          what `repair` has replaced
 
 Running the same command again resumes. The same means: the same videos would come out. So the prompts, the model, the
 profile, every sampler setting, the seed, the default length, how files are encoded and how rows are sharded must be
@@ -17,21 +19,21 @@ and where the prompt file lies may change.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Final
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Final
 
-import fsspec
+from pydantic import ConfigDict, Field
 
-from miga.errors import InputError, OutputError
-from pipeline.addresses import refuse_secrets
-from pipeline.config import RunConfig
-from pipeline.rows import content_hash
+from miga.errors import ConfigError, OutputError
+from miga.outside_data import OutsideDataError, parse_json_object, shown, validated
+from pipeline.config import RunConfig, parse_config
+from pipeline.prompt_source import PromptFile, look_at
+from pipeline.rows import BadRow, PromptRow, bad_row_key, canonical_json, content_hash, video_key
 from pipeline.storage import PROBE_PREFIX, Storage
 
 RUN_FILE: Final = "run.json"
@@ -62,6 +64,9 @@ START_PATIENCE_S: Final = 20.0
 _JUNK: Final = frozenset((".DS_Store", "Thumbs.db", "lost+found"))
 
 
+_STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptsFingerprint:
     """Which prompt file a run is of.
@@ -72,8 +77,10 @@ class PromptsFingerprint:
         sha256: of its content, in hex.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     path: str
-    bytes: int
+    bytes: Annotated[int, Field(ge=0)]
     sha256: str
 
 
@@ -92,6 +99,8 @@ class RunRecord:
         created_at: ISO 8601, UTC.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     config: dict[str, Any]
     model: str
     model_revision: str
@@ -102,53 +111,95 @@ class RunRecord:
     created_at: str
     format: int = field(default=FORMAT)
 
-    @property
+    @cached_property
+    def settings(self) -> RunConfig:
+        """The config; what it did not say then is what is the default now, and what is unknown now is left out.
+
+        Raises:
+            ConfigError: if a value is not what this version takes.
+        """
+        return parse_config(_known(self.config, RunConfig().to_dict()), RUN_FILE)
+
+    @cached_property
     def config_hash(self) -> str:
         """SHA-256 of the resolved sampler config: the manifest's `config_hash`."""
         return content_hash(self.sampler)
+
+    def key(self, row: PromptRow | BadRow) -> str:
+        """What names the video of a row of the prompt file."""
+        if isinstance(row, BadRow):
+            return bad_row_key(row)
+        return video_key(row.prompts, row.negative_prompt, row.seed, row.num_frames, self.sampler, self.model_revision)
+
+    def columns(self, row: PromptRow | BadRow, key: str) -> dict[str, Any]:
+        """The columns of a `ManifestRow` that are known before the row is settled."""
+        asked = (
+            {"negative_prompt": row.negative_prompt, "seed": row.seed, "num_frames": row.num_frames}
+            if isinstance(row, PromptRow)
+            else {}
+        )
+        return {
+            "key": key,
+            "id": row.id,
+            "row": row.index,
+            "shard": shard_of(row.index, self.settings.run.prompts_per_shard),
+            "prompts": row.prompts,
+            "profile": self.profile,
+            "model": self.model,
+            "model_revision": self.model_revision,
+            "config": self._sampler_json,
+            "config_hash": self.config_hash,
+            "version": self.version,
+            "metadata": json.dumps(row.metadata, ensure_ascii=False),
+            **asked,
+        }
+
+    @cached_property
+    def _sampler_json(self) -> str:
+        return canonical_json(self.sampler)
 
     def to_json(self) -> str:
         """For people and machines."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> RunRecord:
+    def from_json(cls, data: str | bytes) -> RunRecord:
         """What `to_json` wrote.
 
         Raises:
             ValueError: if it is not that, or of another format.
         """
-        values = json.loads(text)
-        if not isinstance(values, dict) or "format" not in values:
-            raise ValueError("it is not the run.json of a run")
-        if values["format"] != FORMAT:
-            raise ValueError(f"it is of format {values['format']}; this version reads {FORMAT}")
-        if set(values) != {item.name for item in fields(cls)}:
-            raise ValueError("it lacks keys, or has unknown ones")
+        values = parse_json_object(data)
+        if "format" not in values:
+            raise OutsideDataError("it is not the run.json of a run")
+        if values["format"] != FORMAT or isinstance(values["format"], bool):
+            raise OutsideDataError(f"it is of format {shown(values['format'])}; this version reads {FORMAT}")
+        record = validated(cls, values)
         try:
-            return cls(**(values | {"prompts": PromptsFingerprint(**values["prompts"])}))
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+            record.settings  # noqa: B018 (raises)
+        except ConfigError as error:
+            raise OutsideDataError(error.message) from error
+        return record
 
 
-def fingerprint(path: str) -> PromptsFingerprint:
-    """The fingerprint of a prompt file, read through once in constant memory.
+def _known(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a config's values those whose keys this version knows; of the sampler's settings all."""
+    known: dict[str, Any] = {}
+    for name, default in defaults.items():
+        value = values.get(name, default)
+        is_section = isinstance(default, dict) and name != "sampler" and isinstance(value, Mapping)
+        known[name] = _known(value, default) if is_section else value
+    return known
+
+
+def fingerprint(prompts: str | PromptFile) -> PromptsFingerprint:
+    """What run.json says of a prompt file, which is read through once if it is given by its path.
 
     Raises:
         InputError: if it cannot be read, or its address holds credentials, which would stand in run.json.
     """
-    refuse_secrets(path, InputError, "prompts")
-    digest = hashlib.sha256()
-    size = 0
-    try:
-        with fsspec.open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-                size += len(chunk)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"{path} cannot be read: {error}", "check the path and its permissions") from error
-    where = path if "://" in path else os.path.abspath(path)
-    return PromptsFingerprint(path=where, bytes=size, sha256=digest.hexdigest())
+    file = look_at(prompts) if isinstance(prompts, str) else prompts
+    return PromptsFingerprint(path=file.where, bytes=file.bytes, sha256=file.sha256)
 
 
 def read_run(storage: Storage) -> RunRecord:
@@ -158,11 +209,14 @@ def read_run(storage: Storage) -> RunRecord:
         OutputError: if there is none, or its run.json is broken.
     """
     try:
-        return RunRecord.from_json(storage.with_patience(START_PATIENCE_S).read_bytes(RUN_FILE).decode())
+        return RunRecord.from_json(storage.with_patience(START_PATIENCE_S).read_bytes(RUN_FILE))
     except FileNotFoundError as error:
         raise OutputError(f"{storage.root} holds no run: there is no {RUN_FILE}", "check OUT") from error
-    except (ValueError, KeyError) as error:
-        raise OutputError(f"{storage.uri(RUN_FILE)} cannot be used: {error}", "choose another OUT") from error
+    except ValueError as error:
+        raise OutputError(
+            f"{storage.uri(RUN_FILE)} cannot be used: {error}",
+            "restore it from a copy, or choose another OUT",
+        ) from error
 
 
 def check_run(storage: Storage, record: RunRecord) -> RunRecord | None:
@@ -184,12 +238,34 @@ def check_run(storage: Storage, record: RunRecord) -> RunRecord | None:
         return None
     earlier = read_run(storage)
     if changes := differences(earlier, record):
-        lines = "".join(f"\n  {key}: {was} there, {now} now" for key, was, now in changes)
+        lines = "".join(f"\n  {key}: {was} there, {now} now" for key, was, now in changes if not _is_of_prompts(key))
+        if any(_is_of_prompts(key) for key, _, _ in changes):
+            lines = f"\n  {_of_prompts(earlier.prompts, record.prompts)}{lines}"
         raise OutputError(
-            f"{storage.root} holds a run of another config:{lines}",
-            "repeat the settings of that run to resume it, or name another OUT",
+            f"{storage.root} holds another run, of which this would make other videos:{lines}", _remedy(changes)
         )
     return earlier
+
+
+def _is_of_prompts(key: str) -> bool:
+    return key.startswith("prompts.")
+
+
+def _of_prompts(then: PromptsFingerprint, now: PromptsFingerprint) -> str:
+    """How a prompt file differs from that of a run."""
+    is_edited = then.path == now.path
+    moved = "it was edited since that run was started" if is_edited else f"that run was of {then.path}"
+    return (
+        f"the prompt file {now.path}: {then.bytes:,} bytes, SHA-256 {then.sha256[:12]}… there, "
+        f"{now.bytes:,} bytes, SHA-256 {now.sha256[:12]}… now: {moved}"
+    )
+
+
+def _remedy(changes: Iterable[tuple[str, str, str]]) -> str:
+    of_prompts = [key for key, _, _ in changes if _is_of_prompts(key)]
+    settings = [key for key, _, _ in changes if not _is_of_prompts(key)]
+    parts = ["restore the prompt file as it was"] * bool(of_prompts) + ["repeat those settings"] * bool(settings)
+    return f"{' and '.join(parts)} to resume it, or name another OUT for a new run"
 
 
 def open_run(storage: Storage, record: RunRecord) -> tuple[RunRecord, bool]:
@@ -201,7 +277,7 @@ def open_run(storage: Storage, record: RunRecord) -> tuple[RunRecord, bool]:
     Raises:
         OutputError: as `check_run`, or if nothing can be written there.
     """
-    storage.probe(single_coordinator=bool(record.config["run"]["single_coordinator"]))
+    storage.probe(single_coordinator=record.settings.run.single_coordinator)
     earlier = check_run(storage, record)
     if earlier is None and storage.write_bytes(RUN_FILE, record.to_json().encode(), if_absent=True):
         return record, False
@@ -241,19 +317,48 @@ def shard_of(row: int, prompts_per_shard: int) -> int:
     return row // prompts_per_shard
 
 
-def sidecar_path(status: str, shard: int, row: int, key: str) -> str:
-    """Where a row's result is noted; `status` as in the manifest."""
-    return f"{'done' if status == 'ok' else 'dead'}/{shard:05d}/{_name(row, key)}.json"
+def sidecar_path(status: str, shard: int, row: int, key: str, number: int = 0) -> str:
+    """Where a row's result is noted; `status` as in the manifest, `number` of broken ones that were there before."""
+    beside = f"-{number}" if number else ""
+    return f"{'done' if status == 'ok' else 'dead'}/{shard:05d}/{file_stem(row, key)}{beside}.json"
+
+
+def pack_folder(shard: int | None = None) -> str:
+    """Where second copies of a shard's rows are, or of all shards."""
+    return "records" if shard is None else f"records/{shard:05d}"
+
+
+def pack_path(shard: int, epoch: int) -> str:
+    """Where the holder of a lease writes a second copy of a shard's rows."""
+    return f"{pack_folder(shard)}/e{epoch:06d}.jsonl.gz"
+
+
+def path_in_out(uri: str) -> str:
+    """The path in OUT of a video, or of its latents, whose address was noted there; OUT may have been moved since.
+
+    Raises:
+        OutsideDataError: if it is the address of no such file.
+    """
+    *_, above, folder, name = ("", "", *uri.split("/"))
+    path = f"{above}/{folder}/{name}" if above in ("video", "latents") else f"{folder}/{name}"
+    if not _FILE_OF_A_ROW.fullmatch(path):
+        raise OutsideDataError(f"{shown(uri)} is the address of no video and no latents of an OUT")
+    return path
+
+
+_FILE_OF_A_ROW: Final = re.compile(
+    r"(?:(?:video|latents)/\d{5,9}|extended)/[A-Za-z0-9_=-][A-Za-z0-9._=-]{0,199}", re.ASCII
+)
 
 
 def video_path(shard: int, row: int, key: str, epoch: int, attempt: int) -> str:
     """Where an attempt puts its video: rows of one key, and attempts of one row, never share a name."""
-    return f"video/{shard:05d}/{_name(row, key)}-e{epoch}a{attempt}.mp4"
+    return f"video/{shard:05d}/{file_stem(row, key)}-e{epoch}a{attempt}.mp4"
 
 
 def latents_path(shard: int, row: int, key: str, epoch: int, attempt: int) -> str:
     """Where an attempt puts its video's finished latents."""
-    return f"latents/{shard:05d}/{_name(row, key)}-e{epoch}a{attempt}.safetensors"
+    return f"latents/{shard:05d}/{file_stem(row, key)}-e{epoch}a{attempt}.safetensors"
 
 
 def open_state_path(latents: str) -> str:
@@ -263,7 +368,7 @@ def open_state_path(latents: str) -> str:
 
 def checkpoint_folder(shard: int, row: int, key: str) -> str:
     """Where the checkpoints of a row are, of all attempts."""
-    return f"checkpoint/{shard:05d}/{_name(row, key)}"
+    return f"checkpoint/{shard:05d}/{file_stem(row, key)}"
 
 
 @dataclass(frozen=True, order=True)
@@ -294,7 +399,7 @@ class CheckpointName:
         return [CheckpointName(self.epoch, self.attempt, number) for number in range(1, self.number + 1)]
 
 
-_CHECKPOINT: Final = re.compile(r"e(\d+)a(\d+)-(\d{4,})\.safetensors", re.ASCII)
+_CHECKPOINT: Final = re.compile(r"e(\d{1,9})a(\d{1,9})-(\d{4,9})\.safetensors", re.ASCII)
 
 
 def newest_checkpoint(names: Iterable[str]) -> CheckpointName | None:
@@ -310,7 +415,8 @@ def newest_checkpoint(names: Iterable[str]) -> CheckpointName | None:
     return None
 
 
-def _name(row: int, key: str) -> str:
+def file_stem(row: int, key: str) -> str:
+    """What names of a row's files begin with."""
     return f"{row:08d}-{key[:16]}"
 
 

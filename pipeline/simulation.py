@@ -156,17 +156,17 @@ class Scenario:
     def __post_init__(self) -> None:
         for name in ("num_gpus", "num_videos", "gpus_per_node", "max_attempts"):
             _check(name, getattr(self, name), f"from 1 to {_MOST:,}", 1 <= getattr(self, name) <= _MOST)
-        for name in ("call_s", "checkpoint_every_s", "progress_every_s"):
+        for name in ("checkpoint_every_s", "progress_every_s"):
             _check(name, getattr(self, name), "more than 0", getattr(self, name) > 0)
         for name in _TIMES:
             _check(name, getattr(self, name), "0 or more, and finite", 0 <= getattr(self, name) < math.inf)
         _check("share", self.share, f"one of {', '.join(SHARES)}", self.share in SHARES)
         _check("search_rate", self.search_rate, "from 0 to 1", 0 <= self.search_rate <= 1)
-        _check("call_s", self.call_s, "finite", self.call_s < math.inf)
+        _check("call_s", self.call_s, f"from 1e-9 to {_MOST:,}", 1e-9 <= self.call_s <= _MOST)
         for name in ("speeds", "lengths"):
             shares: Mapping[float, float] = getattr(self, name)
-            is_good = bool(shares) and all(0 < x < math.inf for pair in shares.items() for x in pair)
-            _check(name, dict(shares), "values and weights above 0", is_good)
+            is_good = bool(shares) and all(1e-9 <= x <= _MOST for pair in shares.items() for x in pair)
+            _check(name, dict(shares), f"values and weights from 1e-9 to {_MOST:,}", is_good)
         if missing := sorted(set(self.lengths) - set(self.costs)):
             raise UsageError(f"no cost for videos of {missing} frames", "give costs for all lengths")
 

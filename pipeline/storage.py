@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from miga.errors import OutputError
-from pipeline.addresses import refuse_secrets
+from pipeline.addresses import check_address
 from pipeline.storage_base import PROBE_PREFIX, FileInfo, Leftover, Storage, checked_path
 from pipeline.storage_local import PARTIAL_SUFFIX, LocalStorage
 from pipeline.storage_s3 import S3Storage
@@ -38,10 +38,11 @@ def open_storage(out: str | Path, s3_patience_s: float | None = None) -> Storage
         s3_patience_s: seconds that an S3 server may be gone; None means what this process's environment says.
 
     Raises:
-        OutputError: if `out` is neither, such as a file, or holds a password.
+        OutputError: if `out` is neither, such as a file or a link to what is not there; if it holds a password; or if
+            what the environment says of S3 cannot work.
     """
     text = str(out)
-    refuse_secrets(text, OutputError, "OUT")
+    check_address(text, OutputError, "OUT")
     if text.startswith("s3://"):
         return S3Storage(text, s3_patience_s)
     if text.startswith("file://"):

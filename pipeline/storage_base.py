@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+from miga.errors import OutputError
+
 PROBE_PREFIX: Final = ".probe-"
 """Begins the names of files that `probe` writes and removes; a crash may leave one."""
 
@@ -47,7 +49,12 @@ class Leftover:
 
 
 class Storage(Protocol):
-    """A tree of files. All paths are relative to its root. It pickles."""
+    """A tree of files. All paths are relative to its root. It pickles.
+
+    No link within a local folder is ever followed: listings leave links out (`children` of the root itself names them,
+    so that a folder with links is not taken for an empty one), and a path that leads over one is an `OutputError`. The
+    root may be a link, or lie below one.
+    """
 
     @property
     def root(self) -> str:
@@ -78,11 +85,16 @@ class Storage(Protocol):
         """Names of the files and folders directly in the folder `prefix`, sorted."""
         ...
 
-    def read_bytes(self, path: str) -> bytes:
+    def read_bytes(self, path: str, max_bytes: int | None = None) -> bytes:
         """The file's content.
+
+        Args:
+            path: of the file.
+            max_bytes: a larger one is not read; None: any is.
 
         Raises:
             FileNotFoundError: if there is none.
+            OutputError: if it is larger.
         """
         ...
 
@@ -99,6 +111,14 @@ class Storage(Protocol):
 
         Returns:
             Whether `path` now holds exactly `data`: False only with `if_absent`, where another content was there first.
+        """
+        ...
+
+    def create_empty(self, path: str) -> bool:
+        """Makes an empty file where there is nothing; file systems have room for one when they are full.
+
+        Returns:
+            Whether this call made it. False may also be said of an own try whose answer was lost.
         """
         ...
 
@@ -141,6 +161,19 @@ class Storage(Protocol):
     def with_patience(self, patience_s: float) -> Storage:
         """The same place, where every call gives up on a server that does not answer after so many seconds."""
         ...
+
+
+def check_size(place: str, num_bytes: int, max_bytes: int | None) -> None:
+    """Returns if a file is not larger than it may be.
+
+    Raises:
+        OutputError: if it is.
+    """
+    if max_bytes is not None and num_bytes > max_bytes:
+        raise OutputError(
+            f"{place} has {num_bytes:,} bytes, and at most {max_bytes:,} belong there",
+            "it was not written by this program: move it away",
+        )
 
 
 def checked_path(path: str) -> str:

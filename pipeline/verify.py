@@ -19,22 +19,29 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors import SafetensorError, safe_open
-
-from miga.errors import InputError, OutputError, WorkerError
-from pipeline.manifest import SCHEMA, SIDECAR_NAME, Manifest, read_parquet
+from miga.checkpoint import check_file
+from miga.errors import CheckpointError, InputError, OutputError, UsageError, WorkerError
+from miga.outside_data import OutsideDataError
+from pipeline.manifest import REPAIR, SCHEMA, SIDECAR_NAME, BrokenFile, Manifest, read_manifest
+from pipeline.prompt_source import look_at
 from pipeline.prompts import read_prompts
-from pipeline.references import latents_name, shard_files, shards_of, video_name
+from pipeline.references import VIDEO_NAME, latents_name, shard_files, shards_of, video_name
 from pipeline.rows import BadRow, ManifestRow, PromptRow, video_key
-from pipeline.run_folder import RunRecord, fingerprint, manifest_path, read_run, shard_of
+from pipeline.run_folder import RunRecord, manifest_path, open_state_path, read_run, shard_of
 from pipeline.storage import FileInfo, LocalStorage, Storage
+from pipeline.trust import prompts_of
 from pipeline.video import count_frames
 
 _AGAIN: Final = "run the same `miga generate` command again"
 _REMAKE: Final = (
-    "restore the file from a copy; or delete the row's sidecar in done/ and its shard's file in manifest/, and run the "
-    "same `miga generate` command again"
+    "restore the file from a copy; or let `miga repair OUT` take that row's record back, and run the same "
+    "`miga generate` command again, which makes that row alone"
 )
+_NO_LATENTS: Final = (
+    "restore the file from a copy; or let `miga repair OUT` note that none are kept: the video stays, and cannot be "
+    "extended"
+)
+_RESEAL: Final = f"{_AGAIN}, or `miga repair OUT`"
 _READING_THREADS: Final = 4
 
 Say = Callable[[str], None]
@@ -65,7 +72,8 @@ class Verification:
     """What was found.
 
     Attributes:
-        counts: rows, ok, failed, videos, bytes, sealed shards, orphans by kind, foreign files, leftovers.
+        counts: rows, ok, failed, videos, bytes, sealed shards, those whose addresses are of where OUT was before it was
+            moved, orphans by kind, foreign files, leftovers.
         is_quick: whether the videos were not read.
     """
 
@@ -98,6 +106,7 @@ _COUNTS: Final = (
     "videos",
     "bytes",
     "latents",
+    "shards_of_another_place",
     "orphan_videos",
     "orphan_checkpoints",
     "orphan_latents",
@@ -131,22 +140,25 @@ class _Verifier:
         self._record = record
         self._found = found
         self._say = say or (lambda text: None)
-        self._per_shard = int(record.config["run"]["prompts_per_shard"])
+        self._per_shard = record.settings.run.prompts_per_shard
         self._manifest = Manifest(storage, self._per_shard)
 
     def run(self, prompts: str | None) -> Verification:
         expected = self._expected(prompts)
-        limit = self._record.config.get("limit")
+        limit = self._record.settings.limit
         there, settled = shards_of(self._storage, self._manifest), self._manifest.shards()
-        for shard in itertools.count():
-            asked = None if expected is None else list(itertools.islice(expected, self._per_shard))
+        num_asked = 0
+        for shard in itertools.count() if expected is not None else ():
+            asked = list(itertools.islice(expected or (), self._per_shard))
             is_beyond = limit is not None and shard * self._per_shard >= limit
-            if shard > max(there, default=-1) and (not asked or is_beyond):
+            if not asked or (is_beyond and shard > max(there, default=-1)):
                 break
-            if shard not in there and is_beyond:
-                continue
-            self._shard(shard, asked, None if shard < max(settled, default=-1) else limit)
-            self._say(f"shard {shard}: {self._found.counts['rows']} rows, {len(self._found.faults)} faults so far")
+            num_asked = shard + 1
+            if shard in there or not is_beyond:
+                self._shard(shard, asked, None if shard < max(settled, default=-1) else limit)
+        for shard in there:
+            if shard >= num_asked:
+                self._shard(shard, None if expected is None else [], None)
         for _ in self._storage.leftovers():
             self._found.counts["leftovers"] += 1
         return self._found
@@ -158,40 +170,49 @@ class _Verifier:
 
     def _expected(self, prompts: str | None) -> Iterator[PromptRow | BadRow] | None:
         """The rows of the prompt file; None if it is not to be had, or another."""
+        remedy = "name the file that the run was started with: --prompts PATH"
         path = prompts or self._record.prompts.path
         try:
-            there = fingerprint(path)
+            there = look_at(prompts_of(self._record.prompts.path, self._storage.root, named=prompts))
             if there.sha256 != self._record.prompts.sha256:
                 what = f"it is not the prompt file of this run ({there.bytes} bytes; {self._record.prompts.bytes} then)"
-                self._fault("prompts", path, what, "name the file that the run was started with: --prompts PATH")
+                self._fault("prompts", path, what, remedy)
                 return None
-            config = self._record.config
-            return read_prompts(path, seed=int(config["seed"]), num_frames=config["num_frames"] or 1)
-        except InputError as error:
+            settings = self._record.settings
+            return read_prompts(there, seed=settings.seed, num_frames=settings.num_frames or 1)
+        except (InputError, UsageError) as error:
             what = f"the rows could not be compared with the prompts: {error.message}"
-            self._fault("prompts", path, what, "name the file that the run was started with: --prompts PATH")
+            self._fault("prompts", path, what, remedy)
             return None
 
     def _shard(self, shard: int, asked: Sequence[PromptRow | BadRow] | None, limit: int | None) -> None:
-        try:
-            rows = self._manifest.read_shard(shard)
-        except OutputError as error:
-            self._fault("manifest", manifest_path(shard), error.message, error.hint or _REMAKE)
+        found = self._manifest.look(shard)
+        self._found.counts["sealed_shards"] += self._storage.exists(manifest_path(shard))
+        for file in found.broken:
+            self._broken(file)
+        if not all(file.row is not None for file in found.broken):
             return
-        self._sealed_file(shard, rows)
+        rows = list(found.rows.values())
+        self._sealed_file(shard)
+        self._packs(shard)
         self._sidecars(shard)
         self._files(shard, rows)
         self._found.counts.update(rows=len(rows), ok=sum(row.status == "ok" for row in rows))
         self._found.counts["failed"] += sum(row.status == "failed" for row in rows)
         for row in rows:
-            for what in _faults_of(row, shard, self._per_shard, self._record):
-                self._fault("row", f"row {row.row}", what, _REMAKE)
-        self._compare(shard, {row.row: row for row in rows}, asked, limit)
+            for what in faults_of(row, self._record):
+                self._fault("row", f"row {row.row}", what, REPAIR)
+        self._compare(shard, found.rows, set(found.broken_rows), asked, limit)
+        self._say(f"shard {shard}: {self._found.counts['rows']} rows, {len(self._found.faults)} faults so far")
+
+    def _broken(self, file: BrokenFile) -> None:
+        self._fault("manifest" if file.row is None else "row", file.path, f"it is broken: {file.why}", REPAIR)
 
     def _compare(
         self,
         shard: int,
         rows: dict[int, ManifestRow],
+        broken: set[int],
         asked: Sequence[PromptRow | BadRow] | None,
         limit: int | None,
     ) -> None:
@@ -200,47 +221,61 @@ class _Verifier:
         if limit is not None:  # a larger limit may have been given since, which shows in the rows
             num_asked = min(num_asked, max(limit, max(rows, default=-1) + 1) - first)
         wanted = range(first, first + max(0, num_asked))
-        missing = [row for row in wanted if row not in rows]
+        missing = [row for row in wanted if row not in rows and row not in broken]
         for start, end in _ranges(missing):
             where = f"row {start}" if start == end else f"rows {start} to {end}"
-            self._fault("missing", where, "not made yet", _AGAIN + ": it resumes")
-        if rows and not missing and not self._manifest.is_sealed(shard, len(rows)):
+            self._fault("missing", where, "not made yet, or its record is lost", self._of_missing(shard, start, end))
+        if rows and not missing and not broken and not self._manifest.is_sealed(shard, len(rows)):
             what = "all its rows are settled, but it is not sealed, or was sealed before a row was retried"
-            self._fault("unsealed", manifest_path(shard), what, _AGAIN)
+            self._fault("unsealed", manifest_path(shard), what, _RESEAL)
         if asked is None:
             return
         for index in sorted(set(rows) - set(range(first, first + len(asked)))):
             self._fault("row", f"row {index}", "the prompt file has no such row", "make a new run of that file")
         for prompt in asked:
-            if prompt.index in rows and (what := _difference(prompt, rows[prompt.index], self._record)):
-                self._fault("row", f"row {prompt.index}", f"it is not of {prompt.source}: {what}", _REMAKE)
+            if prompt.index in rows and (what := difference(prompt, rows[prompt.index], self._record)):
+                self._fault("row", f"row {prompt.index}", f"it is not of {prompt.source}: {what}", REPAIR)
+
+    def _of_missing(self, shard: int, start: int, end: int) -> str:
+        """What to do about rows that are not settled: some may have a video all the same."""
+        names = filter(None, map(VIDEO_NAME.fullmatch, self._storage.children(f"video/{shard:05d}")))
+        if any(start <= int(name["row"]) <= end for name in names):
+            return f"`miga repair OUT`, which takes the videos that are there; then {_AGAIN}: it makes the rest"
+        return _AGAIN + ": it resumes"
 
     # ---- files ----
 
-    def _sealed_file(self, shard: int, rows: Sequence[ManifestRow]) -> None:
+    def _sealed_file(self, shard: int) -> None:
         path = manifest_path(shard)
         if not self._storage.exists(path):
             return
-        self._found.counts["sealed_shards"] += 1
-        table = read_parquet(self._storage.read_bytes(path))
-        remedy = "delete it and " + _AGAIN + ": it is written anew from the sidecars"
+        table = read_manifest(self._storage.read_bytes(path))
         if not table.schema.equals(SCHEMA, check_metadata=False):
             odd = sorted(set(table.schema.names) ^ set(SCHEMA.names)) or ["types of columns"]
-            self._fault("manifest", path, f"its columns are not those of this version ({', '.join(odd)})", remedy)
+            what = f"its columns are not those of this version ({', '.join(odd)})"
+            self._fault("manifest", path, what, REPAIR)
         indices = table["row"].to_pylist()
-        if indices != sorted(set(indices)):
-            twice = [str(row) for row, count in Counter(indices).items() if count > 1]
-            what = f"rows stand in it twice: {', '.join(twice[:5])}" if twice else "its rows are not sorted"
-            self._fault("manifest", path, what, remedy)
+        if indices != sorted(indices):
+            self._fault("manifest", path, "its rows are not sorted", REPAIR)
+        self._found.counts["shards_of_another_place"] += not self._manifest.is_of_this_place(shard)
+
+    def _packs(self, shard: int) -> None:
+        for path in self._manifest.packs(shard):
+            try:
+                self._manifest.read_pack(path)
+            except OutsideDataError as error:
+                self._broken(BrokenFile(path, str(error)))
 
     def _sidecars(self, shard: int) -> None:
         for folder in ("done", "dead"):
             names = filter(None, map(SIDECAR_NAME.fullmatch, self._storage.children(f"{folder}/{shard:05d}")))
-            rows: Counter[int] = Counter(int(name[1]) for name in names)
-            for row, count in rows.items():
-                if count > 1 or shard_of(row, self._per_shard) != shard:
-                    what = f"{count} sidecars in {folder}/{shard:05d}, where one or none belongs"
-                    self._fault("row", f"row {row}", what, "keep the one whose video is there, and delete the others")
+            keys: dict[int, set[str]] = {}
+            for name in names:
+                keys.setdefault(int(name[1]), set()).add(name[2])
+            for row, of_row in keys.items():
+                if len(of_row) > 1 or shard_of(row, self._per_shard) != shard:
+                    what = f"sidecars of {len(of_row)} keys in {folder}/{shard:05d}, where one or none belongs"
+                    self._fault("row", f"row {row}", what, REPAIR)
 
     def _files(self, shard: int, rows: list[ManifestRow]) -> None:
         files = shard_files(self._storage, rows, shard)
@@ -264,53 +299,65 @@ class _Verifier:
                 whole.append((row, file))
         if not self._found.is_quick:
             with ThreadPoolExecutor(_READING_THREADS) as threads:
-                for faults in threads.map(lambda pair: self._read(*pair), whole):
-                    self._found.faults.extend(faults)
+                for fault in threads.map(lambda pair: fault_in_video(self._storage, *pair), whole):
+                    self._found.faults += [fault] if fault else []
         for row in made:
             if kept := latents_name(row):
-                self._latents(row, files.latents.get(kept), f"latents/{shard:05d}/{kept}")
+                file = files.latents.get(kept)
+                self._found.counts["latents"] += file is not None
+                is_open = files.latents.get(open_state_path(kept))  # not all have one
+                for each in (file, is_open) if is_open else (file,):
+                    fault = fault_in_latents(self._storage, row, each, self._found.is_quick)
+                    self._found.faults += [fault] if fault else []
 
-    def _latents(self, row: ManifestRow, file: FileInfo | None, name: str) -> None:
-        """The latents kept of a row: nothing is noted of them but their address."""
-        if file is None:
-            self._fault("latents", name, f"the latents kept of row {row.row} are not there", _REMAKE)
-            return
-        self._found.counts["latents"] += 1
-        if self._found.is_quick:
-            return
-        try:
-            with _local(self._storage, file.path) as local, safe_open(local, framework="pt"):
-                pass  # it reads the header, and compares the file's length with it
-        except SafetensorError as error:
-            self._fault("latents", name, f"the file is not whole ({error})", _REMAKE)
-        except FileNotFoundError:
-            self._fault("latents", name, "it was removed just now", _REMAKE)
-        except OutputError as error:
-            self._fault("latents", name, error.message, error.hint)
 
-    def _read(self, row: ManifestRow, file: FileInfo) -> list[Fault]:
-        """What is wrong inside a video."""
-        try:
-            with _local(self._storage, file.path) as local:
-                with open(local, "rb") as opened:
-                    digest = hashlib.file_digest(opened, "sha256").hexdigest()
-                if digest != row.sha256:
-                    what = f"its SHA-256 is {digest}; row {row.row} says {row.sha256}"
-                    return [Fault(kind="sha256", where=file.path, what=what, remedy=_REMAKE)]
-                if (count := count_frames(local)) != row.num_frames:
-                    what = f"it decodes to {count} frames; row {row.row} says {row.num_frames}"
-                    return [Fault(kind="frames", where=file.path, what=what, remedy=_REMAKE)]
-        except FileNotFoundError:
-            return [Fault(kind="video", where=file.path, what="it was removed just now", remedy=_REMAKE)]
-        except WorkerError as error:
-            return [Fault(kind="frames", where=file.path, what=error.message, remedy=_REMAKE)]
-        except OutputError as error:
-            return [Fault(kind="video", where=file.path, what=error.message, remedy=error.hint)]
-        return []
+def fault_in_video(storage: Storage, row: ManifestRow, file: FileInfo) -> Fault | None:
+    """What is wrong inside the video of a row."""
+    try:
+        with local_copy(storage, file.path) as local:
+            with open(local, "rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            if digest != row.sha256:
+                what = f"its SHA-256 is {digest}; row {row.row} says {row.sha256}"
+                return Fault(kind="sha256", where=file.path, what=what, remedy=_REMAKE)
+            if (count := count_frames(local)) != row.num_frames:
+                what = f"it decodes to {count} frames; row {row.row} says {row.num_frames}"
+                return Fault(kind="frames", where=file.path, what=what, remedy=_REMAKE)
+    except FileNotFoundError:
+        return Fault(kind="video", where=file.path, what="it was removed just now", remedy=_REMAKE)
+    except WorkerError as error:
+        return Fault(kind="frames", where=file.path, what=error.message, remedy=_REMAKE)
+    except OutputError as error:
+        return Fault(kind="video", where=file.path, what=error.message, remedy=error.hint)
+    return None
+
+
+def fault_in_latents(storage: Storage, row: ManifestRow, file: FileInfo | None, is_quick: bool) -> Fault | None:
+    """What is wrong with the latents that are said to be kept of a row, or the state beside them."""
+    where = f"latents/{row.shard:05d}/{latents_name(row)}" if file is None else file.path
+    if file is None:
+        what = f"the latents kept of row {row.row} are not there"
+        return Fault(kind="latents", where=where, what=what, remedy=_NO_LATENTS)
+    if is_quick:
+        return None
+    kept = [path for path in (file.path, open_state_path(file.path)) if path == file.path or storage.exists(path)]
+    try:
+        for path in kept:
+            with local_copy(storage, path) as local:
+                check_file(local)
+    except CheckpointError as error:
+        what = f"{path} is not whole: {error.message}"
+        return Fault(kind="latents", where=where, what=what, remedy=_NO_LATENTS)
+    except FileNotFoundError:
+        return Fault(kind="latents", where=where, what="it was removed just now", remedy=_NO_LATENTS)
+    except OutputError as error:
+        return Fault(kind="latents", where=where, what=error.message, remedy=error.hint)
+    return None
 
 
 @contextmanager
-def _local(storage: Storage, path: str) -> Iterator[Path]:
+def local_copy(storage: Storage, path: str) -> Iterator[Path]:
+    """A file of OUT as one of this machine, for as long as the block lasts."""
     if isinstance(storage, LocalStorage):
         yield Path(storage.uri(path))
         return
@@ -320,10 +367,8 @@ def _local(storage: Storage, path: str) -> Iterator[Path]:
         yield local
 
 
-def _faults_of(row: ManifestRow, shard: int, per_shard: int, record: RunRecord) -> Iterator[str]:
-    """What is wrong with a row in itself."""
-    if row.shard != shard or shard_of(row.row, per_shard) != shard:
-        yield f"it stands in shard {shard}, but belongs to {shard_of(row.row, per_shard)}"
+def faults_of(row: ManifestRow, record: RunRecord) -> Iterator[str]:
+    """What is wrong with a row in itself, as one of that run."""
     if row.config_hash != record.config_hash or row.model_revision != record.model_revision:
         yield "it was made with another model or config than run.json says"
     if row.status == "failed":
@@ -338,7 +383,7 @@ def _faults_of(row: ManifestRow, shard: int, per_shard: int, record: RunRecord) 
         yield f"its key is {row.key[:16]}…, but what it was made of gives {key[:16]}…"
 
 
-def _difference(asked: PromptRow | BadRow, row: ManifestRow, record: RunRecord) -> str:
+def difference(asked: PromptRow | BadRow, row: ManifestRow, record: RunRecord) -> str:
     """How a row of the manifest differs from what the prompt file asks for; empty if it does not."""
     if isinstance(asked, BadRow):
         return "" if row.status == "failed" else f"it cannot be made ({asked.error.splitlines()[0]})"
@@ -346,7 +391,7 @@ def _difference(asked: PromptRow | BadRow, row: ManifestRow, record: RunRecord) 
     if row.seed is not None:  # the model refused the row otherwise: it was never asked for as a video
         pairs["negative_prompt"] = (asked.negative_prompt, row.negative_prompt)
         pairs["seed"] = (asked.seed, row.seed)
-        if record.config["num_frames"] is not None:
+        if record.settings.num_frames is not None:
             pairs["num_frames"] = (asked.num_frames, row.num_frames)
     differing = ((name, wanted, there) for name, (wanted, there) in pairs.items() if wanted != there)
     return "; ".join(f"{name} is {there!r}, asked for was {wanted!r}" for name, wanted, there in differing)

@@ -4,6 +4,9 @@ Frames are written as they come; none is held. A file is finished under another 
 own: a killed ffmpeg leaves files that nothing decodes, and a killed parent leaves valid ones that are too short.
 Equal frames and settings give equal bytes, on any number of cores.
 
+Colours are BT.709 in limited range, and every file says so, in its stream and in its container, of matrix, primaries
+and transfer: players guess what a file does not say, each in its own way. RGB pixel formats say that they are RGB.
+
 Legend: F frames, H height, W width; frames are uint8 RGB.
 """
 
@@ -13,12 +16,13 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from miga.errors import ConfigError, OutputError, RowError, WorkerError
-from pipeline.config import VideoConfig
+from pipeline.config import VideoConfig, settings_of_codec
 
 Frames = npt.NDArray[np.uint8]
 
@@ -208,6 +212,7 @@ class VideoWriter:
 
 
 def _ffmpeg_sink(path: Path, size_HW: tuple[int, int], fps: float, settings: VideoConfig) -> Any:
+    os.environ.setdefault("SVT_LOG", "1")  # errors alone: SVT-AV1 writes to the terminal past ffmpeg
     sink = imageio_ffmpeg.write_frames(
         path,
         (size_HW[1], size_HW[0]),
@@ -227,14 +232,26 @@ def _ffmpeg_sink(path: Path, size_HW: tuple[int, int], fps: float, settings: Vid
 def _output_options(settings: VideoConfig) -> list[str]:
     options = ["-threads", str(_THREADS), "-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1"]
     options += ["-movflags", "+faststart"]
-    if settings.pixel_format.startswith("yuv"):  # said outright: untagged, players guess by size, and colours shift
-        options += ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-color_range", "tv"]
+    if _is_rgb(settings.pixel_format):
+        options += ["-vf", f"format={settings.pixel_format},{_SAY_RGB}", "-color_range", "pc"]
+    else:  # `setparams` comes last: encoders take what frames say over what options say
+        options += ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,{_SAY_BT709}", "-color_range", "tv"]
         options += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
+    if "hevc" in settings.codec or settings.codec in ("libx265", "libkvazaar"):
+        options += ["-tag:v", "hvc1"]  # with the parameter sets in the header, which QuickTime and Safari ask for
     if settings.crf is not None:
         options += ["-crf", str(settings.crf)]
     if settings.preset is not None:
         options += ["-preset", settings.preset]
     return options
+
+
+_SAY_BT709: Final = "setparams=range=tv:color_primaries=bt709:color_trc=bt709:colorspace=bt709"
+_SAY_RGB: Final = "setparams=range=pc:color_primaries=bt709:color_trc=bt709:colorspace=gbr"
+
+
+def _is_rgb(pixel_format: str) -> bool:
+    return any(name in pixel_format for name in ("rgb", "bgr", "gbr"))
 
 
 @contextlib.contextmanager
@@ -271,23 +288,102 @@ def check_codec(settings: VideoConfig, height: int = 64, width: int = 64) -> Non
         ConfigError: if not; it names the codecs that there are.
     """
     check_size(settings, height, width)
-    known = encoders()
-    if settings.codec not in known:
-        usual = [name for name in _USUAL_CODECS if name in known]
+    if settings.codec not in encoders():
         raise ConfigError(
-            f"[video] codec {settings.codec!r} is no video encoder of this ffmpeg", f"use one of {', '.join(usual)}"
+            f"[video] codec {settings.codec!r} is no video encoder of this ffmpeg",
+            f"use one of {', '.join(_working_codecs())}",
+        )
+    if settings.pixel_format.startswith("yuvj"):
+        raise ConfigError(
+            f"[video] pixel_format {settings.pixel_format!r} is of full range, which not all players know",
+            f"set pixel_format = 'yuv{settings.pixel_format[4:]}'",
         )
     with tempfile.TemporaryDirectory() as folder:
         source = ["-v", "error", "-f", "lavfi", "-i", f"color=size={width}x{height}:rate=8", "-frames:v", "2"]
         chosen = ["-c:v", settings.codec, "-pix_fmt", settings.pixel_format, *_output_options(settings)]
         done = _run_ffmpeg([*source, *chosen, str(Path(folder) / "trial.mp4")])
     if done.returncode:
-        log = done.stderr.decode(errors="replace").strip().splitlines()
-        raise ConfigError(
-            f"[video] codec {settings.codec!r} with crf {settings.crf}, preset {settings.preset!r}, pixel_format "
-            f"{settings.pixel_format!r} makes no MP4: {log[0] if log else 'ffmpeg failed'}",
-            "codec = 'libx264', preset = 'veryfast', pixel_format = 'yuv420p' works everywhere",
+        raise _no_mp4(settings, _first_fault(done.stderr))
+    if fault := _colour_fault(settings):
+        raise ConfigError(*fault)
+
+
+def _no_mp4(settings: VideoConfig, why: str) -> ConfigError:
+    preset = "" if settings.preset is None else "leave preset to the codec: preset = 'none'; or "
+    return ConfigError(
+        f"[video] codec {settings.codec!r} with crf {settings.crf}, preset {settings.preset!r}, pixel_format "
+        f"{settings.pixel_format!r} makes no MP4: {why}",
+        f"{preset}codec = 'libx264', preset = 'veryfast', pixel_format = 'yuv420p' works everywhere",
+    )
+
+
+def _first_fault(log: bytes) -> str:
+    lines = (line.strip() for line in log.decode(errors="replace").splitlines())
+    return next((line for line in lines if line and "[info]" not in line), "ffmpeg failed")
+
+
+def _working_codecs() -> list[str]:
+    """Of the usual codecs those that make a file on this machine."""
+    known = [name for name in _USUAL_CODECS if name in encoders()]
+    return [name for name in known if _colour_fault(settings_of_codec(name)) is None]
+
+
+_PATCHES: Final = np.array(
+    [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 255], [128, 128, 128], [200, 0, 0]]], np.uint8
+)
+_PATCH_SIZE: Final = 32
+_TRIAL_CRF: Final = 17
+_MOST_OFF: Final = 5
+"""By which colours of a trial may be off; another matrix than the one that is said shifts them by 17 and more."""
+
+
+@cache
+def _colour_fault(settings: VideoConfig) -> tuple[str, str] | None:
+    """What is wrong with the colours that come back from a file of these settings, and what to do; None if nothing."""
+    patches_HWC = _PATCHES.repeat(_PATCH_SIZE, 0).repeat(_PATCH_SIZE, 1)
+    trial = replace(settings, crf=None if settings.crf is None else min(settings.crf, _TRIAL_CRF))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            made = write_video([patches_HWC[None].repeat(2, 0)], Path(folder) / "trial.mp4", fps=8, settings=trial)
+        except WorkerError as error:
+            fault = _no_mp4(settings, error.message)
+            return fault.message, fault.hint
+        is_other = not _is_of_format(made.path, settings.pixel_format)
+        frame_HWC = poster_frame(made.path)
+    if is_other:
+        return (
+            f"[video] codec {settings.codec!r} cannot write pixel_format {settings.pixel_format!r}",
+            "set pixel_format = 'yuv420p', or choose another codec",
         )
+    centres = slice(_PATCH_SIZE // 2, None, _PATCH_SIZE)
+    off = int(np.abs(frame_HWC[centres, centres].astype(int) - _PATCHES).max())
+    if off <= _MOST_OFF:
+        return None
+    return (
+        f"[video] codec {settings.codec!r} with pixel_format {settings.pixel_format!r} changes colours by {off} of 255",
+        "use pixel_format = 'yuv420p', or another codec",
+    )
+
+
+_SAME_FORMATS: Final = {
+    "nv12": "yuv420p",
+    "nv16": "yuv422p",
+    "nv24": "yuv444p",
+    "p010": "yuv420p10",
+    "p210": "yuv422p10",
+}
+"""Layouts in memory of what files have in one."""
+
+
+def _is_of_format(path: Path, wanted: str) -> bool:
+    """Whether ffmpeg wrote the pixel format asked for; where an encoder has not got it, it takes the nearest."""
+    log = _run_ffmpeg(["-i", str(path)]).stderr.decode(errors="replace")
+    found = re.search(r"Video: .*?\), (\w+)[(,]", log)
+    there = found[1] if found else ""
+    if _is_rgb(wanted):
+        return _is_rgb(there)
+    plain = wanted.removesuffix("le")
+    return there.removesuffix("le") == _SAME_FORMATS.get(plain, plain)
 
 
 def check_size(settings: VideoConfig, height: int, width: int) -> None:
@@ -300,7 +396,7 @@ def check_size(settings: VideoConfig, height: int, width: int) -> None:
     if odd and "420" in settings.pixel_format:
         raise ConfigError(
             f"[video] pixel_format {settings.pixel_format!r} needs even sizes; frames have {' and '.join(odd)}",
-            "set pixel_format = 'yuv444p'",
+            "set pixel_format = 'yuv444p', which libx264 and most other codecs have",
         )
 
 
@@ -325,6 +421,17 @@ def count_frames(path: str | Path) -> int:
         log = " ".join(done.stderr.decode(errors="replace").split())[-300:]
         raise WorkerError(f"{Path(path).name} does not decode: {log}")
     return int(counts[-1].removeprefix("frame="))
+
+
+def read_form(path: str | Path) -> tuple[float, int, int]:
+    """Frames per second, height and width of a file that decodes."""
+    source = imageio_ffmpeg.read_frames(str(path))
+    try:
+        about = next(source)
+        width, height = about["size"]
+        return float(about["fps"]), int(height), int(width)
+    finally:
+        source.close()
 
 
 def read_frames(path: str | Path) -> Iterator[Frames]:

@@ -6,8 +6,12 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytest_timeout
+
+from tests.pace import paced
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -33,6 +37,11 @@ TINY_SETTINGS = {
         "judged_group": 3,
     },
 }
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Any:
+    """A test's timeout is one of an idle machine, too."""
+    return pytest_timeout.pytest_timeout_set_timer(item, settings._replace(timeout=paced(settings.timeout)))
 
 
 @pytest.fixture(scope="session")

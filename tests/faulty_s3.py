@@ -10,12 +10,14 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
+
+from tests.pace import paced
 
 Kind = Literal["busy", "error", "full", "quota", "denied", "aborted", "reset", "lose", "slow", "cut", "corrupt", "hold"]
 
@@ -177,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reset()
 
     def _forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        connection = http.client.HTTPConnection(*self.server.proxy.backend, timeout=60)
+        connection = http.client.HTTPConnection(*self.server.proxy.backend, timeout=paced(60))
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
         try:
             connection.request(self.command, self.path, body=body, headers=headers)
@@ -233,11 +235,3 @@ def bucket_client() -> Any:
     return boto3.client(
         "s3", config=Config(request_checksum_calculation="when_required", s3={"addressing_style": "path"})
     )
-
-
-def wait_until(condition: Callable[[], object], what: str, limit_s: float = 60.0) -> None:
-    """Returns once `condition` holds."""
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s, f"{what} did not come about"
-        time.sleep(0.02)

@@ -3,20 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from tests.pace import Limit
+
+T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 150.0) -> Any:
-    deadline_s = time.monotonic() + seconds
-    while time.monotonic() < deadline_s:
+def wait_for(condition: Callable[[], T], seconds: float = 150.0, what: str = "that", every_s: float = 0.02) -> T:
+    """The first true value of `condition`; polled.
+
+    Args:
+        condition: an OSError of it counts as not yet.
+        seconds: of an idle machine.
+        what: is waited for.
+        every_s: how often it is asked.
+    """
+    limit = Limit(seconds)
+    while not limit.is_over:
         with contextlib.suppress(OSError):
             if found := condition():
                 return found
-        time.sleep(0.1)
-    raise AssertionError("it did not come to that in time")
+        time.sleep(every_s)
+    raise AssertionError(f"it did not come to {what} in {seconds:g} s of an idle machine")
+
+
+def output_of(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+    """What a process wrote to its pipes, once it has ended.
+
+    Raises:
+        subprocess.TimeoutExpired: if that takes more than so many seconds of an idle machine.
+    """
+    limit = Limit(seconds)
+    while True:
+        try:
+            return process.communicate(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            if limit.is_over:
+                raise
 
 
 def descendants(pid: int) -> dict[int, str]:

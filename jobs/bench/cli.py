@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from typing import Any, TypeAlias
+
+from pipeline.terminal import show_json, show_text
 
 Tables: TypeAlias = dict[str, list[dict[str, Any]]]
 """Rows by title."""
@@ -143,9 +144,9 @@ def _run(bench: Bench, options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     tables = bench(options)
     if options.json:
-        print(json.dumps(tables))
+        show_json(tables)
     else:
-        print("\n\n".join(f"{title}\n\n{format_table(rows)}" for title, rows in tables.items()))
+        show_text("\n\n".join(f"{title}\n\n{format_table(rows)}" for title, rows in tables.items()))
     return 0
 
 

@@ -238,11 +238,8 @@ class _NoManifest:
         row.to_json()
         return True
 
-    def statuses(self, shard: int) -> dict[int, str]:
-        return {}
-
-    def is_sealed(self, shard: int, num_rows: int) -> bool:
-        return False
+    def settled(self, shard: int) -> tuple[dict[int, str], bool, dict[int, str]]:
+        return {}, False, {}
 
     def seal(self, shard: int, known: dict[int, ManifestRow]) -> int:
         self.num_shards += 1

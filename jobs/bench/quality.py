@@ -9,7 +9,6 @@ import json
 import math
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.sprites.world import held_out_scenes
 from miga.errors import MigaError, UsageError
 from miga.video import make_video
+from pipeline.terminal import say
 
 KEY_NAMES: Final = ("profile", "config", "model", "dtype", "captions", "latents", "prompt", "seed")
 """What makes a line: a changed profile or model makes others."""
@@ -149,7 +149,7 @@ def make_missing(path: Path, jobs: Sequence[VideoJob]) -> None:
             continue
         maker = maker or VideoMaker(job.dtype)
         if lines.make(asdict(job), lambda job=job, maker=maker: maker.make(job)):  # type: ignore[misc]
-            print(f"{number}/{len(jobs)}: {job.profile}, prompt {job.prompt}, seed {job.seed}", file=sys.stderr)
+            say(f"{number}/{len(jobs)}: {job.profile}, prompt {job.prompt}, seed {job.seed}")
 
 
 class VideoMaker:

@@ -21,12 +21,14 @@ from miga.backbones.model_config import class_name_of
 from miga.backbones.spec import is_published
 from miga.backbones.videocrafter2 import footprint
 from miga.backbones.videocrafter2 import spec as videocrafter2_spec
-from miga.backbones.videocrafter2.schedule import schedule_of
+from miga.backbones.videocrafter2.schedule import schedule_of as videocrafter2_schedule
+from miga.backbones.wan_schedule import schedule_of as wan_schedule
 from miga.backbones.wan_spec import PUBLISHED as PUBLISHED_WAN
 from miga.backbones.wan_spec import load_spec as load_wan_spec
 from miga.backbones.weight_files import PICKLES, read_json, visible_files
 from miga.config import SamplerConfig
 from miga.errors import ModelError
+from miga.solvers.check import check_steps
 
 if TYPE_CHECKING:
     from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
@@ -141,10 +143,15 @@ def check_schedule(name_or_dir: str, config: SamplerConfig, revision: str | None
     Raises:
         ConfigError: naming them, and the nearest that it does.
     """
-    if simulated.is_simulated(name_or_dir) or own.is_import_path(name_or_dir):
-        return
-    if family_of(name_or_dir, revision) == videocrafter2_spec.FAMILY:
-        schedule_of(config, videocrafter2_spec.load_settings(name_or_dir, revision=revision))
+    if simulated.is_simulated(name_or_dir):
+        schedule = simulated.schedule_of(config, simulated.load_spec(name_or_dir, revision).family)
+    elif own.is_import_path(name_or_dir):
+        return  # known once the model is loaded: the sampler looks at it then
+    elif family_of(name_or_dir, revision) == videocrafter2_spec.FAMILY:
+        schedule = videocrafter2_schedule(config, videocrafter2_spec.load_settings(name_or_dir, revision=revision))
+    else:
+        schedule = wan_schedule(config)
+    check_steps(config, schedule)
 
 
 def check_weights(name_or_dir: str, revision: str | None = None, *, download: bool = False) -> None:

@@ -287,7 +287,7 @@ class SimulatedDenoiser:
 
     def __init__(self, gpu: SimulatedGpu, options: SimulatedOptions, spec: BackboneSpec, config: SamplerConfig) -> None:
         self.window = config.window
-        self.schedule: NoiseSchedule = wan_schedule(config) if spec.family == "wan" else _vc2_schedule(config)
+        self.schedule = schedule_of(config, spec.family)
         self._gpu, self._options = gpu, options
         self._full_window = spec.window
         self._guidance_scale = config.guidance_scale
@@ -355,7 +355,10 @@ class SimulatedDenoiser:
         return mixed / (1.0 + mixed.abs()) * (1.0 - 0.3 * sigma)
 
 
-def _vc2_schedule(config: SamplerConfig) -> NoiseSchedule:
+def schedule_of(config: SamplerConfig, family: str) -> NoiseSchedule:
+    """The noise schedule of a simulated model: that of its family."""
+    if family == "wan":
+        return wan_schedule(config)
     return videocrafter2_schedule(config, videocrafter2_spec.Settings())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from actors.text_encoder import TextEncoderWorker
 from miga.backbones.registry import load_spec
 from miga.config import resolve_config
 from pipeline.config import VideoConfig
+from tests.pace import Limit, paced
 
 MODEL = "simulated:wan?call_s=0&decode_s=0&faults=1"
 SPEC = load_spec(MODEL)
@@ -71,8 +71,8 @@ class Making:
         self.thread.start()
 
     def until(self, is_over: Callable[[VideoEvent], bool], seconds: float = 60.0) -> VideoEvent:
-        deadline_s = time.monotonic() + seconds
-        while time.monotonic() < deadline_s:
+        limit = Limit(seconds)
+        while not limit.is_over:
             for event in self.host.news(0.01).events:
                 self.events.append(event)
             if found := next((event for event in self.events if is_over(event)), None):
@@ -82,7 +82,7 @@ class Making:
     def end(self) -> VideoEvent:
         """How it ends."""
         ended = self.until(lambda event: isinstance(event, VideoFinished | VideoFailed | VideoSuspended))
-        self.thread.join(60.0)
+        self.thread.join(paced(60.0))
         return ended
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 
 from actors import coordinator as coordinator_module
 from actors.cluster_nodes import NodesView
@@ -66,6 +66,7 @@ class FakeActor:
         self.helpers: list[tuple[tuple[int, int], list[str]]] = []
         self.suspended: list[tuple[int, int]] = []
         self.is_dead = self.is_killed = False
+        self.death: Exception = ActorDiedError()
         self._events: list[VideoEvent] = []
         self._asked: Answer | None = None
 
@@ -109,7 +110,7 @@ class FakeActor:
         asked, self._last = self._asked, self._asked
         if self.is_dead:
             self._asked = None
-            asked.future().set_exception(ActorDiedError())
+            asked.future().set_exception(self.death)
         elif self._events:
             self._asked = None
             taken, self._events = tuple(self._events), []
@@ -251,6 +252,42 @@ def test_a_dead_workers_row_is_made_elsewhere_from_its_checkpoint(tmp_path: Path
     assert second.path.endswith("-e7a2.mp4")
     assert any("goes back to the queue" in line for line in cluster.lines)
     assert any(actor.is_killed for actor in cluster.actors)
+
+
+def test_a_row_whose_workers_are_killed_for_memory_is_given_up_after_some(tmp_path: Path) -> None:
+    """Ray's memory monitor ends them with an error that is no death of an actor by its class."""
+
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        if task.row == 1:
+            actor.death = OutOfMemoryError("killed due to the node running low on memory")
+            actor.die()
+        else:
+            actor.finish(task)
+
+    cluster = FakeCluster(tmp_path / "out", 3, script)
+    cluster.run()
+    assert sorted(task.attempt for task in cluster.tasks() if task.row == 1) == [1, 2, 3]
+    assert cluster.manifest.statuses(0) == {0: "ok", 1: "failed", 2: "ok"}
+
+
+@pytest.mark.parametrize("step", ["load", "measure"])
+def test_a_worker_that_is_killed_for_memory_before_it_is_ready_is_replaced(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, left = getattr(FakeActor, f"do_{step}"), [1]
+
+    def killed_once(actor: FakeActor, *arguments: Any) -> Answer:
+        if not left:
+            return answer(actor, *arguments)
+        left.pop()
+        died = Answer()
+        died.future().set_exception(OutOfMemoryError("killed due to the node running low on memory"))
+        return died
+
+    monkeypatch.setattr(FakeActor, f"do_{step}", killed_once)
+    cluster = FakeCluster(tmp_path / "out", 2, finish)
+    cluster.run()
+    check_complete(cluster, 2)
 
 
 def test_a_run_goes_on_from_the_newest_whole_checkpoint_that_an_earlier_one_left(tmp_path: Path) -> None:

@@ -10,8 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.video import count_frames
+from tests.pace import paced
+from tests.processes import wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -38,15 +38,6 @@ def run(prompts: Path, out: Path, model: Path, *options: str) -> tuple[int, dict
 
 def manifest(out: Path) -> list[dict[str, Any]]:
     return [row for file in sorted((out / "manifest").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
-    deadline_s = time.monotonic() + seconds
-    while time.monotonic() < deadline_s:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise AssertionError("it did not come to that in time")
 
 
 def descendants(pid: int) -> dict[int, str]:
@@ -166,7 +157,7 @@ def test_a_killed_worker_costs_no_row_and_changes_no_video(tmp_path: Path, tiny_
     )  # fmt: skip
     victim = wait_for(lambda: next(iter(hosts() & descendants(driver.pid).keys()), None))
     os.kill(victim, signal.SIGKILL)
-    _, stderr = driver.communicate(timeout=240)
+    _, stderr = driver.communicate(timeout=paced(240))
     assert driver.returncode == 0, stderr
     assert "goes back to the queue" in stderr
     rows = check_complete(killed, 3)
@@ -189,7 +180,7 @@ def test_a_killed_driver_leaves_a_run_to_go_on_with(tmp_path: Path, tiny_model: 
         wait_for(lambda made=made: {file.name for file in (out / "done").rglob("*.json")} - made.keys())
         started = descendants(driver.pid)
         driver.send_signal(number)
-        _, stderr = driver.communicate(timeout=120)
+        _, stderr = driver.communicate(timeout=paced(120))
         if number == signal.SIGTERM:
             assert driver.returncode == 1
             assert "the same command goes on" in stderr

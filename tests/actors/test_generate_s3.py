@@ -21,6 +21,7 @@ from pipeline.storage import open_storage
 from pipeline.verify import verify
 from tests.actors.hosts import MODEL, Making, task
 from tests.faulty_s3 import FaultyS3
+from tests.pace import paced
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
@@ -33,7 +34,7 @@ def test_prompts_and_out_may_lie_in_a_bucket(s3_root: str, s3_server: dict[str, 
     command = [sys.executable, "-m", "jobs.cli", "generate", bucket.uri("prompts.jsonl"), f"{s3_root}/run",
                "--model", str(tiny_model), "--num-actors", "1", "--json"]  # fmt: skip
     done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | s3_server, capture_output=True, text=True, check=False, timeout=240
+        command, cwd=ROOT, env=os.environ | s3_server, capture_output=True, text=True, check=False, timeout=paced(240)
     )
     assert done.returncode == 3, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])

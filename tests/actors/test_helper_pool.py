@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -16,6 +15,8 @@ from actors.helpers import HelperPool
 from miga.denoise_pass import WindowCall
 from miga.errors import NonFiniteError, WorkerError
 from miga.sharing import Share
+from tests.pace import paced
+from tests.processes import wait_for
 
 PROMPT = "a prompt"
 SECONDS = 10.0
@@ -33,7 +34,7 @@ class Gpu:
     def compute(self, x: Any) -> Any:
         self.seen.append(float(x.ravel()[0]))
         self.begun.release()
-        assert self.may_end.wait(SECONDS)
+        assert self.may_end.wait(paced(SECONDS))
         return 10.0 * x
 
 
@@ -56,7 +57,7 @@ class HelperGpu(Gpu):
         self.may_open.set()
 
     def open_video(self) -> None:
-        assert self.may_open.wait(SECONDS)
+        assert self.may_open.wait(paced(SECONDS))
 
     def run_window(
         self, prompt: int, x_FCHW: np.ndarray, level_F: np.ndarray, branch: int | None
@@ -95,10 +96,7 @@ class Setup:
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline_s, "it did not come to that"
-        time.sleep(0.0005)
+    wait_for(is_so, SECONDS, every_s=0.0005)
 
 
 @pytest.fixture
@@ -123,7 +121,7 @@ def test_helpers_that_take_candidates_never_get_another_window(setup: Callable[.
     at = setup()
     at.host.may_end.clear()
     own = [at.submit(float(number), is_candidate=False, priority=-number) for number in range(30)]
-    assert at.host.begun.acquire(timeout=SECONDS)
+    assert at.host.begun.acquire(timeout=paced(SECONDS))
     candidates = [at.submit(100.0 + number, is_candidate=True, priority=number) for number in range(30)]
     assert values(candidates) == [10 * (100.0 + number) for number in range(30)]
     assert not any(future.done() for future in own)
@@ -146,7 +144,7 @@ def test_an_idle_host_leaves_candidates_to_idle_helpers_and_takes_what_is_too_mu
     assert [len(helper.seen) for helper in at.helpers] == [1, 1]
     assert at.host.seen == []
     at.submit(2.0, is_candidate=True)
-    assert at.host.begun.acquire(timeout=SECONDS)
+    assert at.host.begun.acquire(timeout=paced(SECONDS))
     assert at.host.seen == [2.0]
 
 
@@ -154,7 +152,7 @@ def test_a_host_goes_on_with_its_own_windows_before_it_joins_in(setup: Callable[
     at = setup(num_helpers=0)
     at.host.may_end.clear()
     held = at.submit(0.0, is_candidate=False)
-    assert at.host.begun.acquire(timeout=SECONDS)
+    assert at.host.begun.acquire(timeout=paced(SECONDS))
     futures = [at.submit(10.0, is_candidate=True, priority=1), at.submit(20.0, is_candidate=False, priority=2)]
     at.host.may_end.set()
     assert values([held, *futures]) == [0.0, 100.0, 200.0]
@@ -219,7 +217,7 @@ def test_what_a_helper_finds_wrong_with_the_row_the_host_looks_at_before_its_own
     at.helpers[0].error = NonFiniteError("the network returned NaN")
     at.host.may_end.clear()
     own = [at.submit(0.0, is_candidate=False, priority=number) for number in range(3)]
-    assert at.host.begun.acquire(timeout=SECONDS)
+    assert at.host.begun.acquire(timeout=paced(SECONDS))
     doubtful = at.submit(7.0, is_candidate=True, priority=9)
     wait_until(lambda: bool(at.pool._waiting._for_host))
     at.host.may_end.set()
@@ -251,7 +249,7 @@ def test_closing_cancels_what_waits_and_ends_the_threads(setup: Callable[..., Se
     at = setup()
     at.host.may_end.clear()
     at.submit(0.0, is_candidate=False)
-    assert at.host.begun.acquire(timeout=SECONDS)
+    assert at.host.begun.acquire(timeout=paced(SECONDS))
     waiting = [at.submit(1.0, is_candidate=False) for _ in range(3)]
     threading.Timer(0.05, at.host.may_end.set).start()
     at.pool.close()

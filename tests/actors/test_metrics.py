@@ -17,6 +17,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from actors.metrics import MAX_ERROR_TYPES, METRICS, WORKER_STATES, RunMetrics, exported_names
+from tests import processes
+from tests.pace import paced
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = json.loads((ROOT / "infra/grafana/miga-dashboard.json").read_text())
@@ -49,7 +51,7 @@ def scrape() -> Iterator[Callable[[], list[Sample]]]:
         port = ray.nodes()[0]["MetricsExportPort"]
 
         def read() -> list[Sample]:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=paced(5)) as answer:
                 families = text_string_to_metric_families(answer.read().decode())
                 return [
                     (sample.name, sample.labels, sample.value)
@@ -63,16 +65,11 @@ def scrape() -> Iterator[Callable[[], list[Sample]]]:
 
 
 def wait_for(scrape: Callable[[], list[Sample]], settled: Callable[[list[Sample]], bool]) -> list[Sample]:
-    deadline_s = time.monotonic() + 60
-    while time.monotonic() < deadline_s:
-        try:
-            samples = scrape()
-        except OSError:  # the agent that serves it comes up beside Ray
-            samples = []
-        if settled(samples):
-            return samples
-        time.sleep(0.2)
-    raise AssertionError("the figures did not arrive")
+    def found() -> list[Sample]:
+        samples = scrape()
+        return samples if settled(samples) else []
+
+    return processes.wait_for(found, 60, what="the figures", every_s=0.2)
 
 
 def value(samples: list[Sample], name: str, **labels: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pipeline.manifest import Manifest
 from pipeline.rows import ManifestRow
 from pipeline.storage import LocalStorage
 from tests.made_run import PER_SHARD, MadeRun, make_run
+from tests.pace import paced
 
 PATIENCE_S = 20.0
 
@@ -35,7 +37,7 @@ class _Slow(Manifest):
 
     def record(self, row: ManifestRow) -> bool:
         self.begun.release()
-        assert self.go_on.wait(PATIENCE_S)
+        assert self.go_on.wait(paced(PATIENCE_S))
         return super().record(row)
 
 
@@ -61,7 +63,7 @@ def test_what_waits_behind_slow_work_has_all_threads_at_it() -> None:
     passed: list[int] = []
 
     def meet() -> None:
-        passed.append(meeting.wait(PATIENCE_S))
+        passed.append(meeting.wait(paced(PATIENCE_S)))
 
     for _ in range(8):
         threads.submit(meet)
@@ -74,7 +76,7 @@ def test_threads_that_fell_asleep_are_woken_again() -> None:
     for _ in range(50):
         is_done = threading.Event()
         threads.submit(is_done.set)
-        assert is_done.wait(PATIENCE_S)
+        assert is_done.wait(paced(PATIENCE_S))
     threads.close()
 
 
@@ -86,15 +88,16 @@ def test_a_row_is_told_of_and_its_shard_sealed_only_once_its_sidecar_is_there(ma
     for row in rows:
         recorder.record(row, lambda row=row: told.append((row.row, row.row in manifest.statuses(0))))  # type: ignore[misc]
     recorder.seal(0)
-    assert manifest.begun.acquire(timeout=PATIENCE_S)
+    assert manifest.begun.acquire(timeout=paced(PATIENCE_S))
     inbox.run(0.01)
     assert (told, recorder.is_idle, manifest.sealed_shards()) == ([], False, [])
     manifest.go_on.set()
     while not recorder.is_idle:
-        inbox.run(PATIENCE_S)
+        inbox.run(paced(PATIENCE_S))
     recorder.close()
     assert sorted(told) == [(row.row, True) for row in rows]
-    assert list(Manifest(storage, PER_SHARD).read_rows()) == rows
+    here = {row.row: storage.uri(made.video(row.row)) for row in rows}
+    assert list(Manifest(storage, PER_SHARD).read_rows()) == [replace(row, uri=here[row.row]) for row in rows]
     assert manifest.sealed_shards() == [0]
 
 
@@ -106,7 +109,7 @@ def test_a_write_that_fails_is_raised_where_the_coordinator_hears(made: MadeRun,
     told: list[Callable[[], None]] = []
     recorder.record(next(made.manifest.read_rows()), lambda: told.append(recorder.close))
     with pytest.raises(OutputError, match="part of the path is a file"):
-        inbox.run(PATIENCE_S)
+        inbox.run(paced(PATIENCE_S))
     assert recorder.is_idle
     assert told == []
     recorder.close()
@@ -126,10 +129,10 @@ def test_who_brings_more_than_may_wait_waits(made: MadeRun, tmp_path: Path, monk
 
     bringing = threading.Thread(target=bring)
     bringing.start()
-    assert brought.acquire(timeout=PATIENCE_S)
-    assert brought.acquire(timeout=PATIENCE_S)
+    assert brought.acquire(timeout=paced(PATIENCE_S))
+    assert brought.acquire(timeout=paced(PATIENCE_S))
     assert not brought.acquire(timeout=0.1)
     manifest.go_on.set()
-    assert brought.acquire(timeout=PATIENCE_S)
-    bringing.join(PATIENCE_S)
+    assert brought.acquire(timeout=paced(PATIENCE_S))
+    bringing.join(paced(PATIENCE_S))
     recorder.close()

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.pace import paced
+
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
@@ -25,12 +27,13 @@ port = ray.nodes()[0]["MetricsExportPort"]
 
 from jobs.generate import generate, make_plan
 from pipeline.config import load_config, override
+from tests.pace import Limit, paced
 
 config = override(load_config(None), model=model, profile="paper", workers={"num_actors": 1})
 summary = generate(make_plan(prompts, out, config), quiet=True)
-deadline_s = time.monotonic() + 60
-while time.monotonic() < deadline_s:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+limit = Limit(60)
+while not limit.is_over:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=paced(5)) as answer:
         text = answer.read().decode()
     settled = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith("ray_miga_rows_total{")]
     if sum(settled) == summary["videos"]:
@@ -54,7 +57,7 @@ def test_the_figures_of_a_run_are_those_of_its_manifest(tmp_path: Path) -> None:
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(prompts), str(out), "simulated:wan?call_s=0.002&decode_s=0&load_s=0"],
-        cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=200,
+        cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=paced(200),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     samples = [

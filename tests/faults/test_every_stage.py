@@ -154,9 +154,9 @@ def one_video(trial: Trial, bucket: Bucket) -> Callable[[bool], Beside]:
         trial.start(PROMPTS[:1], call_s=0.1 if has_helpers else 0.02, settings=settings)
         port = trial.until(lambda: fault.client_port, what="a checkpoint of the host")
         (host,) = (actor for actor in trial.cluster.actors() if actor.sends_from(port))
-        (elsewhere,) = (node for node in trial.cluster.nodes if trial.cluster.raylet_pid(node) != host.parent)
+        (elsewhere,) = (node for node in trial.cluster.nodes if node.raylet != host.parent)
         method = "run_window" if has_helpers else "news"
-        return Beside(host, actor_in(method, trial, trial.cluster.raylet_pid(elsewhere)))
+        return Beside(host, actor_in(method, trial, elsewhere.raylet))
 
     return start
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import Bucket, Trial, usual_prompts
-from tests.faults.harness import Run, signal_quietly, wait_for
-from tests.processes import descendants
+from tests.faults.harness import Run, signal_quietly
+from tests.pace import paced
+from tests.processes import descendants, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
 
@@ -85,7 +86,7 @@ def test_the_server_is_gone_for_a_while(bucket: Bucket, run: Run, trial: Trial) 
     run.start()
     wait_for(lambda: any("/done/" in target for method, target in bucket.proxy.requests if method == "PUT"))
     bucket.proxy.is_gone = True
-    back = threading.Timer(12.0, setattr, (bucket.proxy, "is_gone", False))
+    back = threading.Timer(paced(12.0), setattr, (bucket.proxy, "is_gone", False))
     back.start()
     trial.ends_as_undisturbed()
     back.join()
@@ -109,10 +110,11 @@ def test_actors_on_other_nodes_are_as_patient_as_the_driver(trial: Trial, bucket
     """Their own environment, which is their node's, says nothing of it."""
     trial = replace(trial, address=trial.cluster.address)
     fault = bucket.proxy.fail("busy", times=10**6, method="PUT", target="/video/")
-    run = trial.start(PROMPTS[:2], settings=ACTORS, environment={"MIGA_S3_PATIENCE_S": "2"})
+    patience_s = f"{paced(2.0):.0f}"
+    run = trial.start(PROMPTS[:2], settings=ACTORS, environment={"MIGA_S3_PATIENCE_S": patience_s})
     status, _ = run.wait()
     assert status == 1, run.log
-    assert "no usable answer for 2 s" in run.log, run.log
+    assert f"no usable answer for {patience_s} s" in run.log, run.log
     fault.times = 0
     run.start()
     trial.ends_as_undisturbed()

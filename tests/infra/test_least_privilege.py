@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from miga.errors import OutputError
+from tests.pace import paced
 
 pytestmark = pytest.mark.s3
 
@@ -26,7 +27,7 @@ def ask_for_permission_from_now_on(endpoint: str, after: str) -> None:
     request = urllib.request.Request(
         f"{endpoint}/moto-api/reset-auth", data=after.encode(), method="POST", headers={"Content-Type": "text/plain"}
     )  # fmt: skip
-    with urllib.request.urlopen(request, timeout=10):
+    with urllib.request.urlopen(request, timeout=paced(10)):
         pass
 
 
@@ -87,7 +88,7 @@ def test_the_policy_reaches_no_other_run(as_the_run: str) -> None:
         "open_storage('s3://bucket/other').write_bytes('run.json', b'{}')\n"
     )  # fmt: skip
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=paced(60)
     )
     assert done.returncode != 0
     assert OutputError.__name__ in done.stderr

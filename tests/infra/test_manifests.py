@@ -22,6 +22,7 @@ from botocore.exceptions import ParamValidationError
 from botocore.validate import validate_parameters
 
 from pipeline.config import load_config
+from tests.pace import paced
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -144,7 +145,7 @@ def test_a_complete_run_with_quarantined_rows_is_no_failed_job(exit_status: int,
     fake.chmod(0o755)
     entrypoint = documents("rayjob.yaml")[-1]["spec"]["entrypoint"]
     path = f"{tmp_path}:{os.environ['PATH']}"
-    assert subprocess.run(entrypoint, shell=True, env={"PATH": path}, check=False, timeout=20).returncode == seen
+    assert subprocess.run(entrypoint, shell=True, env={"PATH": path}, check=False, timeout=paced(20)).returncode == seen
     assert (tmp_path / "arguments").read_text().startswith("generate s3://bucket/prompts.parquet s3://bucket/run")
 
 

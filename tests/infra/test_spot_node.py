@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.pace import paced
+from tests.processes import wait_for
 
 SCRIPT = Path(__file__).parents[2] / "infra/aws/spot_node.py"
 NOTICE = '{"action": "terminate", "time": "2026-01-01T00:02:00Z"}'
@@ -74,10 +76,7 @@ def start(metadata: Metadata, folder: Path) -> subprocess.Popen[str]:
     }
     command = [sys.executable, str(SCRIPT), "--address=head:6379", "--metrics-export-port=8080"]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
-    deadline_s = time.monotonic() + 20
-    while not (folder / "arguments").exists() or metadata.asked < 3:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
+    wait_for(lambda: (folder / "arguments").exists() and metadata.asked >= 3, 20)
     return process
 
 
@@ -86,7 +85,7 @@ def test_a_node_drains_when_the_interruption_is_announced_and_not_before(metadat
     assert process.poll() is None
     assert not (tmp_path / "log").exists()
     metadata.announced = True
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=paced(20))
     assert process.returncode == 7
     assert NOTICE in output
     assert (tmp_path / "log").read_text() == "drained\n"  # told once
@@ -98,6 +97,6 @@ def test_a_node_drains_when_the_interruption_is_announced_and_not_before(metadat
 def test_being_told_to_end_is_passed_on(metadata: Metadata, tmp_path: Path) -> None:
     process = start(metadata, tmp_path)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=paced(20))
     assert process.returncode == 7
     assert (tmp_path / "log").read_text() == "drained\n"

@@ -31,6 +31,7 @@ from miga.backbones.registry import load_spec
 from miga.backbones.sprites.world import OMISSIBLE, Placement, Scene, held_out_scenes, render
 from miga.config import resolve_config
 from miga.errors import ConfigError, InputError, UsageError
+from tests.pace import paced
 
 SCENE = Scene("red", "circle", "grey", "horizontal")
 
@@ -259,7 +260,7 @@ def test_processes_share_the_lines(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(timeout=60)
+        worker.join(timeout=paced(60))
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     made = [int(line.split()[0]) for line in log.read_text().splitlines()]
     assert sorted(made) == list(range(60)), "each made once"

@@ -14,6 +14,7 @@ from actors.rows import RowMaker
 from jobs.cli import main
 from jobs.generate import make_plan, run_record
 from pipeline.config import RunConfig, RunSection
+from pipeline.lease import Lease
 from pipeline.manifest import Manifest
 from pipeline.rows import ManifestRow, PromptRow
 from pipeline.run_folder import latents_path, open_run, open_state_path, video_path
@@ -187,3 +188,42 @@ def test_a_model_of_another_revision_is_refused(
     status, message = extend(capsys, out, row.key, LONG)
     assert status == 2
     assert "another" in message
+
+
+def test_a_second_one_at_the_same_time_is_refused(capsys: pytest.CaptureFixture[str], out: Path) -> None:
+    record = json.loads((out / "run.json").read_text())
+    record["config"]["run"]["lease_ttl_s"] = 1.0
+    (out / "run.json").write_text(json.dumps(record))
+    row = rows(out)[0]
+    place = open_storage(out / f"extended/{row.row:08d}-{row.key[:16]}-{LONG}-lease")
+    with Lease.held(place, ttl_s=1.0):
+        before = sorted(out.rglob("*.*"))
+        status, message = extend(capsys, out, row.key, LONG)
+        assert status == 2
+        assert "another run is writing" in message
+        assert "wait until it ends" in message
+        assert {path.suffix for path in set(out.rglob("*.*")) - set(before)} <= {".beat"}
+
+
+def test_notes_that_are_not_of_their_name_are_refused(capsys: pytest.CaptureFixture[str], out: Path) -> None:
+    """Nothing is made in these: what is there is read first."""
+    row = rows(out)[0]
+    folder = out / "extended"
+    folder.mkdir()
+    note = folder / f"{row.row:08d}-{row.key[:16]}-{LONG}.json"
+    for content in (
+        row.to_json(),  # of the shorter video
+        replace(row, num_frames=LONG).to_json(),  # its key is of the shorter video
+        replace(row, row=1, num_frames=LONG).to_json(),
+        "{}",
+        "",
+    ):
+        note.write_text(content)
+        status, message = extend(capsys, out, row.key, LONG)
+        assert status == 2, message
+        assert str(note) in message
+        assert "delete it" in message
+    note.unlink()
+    (folder / f"._{note.name}").write_bytes(b"\0\5\x16\7")
+    (folder / "notes.json").write_text("mine")
+    assert "no row" in extend(capsys, out, "zzzz", LONG)[1]

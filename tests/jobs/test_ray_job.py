@@ -28,6 +28,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tests.pace import paced
 from tests.processes import descendants, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
@@ -63,7 +64,9 @@ class Cluster:
 
     def job(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "ray.scripts.scripts", "job", *arguments]
-        return subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(
+            command, cwd=ROOT, env=self.env, capture_output=True, text=True, check=False, timeout=paced(120)
+        )
 
     def submit(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """As the README says it; does not wait for the end."""
@@ -79,7 +82,9 @@ class Cluster:
 
     def ask(self, path: str) -> bytes:
         token = {"Authorization": f"Bearer {SECRETS['RAY_AUTH_TOKEN']}"}
-        with urllib.request.urlopen(urllib.request.Request(self.address + path, headers=token), timeout=10) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(self.address + path, headers=token), timeout=paced(10)
+        ) as answer:
             content: bytes = answer.read()
         return content
 
@@ -147,7 +152,7 @@ def cluster(bucket_env: dict[str, str]) -> Iterator[Cluster]:
         started = descendants(head.pid)
         head.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(20)
+            head.wait(paced(20))
         for pid in (head.pid, *started):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -166,7 +171,7 @@ def bucket(bucket_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_job_server_lets_nobody_in_without_the_token_and_listens_on_loopback(cluster: Cluster) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(cluster.address + "/api/jobs/", timeout=10)
+        urllib.request.urlopen(cluster.address + "/api/jobs/", timeout=paced(10))
     port = int(cluster.address.rpartition(":")[2])
     listening = {
         line.split()[1].split(":")[0]

@@ -11,6 +11,7 @@ import pytest
 from pipeline.storage import LocalStorage
 from tests.cli import run
 from tests.made_run import MadeRun, make_run
+from tests.pace import paced
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,7 +69,7 @@ def test_gc_says_what_goes(capsys: pytest.CaptureFixture[str], made: MadeRun) ->
 def test_gc_beside_a_run_is_refused(capsys: pytest.CaptureFixture[str], made: MadeRun) -> None:
     from pipeline.lease import Lease
 
-    with Lease.held(made.storage, ttl_s=2.0):
+    with Lease.held(made.storage, ttl_s=paced(2.0)):
         status, _, err = run(capsys, "gc", made.storage.root)
     assert status == 2
     assert "another run is writing" in err

@@ -48,8 +48,8 @@ class ReleasedReference:
 
     def video(self) -> torch.Tensor:
         c = self.config
-        num_asked = -(-self.num_latents // c.zigzag_width)
-        popped = self.stage_1(self.initialised(num_asked), num_asked + (c.window // c.zigzag_width) * self.is_wan)
+        num_asked = -(-self.num_latents // c.zigzag_width) + (c.window // c.zigzag_width) * self.is_wan
+        popped = self.stage_1(self.initialised(num_asked), num_asked)
         clean_level = 0 if self.is_wan else 1
         latents = [self.entering(latent.x, latent.index, latent.level) for latent in popped]
         for number in range(c.handoff_level - clean_level):

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from miga import allocator
+from tests.pace import paced
 
 PROGRAM = """
 import ctypes, json
@@ -33,7 +34,9 @@ print(json.dumps([took_effect, blocks_from_kernel(16 << 20), libc.mallinfo2().ke
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="settings of glibc")
 def test_blocks_below_32_mib_come_from_the_heap_and_stay_in_it() -> None:
-    out = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True, timeout=60).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True, timeout=paced(60)
+    ).stdout
     took_effect, num_16_mib, free_at_end_bytes, num_64_mib = json.loads(out)
     assert took_effect
     assert num_16_mib == 0, "glibc's own border is 128 KiB at the start"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import pickle
+import random
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -19,8 +21,10 @@ from safetensors.torch import save_file
 from miga.checkpoint import (
     VERSION,
     VideoCheckpoint,
+    check_file,
     load_checkpoints,
     load_state,
+    num_whole,
     save_checkpoint,
     save_state,
 )
@@ -113,13 +117,14 @@ def test_numbers_are_kept_to_the_last_bit(score: float, tmp_path: Path) -> None:
 
 
 def test_views_and_shared_storage_are_saved_as_what_they_show(tmp_path: Path) -> None:
-    x = torch.arange(48.0).view(4, 3, 2, 2)
+    wide = torch.arange(96.0).view(8, 3, 2, 2)
+    x = wide[:4]
     parts = {
         "transposed": x.transpose(1, 2),
-        "every second": x[::2],
+        "every second": wide[::2],
         "expanded": x[:1].expand(4, -1, -1, -1),
         "same": x,
-        "part": x[1:],
+        "part": wide[3:7],
     }
     state = VideoState(base=FrameQueue(x, torch.arange(4), parts))
     save(state, tmp_path / "state")
@@ -215,8 +220,18 @@ def parts_of(file: Path) -> tuple[dict[str, Any], bytes]:
 
 
 def put_together(file: Path, header: dict[str, Any], rest: bytes) -> None:
-    head = json.dumps(header).encode()
-    file.write_bytes(struct.pack("<Q", len(head)) + head + rest)
+    """The file that was written with that header: its checksum is right."""
+    metadata = header.get("__metadata__", {})
+    if "sha256" in metadata:
+        header = header | {"__metadata__": metadata | {"sha256": "0" * 64}}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    content = struct.pack("<Q", len(head)) + head + rest
+    file.write_bytes(content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode(), 1))
+
+
+def as_version_1(file: Path) -> None:
+    """The file as the version before would have written it."""
+    edit(file, lambda metadata: {key: metadata[key] for key in metadata if key != "sha256"} | {"version": "1"})
 
 
 def edit(file: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
@@ -253,6 +268,111 @@ def test_cut_off_anywhere(tmp_path: Path) -> None:
     file.write_bytes(content + b"\0")
     with pytest.raises(CheckpointError, match="is no whole checkpoint"):
         load(file)
+
+
+def test_the_noted_checksum_is_that_of_the_file_with_zeros_in_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    save(STATES["two stages"], file)
+    noted = parts_of(file)[0]["__metadata__"]["sha256"]
+    content = file.read_bytes()
+    assert content.count(noted.encode()) == 1
+    assert hashlib.sha256(content.replace(noted.encode(), b"0" * 64)).hexdigest() == noted
+
+
+@pytest.mark.parametrize("num_bits", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_whatever_bit_of_a_file_flips_it_is_refused(num_bits: int, tmp_path: Path) -> None:
+    """Of every byte of its length and its header, and of many of its latents."""
+    file = tmp_path / "state"
+    save_checkpoint(make_checkpoint(), file, config=CONFIG, seed=1)
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    chance = random.Random(0)
+    for place in [*range(start), *chance.sample(range(start, len(content)), 400), len(content) - 1]:
+        for bit in chance.sample(range(8), num_bits):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            file.write_bytes(flipped)
+            with pytest.raises(CheckpointError) as raised:
+                check_file(file)
+            assert str(file) in raised.value.message
+            assert raised.value.hint
+    file.write_bytes(content)
+    check_file(file)
+
+
+def test_bits_that_flip_between_header_and_latents_are_told_as_damage(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    save(STATES["two stages"], file)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 64
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"it is damaged, its SHA-256 is [0-9a-f]{64} and not [0-9a-f]{64}"):
+        load(file)
+
+
+def test_how_many_of_a_videos_files_are_whole(tmp_path: Path) -> None:
+    files = save_parts(tmp_path, make_checkpoint(0, 2), make_checkpoint(2, 2), make_checkpoint(4, 2))
+    assert num_whole(files) == 3
+    content = bytearray(files[1].read_bytes())
+    content[-3] ^= 1
+    files[1].write_bytes(content)
+    assert num_whole(files) == 1
+    assert num_whole([]) == 0
+    with pytest.raises(FileNotFoundError):
+        num_whole([files[0], tmp_path / "gone"])
+
+
+# ---- files of the version before ----
+
+
+def test_a_file_without_a_checksum_is_of_version_1_alone(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    save(STATES["two stages"], file)
+    as_version_1(file)
+    check_file(file)
+    assert_same(load(file), STATES["two stages"])
+    edit(file, lambda metadata: metadata | {"version": "2"})
+    for read in (check_file, load):
+        with pytest.raises(CheckpointError, match=r"it is damaged, .* not noted"):
+            read(file)
+
+
+@pytest.mark.parametrize(
+    ("num_prompts", "num_latents", "is_the_same"),
+    [(1, 41, True), (2, 41, True), (3, 42, True), (3, 40, False), (4, 6, False), (50, 41, True), (5, None, True)],
+)
+def test_version_1_shared_out_several_prompts_less_evenly(
+    num_prompts: int, num_latents: int | None, is_the_same: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "state"
+    save(STATES["two stages"], file, num_latents=num_latents)
+    as_version_1(file)
+    if is_the_same:
+        load(file, num_latents=num_latents, num_prompts=num_prompts)
+        return
+    with pytest.raises(CheckpointError, match="of version 1, which made this video otherwise") as raised:
+        load(file, num_latents=num_latents, num_prompts=num_prompts)
+    assert "made from the start" in raised.value.hint
+
+
+@pytest.mark.parametrize(
+    ("branch", "num_latents", "is_the_same"),
+    [("wan", 6, False), ("wan", 7, True), ("wan", None, True), ("videocrafter2", 6, True)],
+)
+def test_version_1_made_shorter_videos_of_released_with_fewer_groups(
+    branch: str, num_latents: int | None, is_the_same: bool, tmp_path: Path
+) -> None:
+    """Here initialisation takes 3 passes: so many groups of 2, or fewer, did not fill the queue then."""
+    config = make_config(method="released", released_branch=branch)
+    assert config.num_initial_passes == 3
+    file = tmp_path / "state"
+    save(STATES["base clip"], file, config=config, num_latents=num_latents)
+    as_version_1(file)
+    if is_the_same:
+        load(file, config=config, num_latents=num_latents)
+        return
+    with pytest.raises(CheckpointError, match="of version 1, which made this video otherwise"):
+        load(file, config=config, num_latents=num_latents)
 
 
 @pytest.mark.parametrize("content", [b"hello", bytes(100), pickle.dumps({"a": 1}), b'{"a": 1}'])
@@ -300,6 +420,7 @@ WRONG_STATES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda state: state["method"]["queue"].update(x_FCHW=None), "method.queue.x_FCHW is a NoneType, not a Tensor"),
     (lambda state: state["method"]["unified"]["num_done"].append(1.5), "num_done.3 is a float, not a int"),
     (lambda state: state["method"]["queue"]["history"].update(more={"class": "Tensor"}), "method.queue.history.more"),
+    (lambda state: state["method"]["queue"].update(x_FCHW={"class": "FrameQueue"}), "is a FrameQueue, not a Tensor"),
     (lambda state: state["method"]["queue"]["history"].pop("previous"), "of no state: method.queue.history.previous"),
 ]
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from miga.prompts import PromptTrack
 from tests.miga.closed_form import LabelDenoiser, LabelledNoise, make_config, make_fifo_config, make_sampler, sample
@@ -19,15 +23,40 @@ def test_one_prompt_rules_all() -> None:
     assert {track.index(latent) for latent in range(-5, 100)} == {0}
 
 
-@pytest.mark.parametrize("num_prompts", range(1, 8))
-@pytest.mark.parametrize("num_latents", [1, 2, 5, 6, 7, 12, 13, 41, 251])
-def test_an_even_share_leaves_no_prompt_out(num_latents: int, num_prompts: int) -> None:
+def turns(num_prompts: int, num_latents: int) -> list[int]:
     track = PromptTrack.spread(list(range(num_prompts)), num_latents)
-    turns = [track.at(latent) for latent in range(num_latents)]
-    assert turns == sorted(turns)
-    assert set(turns) == set(range(min(num_prompts, num_latents)))
-    if num_latents % num_prompts == 0:
-        assert {turns.count(prompt) for prompt in set(turns)} == {num_latents // num_prompts}
+    return [track.at(latent) for latent in range(num_latents)]
+
+
+@given(num_prompts=st.integers(1, 400), num_latents=st.integers(1, 2000))
+@example(num_prompts=10, num_latents=17)
+@example(num_prompts=22, num_latents=41)
+@example(num_prompts=3, num_latents=40)
+def test_shares_are_even_to_a_latent(num_prompts: int, num_latents: int) -> None:
+    """In order, none left out; of more prompts than latents each latent has its own."""
+    held = turns(num_prompts, num_latents)
+    assert held == sorted(held)
+    counts = [held.count(prompt) for prompt in range(min(num_prompts, num_latents))]
+    assert sum(counts) == num_latents
+    assert min(counts) >= 1
+    assert max(counts) - min(counts) <= 1
+
+
+@given(num_prompts=st.integers(1, 40), share=st.integers(1, 60))
+def test_a_whole_share_is_equation_a3(num_prompts: int, share: int) -> None:
+    num_latents = num_prompts * share
+    track = PromptTrack(list(range(num_prompts)), share)
+    assert turns(num_prompts, num_latents) == [track.at(latent) for latent in range(num_latents)]
+
+
+@given(num_latents=st.integers(2, 3000))
+def test_of_two_prompts_the_first_has_the_odd_latent(num_latents: int) -> None:
+    assert turns(2, num_latents).count(0) == math.ceil(num_latents / 2)
+
+
+def test_the_last_prompt_holds_for_all_that_follow() -> None:
+    track = PromptTrack.spread("abc", 40)
+    assert {track.at(latent) for latent in range(40, 100)} == {"c"}
 
 
 @pytest.mark.parametrize("num_guidance", [0, 2])

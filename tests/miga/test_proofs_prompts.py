@@ -7,7 +7,6 @@ be that of the first latent its window keeps.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -171,13 +170,3 @@ def test_more_prompts_than_latents(profile: str) -> None:
     marks = [round(float(mark)) for mark in torch.cat(parts)[:, MARK].mean((1, 2))]
     last_window_starts_at = 9 if profile == "fifo" else 9 - config.window
     assert marks == [min(latent, last_window_starts_at) + 1 for latent in range(9)]
-
-
-@pytest.mark.parametrize(("num_latents", "num_prompts"), [*itertools.product([1, 2, 5, 41], [1, 2, 3, 7])])
-def test_an_even_share_of_the_video(num_latents: int, num_prompts: int) -> None:
-    track = PromptTrack.spread(list(range(num_prompts)), num_latents)
-    held = [sum(track.at(latent) == prompt for latent in range(num_latents)) for prompt in range(num_prompts)]
-    assert sum(held) == num_latents
-    if num_prompts <= num_latents:
-        assert min(held) >= 1
-    assert max(held[:-1], default=0) <= -(-num_latents // num_prompts)

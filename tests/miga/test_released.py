@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -107,7 +108,8 @@ def assert_equals_reference(config: SamplerConfig, num_latents: int, tolerance: 
 
 REFLECTING = {"self_reflection": True, "reflection_threshold": -10.0, "num_candidates": 2, "num_steps": 15}
 SMALL: list[tuple[dict[str, Any], list[int]]] = [
-    ({}, [1, 6, 7]),  # full queues from 7 latents, 4 groups, on
+    ({}, [1, 6, 7]),  # 3 passes fill the queue: of VideoCrafter2 from 7 latents, 4 groups, on; of Wan always
+    ({"num_steps": 16}, [1, 8, 9]),  # 7 passes: of Wan from 9 latents, 5 groups and the 3 dropped, on
     ({"num_guidance_latents": 0}, [3, 20]),
     ({"num_steps": 13, "window": 8, "num_guidance_latents": 3, "stride": 5, "handoff_level": 6}, [4, 17]),
     ({"zigzag_width": 1, "num_guidance_latents": 3, "num_steps": 13, "handoff_level": 5}, [2, 7]),
@@ -135,17 +137,39 @@ def test_equals_the_program_written_out(branch: str, changes: dict[str, Any], le
 @pytest.mark.parametrize(
     ("config", "num_latents"),
     [
-        (published("wan", solver="euler", self_reflection=False), 274),  # 40 groups: Stage 1 pushes
-        (
-            published("wan", reflection_threshold=-1.0, num_candidates=1),
-            74,
-        ),  # 11 groups: one search, and the queue drains
+        (published("wan", solver="euler", self_reflection=False), 253),  # 37 groups and 3: Stage 1 pushes
+        (published("wan", solver="euler", self_reflection=False), 35),  # 5 and 3: the queue drains
+        (published("wan", reflection_threshold=-1.0, num_candidates=1), 53),  # 8 and 3: one search
         (published("videocrafter2"), 194),  # 49 groups: Stage 1 pushes
         (published("videocrafter2", self_reflection=True, num_candidates=1, reflection_threshold=-1.0), 56),
     ],
 )
 def test_equals_the_program_at_the_published_settings(config: SamplerConfig, num_latents: int) -> None:
     assert_equals_reference(config, num_latents, tolerance=3e-5)
+
+
+def test_calls_of_a_short_video_of_wan() -> None:
+    """35 latents are 5 groups, and 3 that are dropped: 8 passes, a queue of 77; 32 passes more, then 8 groups leave.
+
+    Counted by hand: a pass over `n > 21` latents behind border `o` takes `ceil((n - 17 - o) / 10) + 1` windows, one
+    more where `o > 0`; of Stage 2, whose 20 passes see 56 latents, `ceil((n - 21 - o) / 10) + 1`.
+    """
+    config = published("wan", self_reflection=False)
+
+    def windows(length: int, capacity: int, border: int) -> int:
+        border = 0 if length - border < capacity else border
+        return 1 if length <= 21 else math.ceil((length - capacity - border) / 10) + 1 + (border > 0)
+
+    initial = [21 + 7 * number for number in range(1, 9)]
+    stage_1 = [77] * 32 + [77 - 7 * number for number in range(8)]
+    expected = 54 + sum(windows(length, 17, 0) for length in initial)
+    expected += sum(windows(length, 17, number % 10) for number, length in enumerate(stage_1))
+    expected += 2 * sum(windows(56, 21, number) for number in range(10))
+    assert count_calls(config, 35).total == expected == 497
+    sampler = Sampler(LabelDenoiser(config), config, PromptTrack(["a"]), LabelledNoise(), 35)
+    lengths = [len(state.method.queue) for state, _ in sampler.run() if isinstance(state.method, ReleasedState)]
+    assert lengths[1 : 1 + len(initial)] == initial
+    assert sampler.num_calls == 497
 
 
 def flat_end(config: SamplerConfig) -> NoiseSchedule:
@@ -461,7 +485,7 @@ def test_judged_groups_of_the_published_settings() -> None:
                 assert state.trace.latents == (state.queue.first + position,)
             if number == num_passes + 2:
                 break
-    assert count_calls(published("wan"), 140).num_evaluations == 11  # its default, 20 groups: passes 10 ... 20
+    assert count_calls(published("wan"), 119).num_evaluations == 11  # its default, 17 + 3 groups: passes 10 ... 20
     assert count_calls(published("wan"), 1000).num_evaluations == 30  # passes 10 ... 39
 
 

@@ -28,6 +28,7 @@ from miga.video import Progress, VideoRun, make_video
 from miga.virtual_time import VirtualExecutor
 from tests.miga.closed_form import SHAPE, VIDEOCRAFTER2, MixingDenoiser, make_config, profile_config
 from tests.miga.test_wavefront import RestlessExecutor, assert_same
+from tests.pace import paced
 from tests.tiny_videocrafter2 import build_tiny_videocrafter2
 
 NUM_LATENTS = 13
@@ -143,7 +144,7 @@ def test_decoding_goes_on_beside_the_network() -> None:
     passes_go_on = threading.Event()
 
     def consume(frames: np.ndarray) -> None:
-        assert passes_go_on.wait(10.0), "the network waited for the decoder"
+        assert passes_go_on.wait(paced(10.0)), "the network waited for the decoder"
 
     run = make_run(config, consume=consume)
     for step in run.steps():
@@ -344,7 +345,7 @@ def test_a_thread_that_decodes_late_loses_nothing(tmp_path: Path) -> None:
     """A checkpoint is of what is finished, decoded or not."""
     config = profile_config("fifo")
     gate = threading.Event()
-    run = make_run(config, consume=lambda frames: gate.wait(10.0) and None)
+    run = make_run(config, consume=lambda frames: gate.wait(paced(10.0)) and None)
     for _ in run.steps():
         if run.sampler_state.num_finished >= 6:
             checkpoint = run.checkpoint()
@@ -553,7 +554,7 @@ def test_where_memory_is_short_decoding_takes_turns_with_the_network(
     """The same frames; where there is room, some of them are decoded while a call runs."""
     folder = tiny_model if family == "wan" else build_tiny_videocrafter2(tmp_path / "model")
     made = {}
-    for beside, patience_s in ((True, 10.0), (False, 0.05)):
+    for beside, patience_s in ((True, paced(10.0)), (False, 0.05)):
         backbone: Any = load_backbone(str(folder), device="cpu")
         config = resolve_config("fifo", backbone.spec, {"num_steps": 8})
         plan = plan_memory(architecture_of(backbone.spec), backbone.spec, config, 10**12)

@@ -16,6 +16,7 @@ from pipeline.run_folder import checkpoint_folder, latents_path, open_state_path
 from pipeline.storage import LocalStorage, Storage, open_storage
 from pipeline.verify import verify
 from tests.made_run import MadeRun, make_run
+from tests.pace import paced
 
 ELSEWHERE = Owner(host="elsewhere", pid=1)
 
@@ -43,7 +44,6 @@ def litter(run: MadeRun) -> set[str]:
         run.video(0, attempt=2),
         run.video(0, epoch=2),
         run.video(3),
-        run.video(4),
         latents_path(0, 1, key[1], 1, 2),
         open_state_path(latents_path(0, 1, key[1], 1, 2)),
         f"{checkpoint_folder(0, 0, key[0])}/e1a1-0001.safetensors",
@@ -61,9 +61,15 @@ def keepers(run: MadeRun) -> set[str]:
         run,
         latents_path(0, 1, key[1], 1, 1),
         open_state_path(latents_path(0, 1, key[1], 1, 1)),
+        run.video(4),
+        run.video(4, epoch=2),
+        latents_path(1, 4, key[4], 1, 1),
         f"{checkpoint_folder(1, 4, key[4])}/e2a1-0001.safetensors",
         f"{checkpoint_folder(1, 4, key[4])}/e2a1-0002.safetensors",
         "video/00000/notes.txt",
+        "video/00000/00000001-0123456789abcdef-e1a1.mp4",
+        "latents/00000/00000001-0123456789abcdef-e1a1.safetensors",
+        "checkpoint/00000/00000001-0123456789abcdef/e1a1-0001.safetensors",
         "video/README",
         "checkpoint/00001/mine/e1a1-0001.safetensors",
         "latents/00000/mean.safetensors",
@@ -81,7 +87,7 @@ def test_exactly_what_nothing_refers_to_goes(storage: Storage, tmp_path: Path) -
     assert not storage.children("lease"), "looking takes no lease"
     found = collect_garbage(storage)
     assert files(storage) == before
-    assert found.files == {"video": 4, "latents": 2, "checkpoint": 5}
+    assert found.files == {"video": 3, "latents": 2, "checkpoint": 5}
     assert [fault.kind for fault in verify(storage).faults] == ["missing"]
     assert collect_garbage(storage).files == {}
 
@@ -144,8 +150,9 @@ def test_not_beside_a_run(tmp_path: Path) -> None:
     run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 6, failed=(3,), unsettled=(4,))
     litter(run)
     before = files(run.storage)
-    with Lease.held(run.storage, ttl_s=1.0), pytest.raises(LeaseHeldError, match="another run is writing"):
-        collect_garbage(run.storage, ttl_s=1.0)
+    ttl_s = paced(1.0)
+    with Lease.held(run.storage, ttl_s=ttl_s), pytest.raises(LeaseHeldError, match="another run is writing"):
+        collect_garbage(run.storage, ttl_s=ttl_s)
     assert files(run.storage) == before
 
 

@@ -188,7 +188,6 @@ def test_a_disk_that_is_full_from_any_write_on(
 
 @pytest.fixture
 def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    monkeypatch.setattr(storage_s3, "S3_ATTEMPTS", 1)
     monkeypatch.setattr(storage_s3, "_FIRST_PAUSE_S", 0.01)
     with FaultyS3(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)

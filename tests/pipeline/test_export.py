@@ -6,7 +6,9 @@ import csv
 import hashlib
 import io
 import json
+import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 
 from miga.errors import MigaError, OutputError, UsageError
 from pipeline.export import ExportOptions, Format, export
+from pipeline.manifest import Manifest
 from pipeline.storage import LocalStorage, Storage, open_storage
 from tests.made_run import MadeRun, make_run, video_bytes
 
@@ -152,6 +155,52 @@ def test_filters(run: MadeRun, tmp_path: Path) -> None:
     assert rows("e", min_consistency=2.0) == []
     failed = table_of(LocalStorage(tmp_path / "b"), "parquet")[0]
     assert (failed["file_name"], failed["error"]) == (None, "NaN")
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "\n=1", "'=1", "''-1", "\uff1d1"]
+PLAIN = ["a = b", "1-1", "'quoted'", "", " =1"]
+
+
+def test_no_cell_of_a_csv_is_a_formula(run: MadeRun, dest: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a spreadsheet reads it; taking an apostrophe away again gives every text as it was."""
+    texts = [*FORMULAS, *PLAIN]
+    (row,) = [row for row in Manifest(run.storage, 3).read_shard(0) if row.row == 0]
+    rows = [replace(row, id=text, negative_prompt=text, error=text, final_consistency=(-1.0,)) for text in texts]
+    monkeypatch.setattr(Manifest, "read_shard", lambda self, shard: rows if shard == 0 else [])
+    export(run.storage, dest, ExportOptions(format="csv"))
+    there = list(csv.reader(io.StringIO(dest.read_bytes("dataset.csv").decode(), newline="")))
+    column = {name: i for i, name in enumerate(there[0])}
+    for text, cells in zip(texts, there[1:], strict=True):
+        for name in ("id", "negative_prompt", "error"):
+            cell = cells[column[name]]
+            assert cell[:1] not in ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d")
+            assert (cell == text) == (text in PLAIN)
+            assert (cell[1:] if re.match("'+[=+\\-@\t\r\n\uff1d]", cell) else cell) == text
+        assert cells[column["final_consistency"]] == "[-1.0]"
+        assert not any(cell.startswith("'") for name, cell in zip(there[0], cells, strict=True) if name not in
+                       ("id", "negative_prompt", "error"))  # fmt: skip
+
+
+@pytest.mark.parametrize("uri", ["", "..", "video/00000/..", "/etc/passwd", "a/../../b.mp4", "00000000-x-e1a1.mp4/"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_row_that_names_no_video_of_a_run(
+    run: MadeRun, dest: LocalStorage, format: Format, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [replace(row, uri=uri) for row in Manifest(run.storage, 3).read_shard(0)]
+    monkeypatch.setattr(Manifest, "read_shard", lambda self, shard: rows if shard == 0 else [])
+    with pytest.raises(OutputError) as caught:
+        export(run.storage, dest, ExportOptions(format=format))
+    assert "row 0" in caught.value.message
+    assert "verify" in caught.value.hint
+
+
+@pytest.mark.parametrize("index", [b"", b"[]", b"{", b'{"name": 3}', b"\xff", b"[" * 5000])
+def test_a_broken_index_is_made_again(run: MadeRun, dest: LocalStorage, index: bytes) -> None:
+    export(run.storage, dest, ExportOptions(format="webdataset"))
+    whole = content(dest)
+    dest.write_bytes("index/shard-00000.json", index)
+    export(run.storage, dest, ExportOptions(format="webdataset"))
+    assert content(dest) == whole
 
 
 def test_an_unfinished_run_gives_what_is_settled(tmp_path: Path) -> None:

@@ -209,12 +209,16 @@ def test_prompts_in_turn_cover_the_whole_video() -> None:
     assert prompt_spans(row()) == []
 
 
-def test_prompts_in_turn_are_the_sampler_s() -> None:
+@pytest.mark.parametrize(("num_prompts", "num_latents"), [(3, 41), (10, 17), (22, 41), (4, 6), (5, 3), (2, 1)])
+def test_prompts_in_turn_are_the_sampler_s(num_prompts: int, num_latents: int) -> None:
     from miga.prompts import PromptTrack
 
-    track = PromptTrack.spread(["a", "b", "c"], 41)  # type: ignore[list-item]
-    spans = prompt_spans(row(prompts=["a", "b", "c"]))
-    assert all(first <= latent < end for latent in range(41) for first, end, *_ in [spans[track.index(latent)]])
+    prompts = [str(number) for number in range(num_prompts)]
+    track = PromptTrack.spread(prompts, num_latents)
+    spans = prompt_spans(row(prompts=prompts, num_latents=num_latents, num_frames=4 * num_latents - 3))
+    for latent in range(num_latents):
+        holding = [number for number, (first, end, *_) in enumerate(spans) if first <= latent < end]
+        assert holding == [track.index(latent)]
 
 
 def test_page_is_put_in_place_whole(tmp_path: Any) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.report import write_report
+from tests.pace import paced
 
 pytestmark = pytest.mark.browser
 
@@ -103,6 +104,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(browser: Any, run_folder: Path) -> Iterator[Any]:
     """The page open at desktop width; afterwards nothing may have gone wrong or gone out."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(paced(30_000))
     page = context.new_page()
     wrong: list[str] = []
     asked: list[str] = []
@@ -123,7 +125,7 @@ def test_every_video_plays(page: Any) -> None:
     for index in range(NUM_VIDEOS):
         video = f".card[data-row='{index}'] video"
         page.locator(video).scroll_into_view_if_needed()
-        page.wait_for_function("v => document.querySelector(v).currentTime > 0.2", arg=video, timeout=20_000)
+        page.wait_for_function("v => document.querySelector(v).currentTime > 0.2", arg=video, timeout=paced(20_000))
         state = page.eval_on_selector(
             video, "v => [v.readyState >= 2, v.error, v.paused, v.muted, v.loop, v.videoWidth]"
         )
@@ -157,7 +159,7 @@ def test_videos_that_cannot_play_say_why(page: Any) -> None:
     assert "s3://bucket/video/5.mp4" in note.inner_text()
     assert "object storage" in note.inner_text()
     page.locator(".card[data-row='6']").scroll_into_view_if_needed()
-    page.wait_for_selector(".card[data-row='6'] .note", timeout=20_000)
+    page.wait_for_selector(".card[data-row='6'] .note", timeout=paced(20_000))
     assert "gone.mp4" in page.inner_text(".card[data-row='6'] .note")
 
 
@@ -259,6 +261,7 @@ def test_a_thousand_rows_open_at_once(browser: Any, tmp_path: Path) -> None:
 
 def test_without_javascript_there_is_a_table(browser: Any, run_folder: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
+    context.set_default_timeout(paced(30_000))
     page = context.new_page()
     page.goto((run_folder / "report.html").as_uri())
     assert page.locator("noscript table.plain tbody tr").count() == NUM_ROWS

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from miga.errors import ConfigError
-from pipeline.config import RunConfig, load_config, override, parse_config
+from pipeline.config import RunConfig, RunSection, VideoConfig, WorkersConfig, load_config, override, parse_config
 
 FULL = """
 model = "some/model"
@@ -69,7 +69,7 @@ def test_every_key(tmp_path: Path) -> None:
         ('seed = "3"', ['seed must be a whole number (it is "3")']),
         ("seed = true", ["seed must be a whole number (it is true)"]),
         ("seed = -1", ["seed must be at least 0"]),
-        ("seed = 18446744073709551616", ["seed must be less than 18446744073709551616"]),
+        ("seed = 18446744073709551616", ["seed is a whole number of more than 64 bits"]),
         ("limit = 0", ["limit must be at least 1 (it is 0)"]),
         ("num_frames = 0", ["num_frames must be at least 1"]),
         ("model = 3", ["model must be text in quotes"]),
@@ -107,6 +107,20 @@ def test_every_key(tmp_path: Path) -> None:
         ("seed = \n", ["is not TOML", "line 1"]),
         ("seed = 1\nseed = 2", ["is not TOML"]),
         (b"model = '\xff'", ["not UTF-8"]),
+        ("seed = 1".encode("utf-16"), ["it is UTF-16, not UTF-8"]),
+        ("seed = " + "9" * 5000, ["it holds a value that cannot be read"]),
+        ("seed = 1e999", ["seed must be a"]),
+        ("[sampler]\nflow_shift = nan", ["sampler.flow_shift must be a number"]),
+        ("lora = " + "[" * 3000, ["nested deeper"]),
+        ("lora = " + "[" * 70 + "]" * 70, ["nested deeper than 64 levels"]),
+        ("a." * 3000 + "b = 1", ["nested deeper than 64 levels"]),
+        ("video.codec.name = 'x'", ["video.codec must be text in quotes"]),
+        ("model = 2026-11-21", ["model is a date or a time (2026-11-21)"]),
+        ("[sampler]\na = [2026-11-21T00:00:00Z]", ["sampler.a is a date or a time"]),
+        ("[video]\npreset = ''", ["video.preset must not be empty"]),
+        ("[video]\npreset = false", ["video.preset must be text in quotes"]),
+        ("[video]\ncodec = 'none'\n[run]\nmax_attempts = 'none'", ["run.max_attempts must be a whole number"]),
+        ("x" * (1 << 20) + " = 1", ["at most 1,048,576 are read"]),
     ],
 )
 def test_faults_are_named_with_file_key_and_what_is_allowed(
@@ -121,7 +135,7 @@ def test_faults_are_named_with_file_key_and_what_is_allowed(
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         load_config(tmp_path / "none.toml")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="cannot be read: it is a folder"):
         load_config(tmp_path)
 
 
@@ -139,3 +153,60 @@ def test_command_line_wins_where_it_says_something() -> None:
 def test_json_is_canonical() -> None:
     assert override(RunConfig(), seed=0).to_json() == RunConfig().to_json()
     assert RunConfig().to_json().startswith('{"attention":"auto","compile":false,"dtype":"auto"')
+
+
+NONE_EVERYWHERE = """
+revision = "none"
+height = "none"
+width = "none"
+num_frames = "none"
+limit = "none"
+[workers]
+num_actors = "none"
+max_actors = "none"
+max_videos = "none"
+gpus_per_actor = "none"
+[video]
+crf = "none"
+preset = "none"
+"""
+
+
+def test_none_can_be_said_of_every_key_that_may_be_none(tmp_path: Path) -> None:
+    config = load(tmp_path, NONE_EVERYWHERE)
+    kinds = {(section, item.name): item.type for section in (RunConfig, WorkersConfig, VideoConfig, RunSection)
+             for item in dataclasses.fields(section)}  # fmt: skip
+    may_be_none = {name for (_, name), kind in kinds.items() if "None" in str(kind)}
+    assert may_be_none == {line.split(" = ")[0] for line in NONE_EVERYWHERE.splitlines() if " = " in line}
+    said = {**config.to_dict(), **config.to_dict()["workers"], **config.to_dict()["video"]}
+    assert {name: said[name] for name in may_be_none} == dict.fromkeys(may_be_none)
+
+
+@pytest.mark.parametrize(
+    ("video", "crf", "preset"),
+    [
+        ("", 17, "veryfast"),
+        ("codec = 'libx264'", 17, "veryfast"),
+        ("codec = 'libx265'", 17, "veryfast"),
+        ("codec = 'libsvtav1'", 17, None),
+        ("codec = 'libsvtav1'\npreset = '8'", 17, "8"),
+        ("codec = 'libaom-av1'", 17, None),
+        ("codec = 'libvpx-vp9'\ncrf = 30", 30, None),
+        ("codec = 'h264_nvenc'", None, None),
+        ("codec = 'h264_nvenc'\npreset = 'p4'", None, "p4"),
+        ("codec = 'mpeg4'", None, None),
+        ("codec = 'libx264'\npreset = 'none'\ncrf = 'none'", None, None),
+    ],
+)
+def test_what_a_codec_s_name_implies(tmp_path: Path, video: str, crf: int | None, preset: str | None) -> None:
+    config = load(tmp_path, f"[video]\n{video}")
+    assert (config.video.crf, config.video.preset) == (crf, preset)
+    assert parse_config(config.to_dict(), "run.json") == config
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "gone.toml").symlink_to(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="is a link to"):
+        load_config(tmp_path / "gone.toml")
+    with pytest.raises(ConfigError, match="no regular file"):
+        load_config("/dev/zero")

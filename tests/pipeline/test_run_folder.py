@@ -94,7 +94,10 @@ def test_credentials_in_the_prompts_address_are_refused() -> None:
         ({"sampler": {"num_steps": 50}}, "sampler.guidance_scale: 5.0 there, nothing now"),
         ({"profile": "fifo"}, 'profile: "paper" there, "fifo" now'),
         ({"model_revision": "abd"}, "model_revision"),
-        ({"prompts": PromptsFingerprint(path="p.txt", bytes=4, sha256="01")}, "prompts.sha256"),
+        (
+            {"prompts": PromptsFingerprint(path="p.txt", bytes=4, sha256="01")},
+            "the prompt file p.txt: 3 bytes, SHA-256 00… there",
+        ),
         ({"config": override(RunConfig(), seed=1)}, "config.seed: 0 there, 1 now"),
         ({"config": override(RunConfig(), video={"crf": 1})}, "config.video.crf: 17 there, 1 now"),
         ({"config": override(RunConfig(), run={"prompts_per_shard": 1})}, "config.run.prompts_per_shard"),

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ import pytest
 from miga.errors import OutputError
 from pipeline import storage_s3
 from pipeline.storage import S3Storage, open_storage
-from tests.faulty_s3 import FaultyS3, bucket_client, wait_until
+from tests.faulty_s3 import FaultyS3, bucket_client
+from tests.pace import paced
+from tests.processes import wait_for
 
 pytestmark = pytest.mark.s3
 
@@ -29,7 +32,6 @@ PART = 5 << 20
 @pytest.fixture
 def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
     """A proxy that the environment leads to, and a storage in a hurry."""
-    monkeypatch.setattr(storage_s3, "S3_ATTEMPTS", 1)  # botocore's own pauses are of seconds
     monkeypatch.setattr(storage_s3, "_FIRST_PAUSE_S", 0.02)
     monkeypatch.setattr(storage_s3, "_MAX_PAUSE_S", 0.05)
     with FaultyS3(os.environ["AWS_ENDPOINT_URL"]) as proxy:
@@ -104,11 +106,12 @@ def test_every_call_rides_out_a_burst(
     assert objects(s3_root) == {"a/2": b"two", "a/3": b"local"}
 
 
-def test_botocore_tries_again_by_itself(proxy: FaultyS3, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_s3, "S3_ATTEMPTS", 3)
-    proxy.fail("lose", times=2, method="PUT")
-    assert S3Storage(s3_root, patience_s=60).write_bytes("a", b"1", if_absent=True)
-    assert objects(s3_root) == {"a": b"1"}
+def test_nothing_below_tries_again(proxy: FaultyS3, s3_root: str) -> None:
+    """Or a patience of seconds would be one of minutes."""
+    proxy.fail("error", times=1000)
+    with pytest.raises(OutputError, match="no usable answer"):
+        S3Storage(s3_root, patience_s=0.0).write_bytes("a", b"1")
+    assert len(proxy.requests) == 1
 
 
 @pytest.mark.parametrize("kind", ["cut", "corrupt"])
@@ -124,7 +127,7 @@ def test_reads_are_verified(storage: S3Storage, proxy: FaultyS3, tmp_path: Path,
 
 
 def test_a_read_that_never_comes_right_is_an_error(proxy: FaultyS3, s3_root: str, tmp_path: Path) -> None:
-    storage = S3Storage(s3_root, patience_s=0.3)
+    storage = S3Storage(s3_root, patience_s=paced(0.3))
     storage.write_bytes("a", b"abc")
     proxy.fail("corrupt", times=1000, method="GET")
     with pytest.raises(OutputError, match="SHA-256"):
@@ -136,10 +139,11 @@ def test_a_read_that_never_comes_right_is_an_error(proxy: FaultyS3, s3_root: str
 
 def test_slow_answers(s3_root: str, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slower than one try waits: the first try's write arrived all the same."""
-    make = storage_s3._shared_file_system
-    monkeypatch.setattr(storage_s3, "_shared_file_system", lambda attempts, _, *rest: make(attempts, 0.25, *rest))
-    proxy.fail("slow", times=2, method="PUT", delay_s=0.75)
-    assert S3Storage(s3_root, patience_s=30).write_bytes("a", b"1", if_absent=True)
+    slow_s = paced(0.75)
+    monkeypatch.setattr(storage_s3, "IDLE_S", slow_s / 3)
+    monkeypatch.setattr(storage_s3, "_LEAST_IDLE_S", slow_s / 3)
+    proxy.fail("slow", times=2, method="PUT", delay_s=slow_s)
+    assert S3Storage(s3_root, patience_s=60).write_bytes("a", b"1", if_absent=True)
     assert [method for method, _ in proxy.requests].count("PUT") == 3
     assert objects(s3_root) == {"a": b"1"}
 
@@ -154,9 +158,9 @@ def test_an_outage_is_waited_for(storage: S3Storage, proxy: FaultyS3, s3_root: s
 
 
 def test_an_outage_that_does_not_end(proxy: FaultyS3, s3_root: str) -> None:
-    storage = S3Storage(s3_root, patience_s=0.5)
+    storage = S3Storage(s3_root, patience_s=paced(0.5))
     proxy.is_gone = True
-    with pytest.raises(OutputError, match=r"no usable answer for \d s") as caught:
+    with pytest.raises(OutputError, match=r"no usable answer for \d+ s") as caught:
         storage.write_bytes("a", b"1")
     assert f"{s3_root}/a" in caught.value.message
     assert "goes on from there" in caught.value.hint
@@ -272,7 +276,7 @@ def test_a_process_killed_within_an_upload_leaves_no_object(
     held = proxy.fail("hold", times=100, method="PUT", target="partNumber=3")
     process = subprocess.Popen([sys.executable, "-c", KILLED, s3_root, str(large)], cwd=ROOT)
     try:
-        wait_until(lambda: held.num_hit, "the last part")
+        wait_for(lambda: held.num_hit, what="the last part")
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -345,3 +349,103 @@ def test_many_pages(storage: S3Storage, monkeypatch: pytest.MonkeyPatch) -> None
     assert list(storage.children("done")) == names
     storage.delete_many(storage.list("done"))
     assert storage.children() == []
+
+
+# ---- what will not pass ----------------------------------------------------------------------------------------------
+
+
+class _Answering(BaseHTTPRequestHandler):
+    """A server of one answer, and of no body to HEAD."""
+
+    protocol_version = "HTTP/1.1"
+    status, body, num_asked = 200, b"", 0
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def _answer(self) -> None:
+        type(self).num_asked += 1
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response_only(self.status)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.send_header("x-amz-bucket-region", "eu-west-1")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(self.body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _answer
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Answering]]:
+    kind = type("_Kind", (_Answering,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    values = {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    yield kind
+    server.shutdown()
+    server.server_close()
+
+
+def error_document(code: str) -> bytes:
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>said so</Message></Error>".encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "hint"),
+    [
+        (403, "InvalidAccessKeyId", "permission denied", "AWS_ACCESS_KEY_ID"),
+        (403, "SignatureDoesNotMatch", "permission denied", "AWS_SECRET_ACCESS_KEY"),
+        (403, "AccessDenied", "permission denied", "credentials"),
+        (403, "RequestTimeTooSkewed", "said so", "clock"),
+        (400, "ExpiredToken", "said so", "renew the credentials"),
+        (400, "InvalidToken", "said so", "renew the credentials"),
+        (301, "PermanentRedirect", "another region", "AWS_DEFAULT_REGION"),
+        (400, "AuthorizationHeaderMalformed", "another region", "AWS_DEFAULT_REGION"),
+        (400, "InvalidBucketName", "takes no bucket of that name", "bucket's name"),
+        (404, "NoSuchBucket", "bucket does not exist", "create the bucket"),
+        (400, "Whatever", "said so", "endpoint"),
+    ],
+)
+def test_answers_that_will_not_change_are_not_waited_for(
+    answering: type[_Answering], status: int, code: str, message: str, hint: str
+) -> None:
+    answering.status, answering.body = status, error_document(code)
+    storage = S3Storage("s3://bucket/x", patience_s=300.0)
+    for method in ("exists", "read_bytes", "children"):
+        if method == "exists" and status == 404:
+            continue  # an answer to HEAD does not say what it is that is not there
+        answering.num_asked = 0
+        with pytest.raises(OutputError, match=message) as caught:
+            getattr(storage, method)("a")
+        assert hint in caught.value.hint
+        assert answering.num_asked <= 6
+
+
+def test_a_server_that_is_none_of_s3(answering: type[_Answering]) -> None:
+    answering.body = b"<html>welcome</html>"
+    storage = S3Storage("s3://bucket/x", patience_s=300.0)
+    for call in (storage.children, storage.stat, storage.exists):
+        with pytest.raises(OutputError, match="cannot be used") as caught:
+            call("a")
+        assert "endpoint" in caught.value.hint
+
+
+def test_plain_http_where_tls_is_expected(answering: type[_Answering], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"].replace("http:", "https:"))
+    with pytest.raises(OutputError) as caught:
+        S3Storage("s3://bucket/x", patience_s=300.0).exists("a")
+    assert "https" in caught.value.hint
+
+
+def test_no_credentials_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(OutputError, match="credentials") as caught:
+        S3Storage("s3://bucket/x", patience_s=300.0).exists("a")
+    assert "AWS_ACCESS_KEY_ID" in caught.value.hint

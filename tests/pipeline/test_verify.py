@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from miga.errors import OutputError
 from pipeline.manifest import to_parquet
-from pipeline.run_folder import latents_path
+from pipeline.run_folder import checkpoint_folder, latents_path, open_state_path
 from pipeline.storage import LocalStorage, Storage, open_storage
 from pipeline.verify import Verification, verify
 from tests.made_run import MadeRun, make_run, video_bytes
@@ -110,8 +110,20 @@ def keep_latents(run: MadeRun, change: Callable[[bytes], bytes]) -> str:
     """Notes that latents of row 1 were kept, and puts what `change` makes of them there; returns where."""
     path = latents_path(0, 1, run.row(1).key, 1, 1)
     rewrite(run, lambda rows: [rows[0], replace(rows[1], latents_uri=run.storage.uri(path)), *rows[2:]])  # type: ignore[type-var]
-    run.storage.write_bytes(path, change(save({"x": torch.zeros(3, 4)})))
+    run.storage.write_bytes(path, change(kept_latents()))
     return path
+
+
+def kept_latents() -> bytes:
+    """A file of latents, as far as can be seen without the video: what its format, version and checksum say."""
+    about = {"format": "miga checkpoint", "version": "2", "sha256": "0" * 64}
+    data = save({"x": torch.zeros(3, 4)}, about)
+    return data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode())
+
+
+def open_state_flipped(run: MadeRun) -> None:
+    path = open_state_path(keep_latents(run, bytes))
+    run.storage.write_bytes(path, kept_latents()[:-1] + b"\x01")
 
 
 BREAKS: dict[str, tuple[Callable[[MadeRun], object], list[str], list[str]]] = {
@@ -126,6 +138,8 @@ BREAKS: dict[str, tuple[Callable[[MadeRun], object], list[str], list[str]]] = {
         ["latents"],
     ),
     "latents cut": (lambda run: keep_latents(run, lambda data: data[:-1]), [], ["latents"]),
+    "latents flipped": (lambda run: keep_latents(run, lambda data: data[:-2] + b"\x01\x00"), [], ["latents"]),
+    "open state flipped": (open_state_flipped, [], ["latents"]),
     "row lost": (lambda run: rewrite(run, lambda rows: rows[:1] + rows[2:]), ["unsealed"], ["unsealed"]),
     "row twice": (lambda run: rewrite(run, lambda rows: [*rows, rows[1]]), ["manifest"], ["manifest"]),
     "rows unsorted": (lambda run: rewrite(run, lambda rows: rows[::-1]), ["manifest"], ["manifest"]),
@@ -181,7 +195,8 @@ def test_a_row_lost_from_a_sealed_file_is_missing_once_its_sidecar_is_gone(tmp_p
     run.storage.delete(sidecar)
     found = verify(run.storage)
     assert [(fault.kind, fault.where) for fault in found.faults] == [("missing", "row 1")]
-    assert found.counts["orphan_videos"] == 1
+    assert found.counts["orphan_videos"] == 0, "it is what the row can be rebuilt from"
+    assert "miga repair" in found.faults[0].remedy
 
 
 def test_missing_columns_and_other_types(tmp_path: Path) -> None:
@@ -203,8 +218,8 @@ def test_a_prompt_file_that_was_moved_can_be_named(tmp_path: Path) -> None:
 def test_orphans_and_leftovers_are_counted_and_no_fault(tmp_path: Path) -> None:
     run = make_run(LocalStorage(tmp_path / "out"), tmp_path)
     run.storage.write_bytes(run.video(0, attempt=2), b"12345")
-    run.storage.write_bytes("checkpoint/00000/00000000-0123456789abcdef/e1a1-0001.safetensors", b"1")
-    run.storage.write_bytes("latents/00000/00000000-0123456789abcdef-e1a1.safetensors", b"1")
+    run.storage.write_bytes(f"{checkpoint_folder(0, 0, run.row(0).key)}/e1a1-0001.safetensors", b"1")
+    run.storage.write_bytes(latents_path(0, 0, run.row(0).key, 1, 2), b"1")
     run.storage.write_bytes("video/00000/notes.txt", b"1")
     run.storage.write_bytes(".probe-1", b"")
     found = verify(run.storage)

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
 from miga.errors import ConfigError, OutputError, RowError, WorkerError
 from pipeline import video
-from pipeline.config import VideoConfig
+from pipeline.config import VideoConfig, settings_of_codec
 from pipeline.video import (
     Frames,
     VideoWriter,
@@ -153,6 +158,12 @@ def test_usable_settings_make_a_file(settings: VideoConfig, tmp_path: Path) -> N
         ({"codec": "h265"}, "use one of libx264"),
         ({"preset": "zz"}, "invalid preset 'zz'"),
         ({"pixel_format": "abc"}, "Unknown pixel format"),
+        ({"pixel_format": "yuvj420p"}, "set pixel_format = 'yuv420p'"),
+        ({"pixel_format": "gbrp"}, "changes colours"),
+        ({"pixel_format": "gray"}, "cannot write pixel_format 'gray'"),
+        ({"codec": "mpeg4", "pixel_format": "yuv444p"}, "cannot write pixel_format 'yuv444p'"),
+        ({"codec": "libsvtav1"}, "preset = 'none'"),
+        ({"codec": "libvpx"}, "makes no MP4"),
     ],
 )
 def test_unusable_settings_are_found_out_before_any_frame(settings: dict[str, str], message: str) -> None:
@@ -160,3 +171,81 @@ def test_unusable_settings_are_found_out_before_any_frame(settings: dict[str, st
         check_codec(VideoConfig(**settings))  # type: ignore[arg-type]
     assert message in str(caught.value)
     assert "[video]" in str(caught.value)
+
+
+FORMATS = ("yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv444p10le", "nv12", "gbrp")
+FEW = [("libx264", "yuv420p"), ("libx264", "yuv444p"), ("libx264", "yuv420p10le"), ("libx265", "yuv420p"),
+       ("libx265", "gbrp"), ("libsvtav1", "yuv420p"), ("mpeg4", "yuv420p")]  # fmt: skip
+COLOURS = bytes.fromhex("ff000000ff000000ffffffff808080c80000")
+COLOUR_KC = np.frombuffer(COLOURS, np.uint8).reshape(6, 3)
+
+
+@pytest.mark.parametrize(("codec", "pixel_format"), FEW)
+def test_every_player_is_told_the_colours_and_they_come_back(tmp_path: Path, codec: str, pixel_format: str) -> None:
+    settings = replace(settings_of_codec(codec), pixel_format=pixel_format)
+    check_codec(settings)
+    check_colours(settings, tmp_path)
+
+
+@pytest.mark.slow
+def test_colours_of_all_codecs_and_pixel_formats_that_are_taken(tmp_path: Path) -> None:
+    taken = set()
+    for codec, pixel_format in itertools.product(video._working_codecs(), FORMATS):
+        settings = replace(settings_of_codec(codec), pixel_format=pixel_format)
+        with contextlib.suppress(ConfigError):
+            check_codec(settings)
+            taken.add(settings)
+    for settings in taken:
+        check_colours(settings, tmp_path)
+    assert len(taken) >= 15
+
+
+def check_colours(settings: VideoConfig, folder: Path) -> None:
+    """ffmpeg's own words on a file, its container's box, and what it decodes with no setting at all."""
+    frame_HWC = COLOUR_KC.reshape(2, 3, 3).repeat(32, 0).repeat(32, 1)
+    made = write_video([frame_HWC[None].repeat(4, 0)], folder / "a.mp4", fps=8, settings=settings)
+    data = made.path.read_bytes()
+    again = write_video([frame_HWC[None].repeat(4, 0)], folder / "b.mp4", fps=8, settings=settings)
+    assert again.path.read_bytes() == data, settings
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(made.path)]
+    shown = subprocess.run(command, capture_output=True, check=False).stderr.decode()
+    (line,) = [line for line in shown.splitlines() if "Video:" in line]
+    box = data[data.index(b"colrnclx") + 8 :][:7]
+    if settings.pixel_format == "gbrp":
+        assert "(pc, gbr/bt709/bt709" in line
+        assert box == b"\0\1\0\1\0\0\x80"
+    else:
+        assert "(tv, bt709" in line, "the three alike are said in one word"
+        assert "unknown" not in line
+        assert box == b"\0\1\0\1\0\1\0", "primaries, transfer, matrix: 1 is BT.709; limited range"
+    if settings.codec == "libx265":
+        assert "(hvc1 / " in line
+    plain = [*command, "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run(plain, capture_output=True, check=True).stdout
+    frames_FHWC = np.frombuffer(raw, np.uint8).reshape(4, 64, 96, 3).astype(int)
+    off = np.abs(frames_FHWC[:, 16::32, 16::32].reshape(4, 6, 3) - COLOUR_KC).max()
+    assert off <= 3, (settings, off)
+
+
+def test_messages_offer_only_codecs_that_work() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_codec(VideoConfig(codec="h265"))
+    for codec in caught.value.hint.removeprefix("use one of ").split(", "):
+        check_codec(settings_of_codec(codec))
+
+
+def test_a_codec_that_other_colours_come_back_from_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = video._output_options
+
+    def said_to_be_bt601(settings: VideoConfig) -> list[str]:
+        said = [option.replace("colorspace=bt709", "colorspace=smpte170m") for option in options(settings)]
+        said[said.index("-colorspace") + 1] = "smpte170m"
+        return said
+
+    monkeypatch.setattr(video, "_output_options", said_to_be_bt601)
+    video._colour_fault.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match="changes colours"):
+            check_codec(VideoConfig())
+    finally:
+        video._colour_fault.cache_clear()

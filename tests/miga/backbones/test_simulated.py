@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,8 @@ from miga.consistency import consistency_score
 from miga.cost import count_calls
 from miga.errors import BadRowError, ModelError, NonFiniteError
 from miga.video import make_video
+from tests.pace import paced
+from tests.processes import wait_for
 
 FAST = "simulated:wan?call_s=0&decode_s=0"
 
@@ -183,7 +184,7 @@ def test_a_gpu_serves_one_at_a_time_in_the_order_of_asking() -> None:
     def hold() -> None:
         with gpu.taken(0.0):
             held.set()
-            release.wait(10.0)
+            release.wait(paced(10.0))
 
     def ask(number: int) -> None:
         with gpu.taken(0.0):
@@ -191,18 +192,16 @@ def test_a_gpu_serves_one_at_a_time_in_the_order_of_asking() -> None:
 
     holder = threading.Thread(target=hold)
     holder.start()
-    held.wait(10.0)
+    held.wait(paced(10.0))
     asking = []
     for number in range(5):
         asking.append(threading.Thread(target=ask, args=(number,)))
         asking[-1].start()
-        deadline_s = time.monotonic() + 10.0
-        while gpu._turns._next_ticket < number + 2 and time.monotonic() < deadline_s:
-            time.sleep(0.001)
+        wait_for(lambda number=number: gpu._turns._next_ticket >= number + 2, every_s=0.001)  # type: ignore[misc]
     assert served == []
     release.set()
     for thread in (holder, *asking):
-        thread.join(10.0)
+        thread.join(paced(10.0))
     assert served == [0, 1, 2, 3, 4]
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
 from miga.backbones.turns import Turns
+from tests.pace import paced
+from tests.processes import wait_for
 
 
 def asking(turns: Turns, num_asked: int) -> None:
     """Waits until so many have asked."""
-    deadline_s = time.monotonic() + 10.0
-    while turns._next_ticket < num_asked and time.monotonic() < deadline_s:
-        time.sleep(0.001)
+    wait_for(lambda: turns._next_ticket >= num_asked, every_s=0.001)
     assert turns._next_ticket == num_asked
 
 
@@ -33,7 +32,7 @@ def test_who_asks_again_at_once_waits_for_who_has_asked_before() -> None:
         asking(turns, 2)
     with turns.taken():
         served.append("call")
-    thread.join(10.0)
+    thread.join(paced(10.0))
     assert served == ["call", "decode", "call"]
 
 
@@ -44,5 +43,5 @@ def test_an_error_ends_the_turn() -> None:
             raise error
     thread = threading.Thread(target=lambda: turns.taken().__enter__(), daemon=True)
     thread.start()
-    thread.join(10.0)
+    thread.join(paced(10.0))
     assert not thread.is_alive()
