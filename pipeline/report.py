@@ -393,7 +393,7 @@ def _metadata(value: Any) -> str:
         try:
             value = parse_json(value, integers=None)
         except OutsideDataError:
-            return value
+            return str(value)
     return json.dumps(_plain(value), indent=1, ensure_ascii=False) if value else ""
 
 
