@@ -106,7 +106,7 @@ class Sampler:
         executor: WindowExecutor | None = None,
     ) -> None:
         if num_latents is not None and (type(num_latents) is not int or num_latents < 1):
-            raise ValueError(f"num_latents must be a whole number, at least 1, not {num_latents!r}")
+            raise ValueError(f"num_latents must be at least 1, a whole number, not {num_latents!r}")
         self.config = config
         self.num_latents = num_latents
         self.num_calls = 0

@@ -19,16 +19,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors import SafetensorError, safe_open
-
-from miga.errors import InputError, OutputError, UsageError, WorkerError
+from miga.checkpoint import check_file
+from miga.errors import CheckpointError, InputError, OutputError, UsageError, WorkerError
 from miga.outside_data import OutsideDataError
 from pipeline.manifest import REPAIR, SCHEMA, SIDECAR_NAME, BrokenFile, Manifest, read_manifest
 from pipeline.prompt_source import look_at
 from pipeline.prompts import read_prompts
 from pipeline.references import VIDEO_NAME, latents_name, shard_files, shards_of, video_name
 from pipeline.rows import BadRow, ManifestRow, PromptRow, video_key
-from pipeline.run_folder import RunRecord, manifest_path, read_run, shard_of
+from pipeline.run_folder import RunRecord, manifest_path, open_state_path, read_run, shard_of
 from pipeline.storage import FileInfo, LocalStorage, Storage
 from pipeline.trust import prompts_of
 from pipeline.video import count_frames
@@ -306,8 +305,10 @@ class _Verifier:
             if kept := latents_name(row):
                 file = files.latents.get(kept)
                 self._found.counts["latents"] += file is not None
-                fault = fault_in_latents(self._storage, row, file, self._found.is_quick)
-                self._found.faults += [fault] if fault else []
+                is_open = files.latents.get(open_state_path(kept))  # not all have one
+                for each in (file, is_open) if is_open else (file,):
+                    fault = fault_in_latents(self._storage, row, each, self._found.is_quick)
+                    self._found.faults += [fault] if fault else []
 
 
 def fault_in_video(storage: Storage, row: ManifestRow, file: FileInfo) -> Fault | None:
@@ -332,18 +333,21 @@ def fault_in_video(storage: Storage, row: ManifestRow, file: FileInfo) -> Fault 
 
 
 def fault_in_latents(storage: Storage, row: ManifestRow, file: FileInfo | None, is_quick: bool) -> Fault | None:
-    """What is wrong with the latents that are said to be kept of a row."""
-    where = f"latents/{row.shard:05d}/{latents_name(row)}"
+    """What is wrong with the latents that are said to be kept of a row, or the state beside them."""
+    where = f"latents/{row.shard:05d}/{latents_name(row)}" if file is None else file.path
     if file is None:
         what = f"the latents kept of row {row.row} are not there"
         return Fault(kind="latents", where=where, what=what, remedy=_NO_LATENTS)
     if is_quick:
         return None
+    kept = [path for path in (file.path, open_state_path(file.path)) if path == file.path or storage.exists(path)]
     try:
-        with local_copy(storage, file.path) as local, safe_open(local, framework="pt"):
-            pass  # it reads the header, and compares the file's length with it
-    except SafetensorError as error:
-        return Fault(kind="latents", where=where, what=f"the file is not whole ({error})", remedy=_NO_LATENTS)
+        for path in kept:
+            with local_copy(storage, path) as local:
+                check_file(local)
+    except CheckpointError as error:
+        what = f"{path} is not whole: {error.message}"
+        return Fault(kind="latents", where=where, what=what, remedy=_NO_LATENTS)
     except FileNotFoundError:
         return Fault(kind="latents", where=where, what="it was removed just now", remedy=_NO_LATENTS)
     except OutputError as error:

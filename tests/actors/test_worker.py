@@ -24,6 +24,7 @@ from actors.messages import (
     VideoFailed,
     VideoFinished,
     VideoMade,
+    VideoNote,
     VideoProgress,
     VideoSuspended,
 )
@@ -35,6 +36,7 @@ from miga.video import make_video
 from pipeline.run_folder import open_state_path
 from pipeline.video import count_frames, write_video
 from tests.actors.hosts import MODEL, SPEC, Making, make, settings, task, worker
+from tests.miga.test_checkpoint import as_version_1
 from tests.pace import paced
 
 NO_SEARCH = {"self_reflection": False}
@@ -95,6 +97,68 @@ def test_a_checkpoint_that_is_gone_costs_the_time_only(tmp_path: Path) -> None:
     host = worker(tmp_path, sampler=NO_SEARCH)
     resumed = make(host, task(resume_from="checkpoint/00000/00000000/e1a1-0002.safetensors")).result
     assert resumed.sha256 == digest_of_plain_video(tmp_path, **NO_SEARCH)
+
+
+def suspended(out: Path, attempt: int, after_calls: int, resume_from: str | None = None) -> list[str]:
+    """Paths of the checkpoints of an attempt that was stopped on its way."""
+    making = Making(
+        worker(out, checkpoint_every_s=1e-9, sampler=NO_SEARCH), task(attempt=attempt, resume_from=resume_from)
+    )
+    making.until(lambda event: isinstance(event, VideoCheckpointed) and event.num_calls > after_calls)
+    making.host.suspend(0, attempt)
+    assert isinstance(making.end(), VideoSuspended)
+    return [event.path for event in making.events if isinstance(event, VideoCheckpointed)]
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 4
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damaged", ["a later part", "an attempt", "all"])
+def test_a_damaged_checkpoint_costs_what_came_since_the_one_before(tmp_path: Path, damaged: str) -> None:
+    """The video is that of an undisturbed run, whatever is left to go on from, and the user is told."""
+    first = suspended(tmp_path, 1, 200)
+    second = suspended(tmp_path, 2, 300, first[-1])
+    assert min(len(first), len(second)) >= 3
+    for path in {"a later part": second[1:2], "an attempt": second[:1], "all": first[:1] + second[:1]}[damaged]:
+        flip_a_bit(tmp_path / path)
+    making = Making(worker(tmp_path, sampler=NO_SEARCH), task(attempt=3, resume_from=second[-1]))
+    finished = making.end()
+    assert isinstance(finished, VideoFinished)
+    assert finished.result.sha256 == digest_of_plain_video(tmp_path, **NO_SEARCH)
+    (*notes,) = (event.text for event in making.events if isinstance(event, VideoNote))
+    assert len(notes) == (2 if damaged == "all" else 1)
+    path = second[1] if damaged == "a later part" else second[0]
+    assert f"{tmp_path / path} is no whole checkpoint: it is damaged" in notes[0]
+    begun_at = next(event.num_calls for event in making.events if isinstance(event, VideoProgress))
+    config = settings(tmp_path, sampler=NO_SEARCH).sampler
+    whole = {"a later part": second[:1], "an attempt": first, "all": []}[damaged]
+    files = [tmp_path / path for path in whole]
+    resumed_at = 0
+    if files:
+        num_latents = SPEC.num_latents(61)
+        resumed_at = load_checkpoints(files, config=config, num_latents=num_latents, seed=3).num_calls
+    assert begun_at - resumed_at < 40, "it goes on right behind what is whole"
+    assert (resumed_at > 200) == (damaged != "all")
+
+
+def test_a_checkpoint_of_the_version_before_that_shared_prompts_out_otherwise(tmp_path: Path) -> None:
+    """61 frames are 16 latents: 6 + 6 + 4 of three prompts then, 6 + 5 + 5 now."""
+    prompts = ["a cat", "a dog", "a hen"]
+    making = Making(worker(tmp_path, checkpoint_every_s=1e-9, sampler=NO_SEARCH), task(), *prompts)
+    assert isinstance(making.end(), VideoFinished)
+    paths = [event.path for event in making.events if isinstance(event, VideoCheckpointed)]
+    for path in paths:
+        as_version_1(tmp_path / path)
+    again = Making(worker(tmp_path, sampler=NO_SEARCH), task(attempt=2, resume_from=paths[-1]), *prompts)
+    finished = again.end()
+    assert isinstance(finished, VideoFinished)
+    (note,) = (event.text for event in again.events if isinstance(event, VideoNote))
+    assert "is of version 1, which made this video otherwise" in note
+    assert next(event.num_calls for event in again.events if isinstance(event, VideoProgress)) < 40
+    assert making.events[-1].result.sha256 == finished.result.sha256  # type: ignore[union-attr]
 
 
 class FlakyStorage:

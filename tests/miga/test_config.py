@@ -235,3 +235,67 @@ def test_a_number_beyond_all_floats_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_config("paper", SPEC, {"guidance_scale": 10**400})
     assert caught.value.hint == "it takes a number that a float holds"
+
+
+@pytest.mark.parametrize("overrides", [{"num_steps": 10**400}, {"window": -(10**400)}, {"judged_group": 2**63}])
+@pytest.mark.parametrize("family", ["wan", "mine"])
+def test_whole_numbers_beyond_all_use_are_refused(overrides: dict[str, Any], family: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_config("paper", replace(SPEC, family=family), overrides)
+    assert caught.value.hint == "it takes a whole number of at most 63 bits"
+    assert len(caught.value.message) < 200
+
+
+def test_a_window_beyond_the_model_s_is_refused_at_once() -> None:
+    """Settings in proportion to it are not looked for first."""
+    with pytest.raises(ConfigError, match="is more than 'test' was trained on"):
+        resolve_config("paper", replace(SPEC, family="mine", name="test"), {"window": 10**15})
+
+
+@pytest.mark.parametrize(("profile", "overrides"), [(["paper"], None), ("paper", [1]), ("paper", {1: 2}), (None, None)])
+def test_what_is_no_profile_and_no_settings(profile: Any, overrides: Any) -> None:
+    with pytest.raises(ConfigError):
+        resolve_config(profile, SPEC, overrides)
+
+
+# ---- the record of a run ----
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_record_is_read_back(profile: str) -> None:
+    config = resolve_config(profile, SPEC)
+    assert SamplerConfig.from_values(json.loads(json.dumps(config.to_dict())), "run.json") == config
+
+
+RECORD = resolve_config("paper", SPEC).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, "sampler holds no settings"),
+        ([], "sampler holds no settings"),
+        ({}, "sampler.profile is missing"),
+        ({name: value for name, value in RECORD.items() if name != "eta"}, "sampler.eta is missing"),
+        (RECORD | {"speed": 1}, "unknown key sampler.speed"),
+        (RECORD | {"\x1b[2J": 1}, "unknown key sampler.\\u001b[2J"),
+        (RECORD | {"profile": 3}, "sampler.profile = 3 has the wrong type"),
+        (RECORD | {"num_steps": "54"}, "sampler.num_steps = '54' has the wrong type"),
+        (RECORD | {"num_steps": 54.0}, "sampler.num_steps = 54.0 has the wrong type"),
+        (RECORD | {"num_steps": True}, "sampler.num_steps = True has the wrong type"),
+        (RECORD | {"num_steps": None}, "sampler.num_steps = None has the wrong type"),
+        (RECORD | {"num_steps": 0}, "sampler.num_steps = 0 is out of range"),
+        (RECORD | {"timesteps": None}, "sampler.timesteps = None has the wrong type"),
+        (RECORD | {"timesteps": ["x"]}, "sampler.timesteps = ['x'] has the wrong type"),
+        (RECORD | {"method": "sora"}, "sampler.method = 'sora' is unknown"),
+        (RECORD | {"flow_shift": {}}, "sampler.flow_shift = {} has the wrong type"),
+        (RECORD | {"flow_shift": 10**400}, "has the wrong type"),
+    ],
+)
+def test_a_record_that_cannot_be(values: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        SamplerConfig.from_values(values, "s3://bucket/run.json")
+    assert caught.value.message.startswith("s3://bucket/run.json: ")
+    assert message in caught.value.message
+    assert caught.value.hint
+    assert len(caught.value.message) < 300

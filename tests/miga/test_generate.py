@@ -296,3 +296,58 @@ def test_a_video_without_end_begins_like_one_with_an_end() -> None:
     reach = (config.handoff_level - 1) * (config.window - 1)
     whole = sample(make_sampler(denoiser, config, 12 + reach))
     assert torch.equal(torch.cat(endless)[:12], whole[:12])
+
+
+# ---- a base clip of one's own ----
+
+
+def test_a_base_clip_of_another_type_is_taken_for_what_it_says() -> None:
+    """Half precision holds it exactly here, so the video is the same."""
+    config = make_config()
+    clip = torch.randint(-2, 3, (config.window, *SHAPE), generator=torch.Generator().manual_seed(0)).float()
+    sampler = make_sampler(GaussianDenoiser(config), config, 9)
+    expected = [part for _, part in sampler.run(sampler.start(clip)) if part is not None]
+    strided = torch.zeros(config.window, *SHAPE[:2], SHAPE[2] * 2)[..., ::2].copy_(clip)
+    for other in (clip.bfloat16(), clip.half(), clip.clone().requires_grad_(), strided):
+        found = [part for _, part in sampler.run(sampler.start(other)) if part is not None]
+        assert torch.equal(torch.cat(found), torch.cat(expected))
+        assert found[0].dtype == torch.float32
+
+
+def clip_with(value: float) -> torch.Tensor:
+    clip = torch.zeros(6, *SHAPE)
+    clip[2, 1, 0, 0] = value
+    return clip
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        (torch.zeros(5, *SHAPE), r"the base clip has shape \[5, .*it must be \[6, "),
+        (torch.zeros(0, *SHAPE), r"the base clip has shape \[0, "),
+        (torch.zeros(7, *SHAPE), r"the base clip has shape \[7, "),
+        (torch.zeros(1, 6, *SHAPE), r"the base clip has shape \[1, 6, "),
+        (torch.zeros(6, SHAPE[0] + 1, *SHAPE[1:]), r"it must be \[6, "),
+        (torch.zeros(6), r"the base clip has shape \[6\]"),
+        (torch.tensor(1.0), r"the base clip has shape \[\]"),
+        (torch.zeros(6, *SHAPE, dtype=torch.int64), "the base clip holds torch.int64 on cpu: it takes floats"),
+        (torch.zeros(6, *SHAPE, dtype=torch.complex64), "holds torch.complex64"),
+        (torch.zeros(6, *SHAPE, device="meta"), "on meta: it takes floats"),
+        (torch.zeros(6, *SHAPE).to_sparse(), "it takes floats"),
+        (clip_with(float("nan")), "latent 2 of the base clip is NaN or infinite"),
+        (clip_with(float("-inf")), "latent 2 of the base clip is NaN or infinite"),
+        ([[0.0]], "the base clip is a list, not a tensor"),
+    ],
+)
+@pytest.mark.parametrize("method", ["miga", "unified", "fifo"])
+def test_a_base_clip_that_cannot_be(clip: Any, message: str, method: str) -> None:
+    config = make_fifo_config() if method == "fifo" else make_config(method=method)
+    with pytest.raises(ValueError, match=message):
+        make_sampler(GaussianDenoiser(config), config, 9).start(clip)
+
+
+@pytest.mark.parametrize("num_latents", [0, -1, 2.5, 9.0, True, "9"])
+def test_a_length_that_is_none(num_latents: Any) -> None:
+    config = make_config()
+    with pytest.raises(ValueError, match="num_latents must be at least 1, a whole number, not"):
+        make_sampler(GaussianDenoiser(config), config, num_latents)

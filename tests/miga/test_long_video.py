@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,3 +68,41 @@ def test_what_cannot_be_is_refused_before_any_work(pipe: LongVideoPipeline, tiny
         LongVideoPipeline.from_pretrained(str(tiny_model), profile="papr")
     with pytest.raises(ModelError, match="nowhere"):
         LongVideoPipeline.from_pretrained("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_frames": 0}, "num_frames 0 cannot be made"),
+        ({"num_frames": -3}, "num_frames -3 cannot be made"),
+        ({"num_frames": 61.0}, "num_frames 61.0 cannot be"),
+        ({"num_frames": True}, "num_frames True cannot be"),
+        ({"num_frames": "61"}, "num_frames '61' cannot be"),
+        ({"num_frames": 4 * 10**40 + 1}, "at most 2147483647"),
+        ({"num_frames": float("nan")}, "num_frames nan cannot be"),
+        ({"seed": -1}, "seed -1 cannot be"),
+        ({"seed": 1.0}, "seed 1.0 cannot be"),
+        ({"seed": None}, "seed None cannot be"),
+        ({"seed": "1"}, "seed '1' cannot be"),
+        ({"seed": True}, "seed True cannot be"),
+        ({"prompt": ()}, "no prompt given"),
+        ({"prompt": None}, "prompt is a NoneType"),
+        ({"prompt": 3}, "prompt is a int"),
+        ({"prompt": b"a red circle"}, "prompt is a bytes"),
+        ({"prompt": ["a red circle", 3]}, "prompt is a list of something else than texts"),
+        ({"prompt": {"a": 1}}, "prompt is a dict"),
+        ({"negative_prompt": 3}, "negative_prompt is a int"),
+        ({"negative_prompt": ["x"]}, "negative_prompt is a list"),
+        ({"frames_per_prompt": 0}, "frames_per_prompt 0 cannot be"),
+        ({"frames_per_prompt": -4}, "frames_per_prompt -4 cannot be"),
+        ({"frames_per_prompt": float("nan")}, "frames_per_prompt nan cannot be"),
+        ({"frames_per_prompt": float("inf")}, "frames_per_prompt inf cannot be"),
+        ({"frames_per_prompt": "9"}, "frames_per_prompt '9' cannot be"),
+    ],
+)
+def test_arguments_that_cannot_be(pipe: LongVideoPipeline, arguments: dict[str, Any], message: str) -> None:
+    call = pipe.stream if "frames_per_prompt" in arguments else pipe
+    with pytest.raises(UsageError) as caught:
+        call(**({"prompt": "a red circle", "num_frames": 61} | arguments))  # type: ignore[operator]
+    assert message in str(caught.value)
+    assert caught.value.hint
