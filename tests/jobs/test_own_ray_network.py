@@ -22,7 +22,7 @@ import pytest
 from tests.processes import descendants, wait_for
 from tests.sockets import listening
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
 RUN_IP, OTHER_IP = "10.77.0.1", "10.77.0.2"
 ROOT = Path(__file__).parents[2]
@@ -163,7 +163,7 @@ def doors_of(network: Network, folder: Path, code: str, **settings: str) -> Door
             return int(session.stdout.readline())
 
         with contextlib.suppress(AssertionError):  # neither joined nor given up
-            wait_for(lambda: num_nodes() > 1 or worker.poll() is not None, seconds=90)
+            wait_for(lambda: num_nodes() > 1 or worker.poll() is not None, seconds=40)
         return Doors(json.loads(tried.stdout), num_nodes() > 1)
     finally:
         for process in filter(None, (worker, session)):
