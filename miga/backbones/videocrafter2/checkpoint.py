@@ -6,6 +6,7 @@ transformers have the same modules under other names. `place_of` is that diction
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -179,7 +180,7 @@ def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
         ModelError: if the file is missing, truncated, no checkpoint of torch, or holds anything beside tensors and
             plain values.
     """
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ModelError(f"checkpoint {str(file)!r} does not exist", hint="name VideoCrafter2's model.ckpt")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
