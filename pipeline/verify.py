@@ -305,10 +305,8 @@ class _Verifier:
             if kept := latents_name(row):
                 file = files.latents.get(kept)
                 self._found.counts["latents"] += file is not None
-                is_open = files.latents.get(open_state_path(kept))  # not all have one
-                for each in (file, is_open) if is_open else (file,):
-                    fault = fault_in_latents(self._storage, row, each, self._found.is_quick)
-                    self._found.faults += [fault] if fault else []
+                fault = fault_in_latents(self._storage, row, file, self._found.is_quick)
+                self._found.faults += [fault] if fault else []
 
 
 def fault_in_video(storage: Storage, row: ManifestRow, file: FileInfo) -> Fault | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,14 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from miga.checkpoint import save_checkpoint
 from miga.errors import OutputError
 from pipeline.manifest import to_parquet
 from pipeline.run_folder import checkpoint_folder, latents_path, open_state_path
 from pipeline.storage import LocalStorage, Storage, open_storage
 from pipeline.verify import Verification, verify
 from tests.made_run import MadeRun, make_run, video_bytes
+from tests.miga.test_checkpoint import CONFIG, make_checkpoint
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -106,24 +109,25 @@ def cut_and_recorded(run: MadeRun) -> None:
     rewrite(run, lambda rows: [rows[0], replace(rows[1], sha256=digest, bytes=len(data)), rows[2]])  # type: ignore[type-var]
 
 
-def keep_latents(run: MadeRun, change: Callable[[bytes], bytes]) -> str:
-    """Notes that latents of row 1 were kept, and puts what `change` makes of them there; returns where."""
+def latents_bytes(folder: Path) -> bytes:
+    save_checkpoint(make_checkpoint(0, 2), folder / "latents", config=CONFIG, seed=1)
+    return (folder / "latents").read_bytes()
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit, inside of the latents."""
+    return data[:-50] + bytes([data[-50] ^ 8]) + data[-49:]
+
+
+def keep_latents(run: MadeRun, change: Callable[[bytes], bytes], change_open: Callable[[bytes], bytes] = bytes) -> str:
+    """Notes that latents of row 1 were kept, and puts what is made of them, and of the open state, there."""
     path = latents_path(0, 1, run.row(1).key, 1, 1)
     rewrite(run, lambda rows: [rows[0], replace(rows[1], latents_uri=run.storage.uri(path)), *rows[2:]])  # type: ignore[type-var]
-    run.storage.write_bytes(path, change(kept_latents()))
+    with tempfile.TemporaryDirectory() as folder:
+        data = latents_bytes(Path(folder))
+    run.storage.write_bytes(path, change(data))
+    run.storage.write_bytes(open_state_path(path), change_open(data))
     return path
-
-
-def kept_latents() -> bytes:
-    """A file of latents, as far as can be seen without the video: what its format, version and checksum say."""
-    about = {"format": "miga checkpoint", "version": "2", "sha256": "0" * 64}
-    data = save({"x": torch.zeros(3, 4)}, about)
-    return data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode())
-
-
-def open_state_flipped(run: MadeRun) -> None:
-    path = open_state_path(keep_latents(run, bytes))
-    run.storage.write_bytes(path, kept_latents()[:-1] + b"\x01")
 
 
 BREAKS: dict[str, tuple[Callable[[MadeRun], object], list[str], list[str]]] = {
@@ -138,8 +142,13 @@ BREAKS: dict[str, tuple[Callable[[MadeRun], object], list[str], list[str]]] = {
         ["latents"],
     ),
     "latents cut": (lambda run: keep_latents(run, lambda data: data[:-1]), [], ["latents"]),
-    "latents flipped": (lambda run: keep_latents(run, lambda data: data[:-2] + b"\x01\x00"), [], ["latents"]),
-    "open state flipped": (open_state_flipped, [], ["latents"]),
+    "latents flipped": (lambda run: keep_latents(run, flipped), [], ["latents"]),
+    "open state flipped": (lambda run: keep_latents(run, bytes, flipped), [], ["latents"]),
+    "latents of something else": (
+        lambda run: keep_latents(run, lambda _: save({"x": torch.zeros(3)})),
+        [],
+        ["latents"],
+    ),
     "row lost": (lambda run: rewrite(run, lambda rows: rows[:1] + rows[2:]), ["unsealed"], ["unsealed"]),
     "row twice": (lambda run: rewrite(run, lambda rows: [*rows, rows[1]]), ["manifest"], ["manifest"]),
     "rows unsorted": (lambda run: rewrite(run, lambda rows: rows[::-1]), ["manifest"], ["manifest"]),

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
-from miga.backbones.loading import local_path, resolve_folder
+from miga.backbones.loading import resolve_folder
 from miga.backbones.videocrafter2.backbone import require_tokenizer_files
 from miga.backbones.videocrafter2.checkpoint import (
     Architecture,
@@ -67,7 +67,7 @@ def convert_checkpoint(
         ModelError: if the checkpoint or the tokenizer is missing, broken or of another model.
         OutputError: if `out` exists, or cannot be written.
     """
-    checkpoint, out = local_path(str(checkpoint)), local_path(str(out))
+    checkpoint, out = (Path(os.path.expanduser(path)) for path in (checkpoint, out))
     if os.path.lexists(out):
         raise OutputError(f"{out} exists already", "name a folder that does not exist; nothing is written over")
     architecture = architecture or PUBLISHED_ARCHITECTURE
@@ -108,8 +108,8 @@ def load_tokenizer(name_or_dir: str | Path, vocab_size: int) -> Any:
         ModelError: if it is not to be had, or is another tokenizer.
     """
     folder = resolve_folder(name_or_dir, None, TOKENIZER_FILES)
-    require_tokenizer_files(folder)
     try:
+        require_tokenizer_files(folder)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, model_max_length=NUM_TEXT_TOKENS)
         marks = tokenizer("").input_ids
     except Exception as error:  # whatever transformers and tokenizers raise while they read it
