@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ import torch
 
 from miga.backbones.base import Backbone, BackboneSpec, Component
 from miga.backbones.loading import device_and_dtype
+from miga.backbones.spec import why_no_default_length
 from miga.backbones.weight_files import first_line
 from miga.errors import MigaError, ModelError
 
@@ -75,7 +77,7 @@ def load_own(
         backbone = factory(components=tuple(components), device=device, dtype=dtype)
     except (MigaError, MemoryError):
         raise
-    except Exception as error:  # whatever a user's code raises: it means that this model cannot be loaded
+    except (Exception, SystemExit) as error:  # whatever a user's code raises: this model cannot be loaded
         raise ModelError(
             f"{name!r} failed to load {', '.join(components) or 'its spec'}: {type(error).__name__}: "
             f"{first_line(error)}",
@@ -90,11 +92,11 @@ def _import(name: str) -> Factory:
     module_name, _, path = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's code
-        is_absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+    except (Exception, SystemExit) as error:  # importing runs the user's code
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
         raise ModelError(
-            f"model {name!r}: there is no module {error.name!r}"  # type: ignore[attr-defined]
-            if is_absent
+            f"model {name!r}: there is no module {absent!r}"
+            if absent and f"{module_name}.".startswith(f"{absent}.")
             else f"model {name!r}: importing {module_name!r} failed: {type(error).__name__}: {first_line(error)}",
             "install its package where the driver and every worker run, or set PYTHONPATH to the folder it lies in",
         ) from error
@@ -135,6 +137,13 @@ def _check(name: str, backbone: Any, components: Sequence[Component]) -> None:
         raise ModelError(
             f"spec.{wrong[0]} of {name!r} is {counts[wrong[0]]!r}: it must be a whole number above 0", _PAGE
         )
+    kinds = {"family": str, "revision": str, "negative_prompt": str, "sampler": dict}
+    if wrong := [field for field, kind in kinds.items() if not isinstance(getattr(spec, field), kind)]:
+        raise ModelError(f"spec.{wrong[0]} of {name!r} is no {kinds[wrong[0]].__name__}", _PAGE)
+    if type(spec.forward_flops) not in (int, float) or not 0 <= spec.forward_flops < math.inf:
+        raise ModelError(f"spec.forward_flops of {name!r} is {spec.forward_flops!r}: it must be a number", _PAGE)
+    if reason := why_no_default_length(spec):
+        raise ModelError(f"spec.default_num_frames of {name!r}: {reason}", _PAGE)
     if not spec.revision or not spec.family:
         raise ModelError(
             f"spec of {name!r} names no revision or no family",

@@ -45,6 +45,15 @@ def why_no_multiple(side: str, pixels: int, step: int, reason: str) -> str | Non
     return f"{side} {pixels} is no multiple of {step} ({reason}); nearest is {nearest}"
 
 
+def why_no_default_length(spec: BackboneSpec) -> str | None:
+    """What is wrong with the length of a video where none is asked for, with the nearest; None if it can be made."""
+    try:
+        spec.num_latents(spec.default_num_frames)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def resized(spec: BackboneSpec, height: int, width: int, why_not: str | None, forward_flops: float) -> BackboneSpec:
     """The spec for frames of another size.
 

@@ -27,7 +27,7 @@ from miga.backbones.model_config import (
     left_out,
     read_config,
 )
-from miga.backbones.spec import is_published, resized, spec_folder, why_no_multiple
+from miga.backbones.spec import is_published, resized, spec_folder, why_no_default_length, why_no_multiple
 from miga.backbones.weight_files import read_json
 from miga.errors import ModelError
 
@@ -418,7 +418,10 @@ def spec_of_folder(folder: Path, name: str) -> BackboneSpec:
     settings, architecture = read_settings(folder, Settings), architecture_of_folder(folder)
     if reason := why_not_size(architecture, settings.height, settings.width):
         raise ModelError(f"{name!r}: {reason}", hint="correct miga.json")
-    return spec_of(name, revision_of(folder), settings, architecture, vae.frames_per_latent)
+    spec = spec_of(name, revision_of(folder), settings, architecture, vae.frames_per_latent)
+    if reason := why_no_default_length(spec):
+        raise ModelError(f"{name!r}: default_num_frames: {reason}", hint="correct miga.json")
+    return spec
 
 
 _SUPPORTED = "text-to-video models of Wan2.1's layout are supported, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"

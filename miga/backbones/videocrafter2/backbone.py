@@ -16,7 +16,14 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.loading import MOST_TOKENS, load_component, load_tokenizer, loading, require_finite
+from miga.backbones.loading import (
+    MOST_TOKENS,
+    load_component,
+    load_tokenizer,
+    loading,
+    require_component,
+    require_finite,
+)
 from miga.backbones.model_config import ClipTextConfig, arguments, read_config
 from miga.backbones.pretrained import PretrainedBackbone
 from miga.backbones.text import TextEncoder
@@ -33,8 +40,9 @@ from miga.backbones.videocrafter2.spec import (
 from miga.backbones.videocrafter2.text import VideoCrafter2TextEncoder
 from miga.backbones.videocrafter2.unet import VideoCrafter2UNet
 from miga.backbones.videocrafter2.vae import VideoCrafter2FrameDecoder
-from miga.backbones.weight_files import entries_of, opened, require_fitting, weight_files
+from miga.backbones.weight_files import entries_of, opened, require_file, require_fitting, weight_files
 from miga.config import SamplerConfig
+from miga.errors import ModelError
 
 
 class VideoCrafter2Backbone(PretrainedBackbone):
@@ -58,8 +66,8 @@ class VideoCrafter2Backbone(PretrainedBackbone):
     @staticmethod
     def load_tokenizer(folder: Path) -> Any:
         """CLIP's."""
-        with loading("tokenizer", folder):
-            require_tokenizer_files(folder / "tokenizer")
+        require_component("tokenizer", folder)
+        require_tokenizer_files(folder / "tokenizer")
         file = folder / "text_encoder" / "config.json"
         is_here = os.path.lexists(file)
         vocabulary = read_config(folder, "text_encoder", ClipTextConfig).vocab_size if is_here else MOST_TOKENS
@@ -113,11 +121,16 @@ class VideoCrafter2Backbone(PretrainedBackbone):
 
 
 def require_tokenizer_files(folder: Path) -> None:
-    """Transformers would make a tokenizer up where there is none.
+    """Transformers would make a tokenizer up where there is none, and wait at a pipe.
 
     Raises:
-        FileNotFoundError: if the folder holds none.
+        ModelError: if the folder holds none, or a file of it cannot be read.
     """
     there = {name for name in ("tokenizer.json", "vocab.json", "merges.txt") if os.path.lexists(folder / name)}
+    for name in there:
+        require_file(folder / name)
     if "tokenizer.json" not in there and len(there) < 2:
-        raise FileNotFoundError("no tokenizer.json, nor vocab.json and merges.txt")
+        raise ModelError(
+            f"cannot load {str(folder)!r}: no tokenizer.json, nor vocab.json and merges.txt",
+            hint="the folder was copied or downloaded incompletely",
+        )

@@ -108,8 +108,8 @@ def load_tokenizer(name_or_dir: str | Path, vocab_size: int) -> Any:
         ModelError: if it is not to be had, or is another tokenizer.
     """
     folder = resolve_folder(name_or_dir, None, TOKENIZER_FILES)
+    require_tokenizer_files(folder)
     try:
-        require_tokenizer_files(folder)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, model_max_length=NUM_TEXT_TOKENS)
         marks = tokenizer("").input_ids
     except Exception as error:  # whatever transformers and tokenizers raise while they read it

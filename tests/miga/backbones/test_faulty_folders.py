@@ -254,6 +254,10 @@ FAULTS: dict[str, dict[str, tuple[Change, str]]] = {
         "a shard is cut off": (shards("cut"), r"cannot load .*00002-of-00002.*bytes, and its header speaks of"),
         "another depth": (change_json("transformer/config.json", num_layers=3), "lacks blocks.2"),
         "another width": (change_json("transformer/config.json", ffn_dim=64), "transformer"),
+        "a length that cannot be made": (
+            change_json("miga.json", default_num_frames=40),
+            "default_num_frames: num_frames 40 cannot be made.*nearest is 37 or 41",
+        ),
         "less depth": (change_json("transformer/config.json", num_layers=1), "has no place for blocks.1"),
         "depth of a billion": (
             change_json("transformer/config.json", num_layers=10**9),

@@ -180,11 +180,17 @@ def spoilt(**_):
     backbone = TenLineBackbone(torch.device("cpu"))
     backbone.spec = replace(backbone.spec, window=0)
     return backbone
-def nameless(**_):
+def changed(**changes):
     from dataclasses import replace
     backbone = TenLineBackbone(torch.device("cpu"))
-    backbone.spec = replace(backbone.spec, revision="")
+    backbone.spec = replace(backbone.spec, **changes)
     return backbone
+def nameless(**_): return changed(revision="")
+def numbered(**_): return changed(revision=7)
+def unsettled(**_): return changed(sampler=None)
+def infinite(**_): return changed(forward_flops=float("inf"))
+def odd(**_): return changed(frames_per_latent=4, default_num_frames=20)
+def leaving(**_): raise SystemExit(3)
 """
 
 
@@ -203,14 +209,21 @@ def nameless(**_):
         ("faulty_model:failing", "RuntimeError: weights are on the other machine\n", "call it in Python"),
         ("faulty_model:spoilt", "spec.window of .* is 0", "bring-your-own-model"),
         ("faulty_model:nameless", "names no revision", "resumed"),
+        ("faulty_model:numbered", "spec.revision of .* is no str", "bring-your-own-model"),
+        ("faulty_model:unsettled", "spec.sampler of .* is no dict", "bring-your-own-model"),
+        ("faulty_model:infinite", "spec.forward_flops of .* is inf", "bring-your-own-model"),
+        ("faulty_model:odd", "spec.default_num_frames of .*nearest is 17 or 21", "bring-your-own-model"),
+        ("faulty_model:leaving", "failed to load text, denoiser, vae: SystemExit: 3", "call it in Python"),
+        ("leaving_model:load", "importing 'leaving_model' failed: SystemExit: 3", "PYTHONPATH"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str, hint: str) -> None:
     (tmp_path / "faulty_model.py").write_text(MODULE)
     (tmp_path / "broken_model.py").write_text("1 / 0\n")
+    (tmp_path / "leaving_model.py").write_text("raise SystemExit(3)\n")
     (tmp_path / "needy_model.py").write_text("import no_such_dependency\n")
     monkeypatch.syspath_prepend(tmp_path)
-    for module in ("faulty_model", "broken_model", "needy_model"):
+    for module in ("faulty_model", "broken_model", "needy_model", "leaving_model"):
         sys.modules.pop(module, None)
     with pytest.raises(ModelError, match=message) as error:
         load_backbone(name, device="cpu")

@@ -203,6 +203,21 @@ def test_weights_that_are_no_numbers(tiny: STATE, value: float) -> None:
         require_sound(change(tiny, **{VAE_KEY: broken}))
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.ones(2, 2, dtype=torch.int8),
+        torch.ones(2, 2).to(torch.float8_e4m3fn),
+        torch.ones(2, 2).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8),
+    ],
+    ids=["whole numbers", "fp8", "sparse", "quantized"],
+)
+def test_weights_that_need_others_to_mean_something(tiny: STATE, value: torch.Tensor) -> None:
+    with pytest.raises(ModelError, match=f"not stored as plain numbers, in {VAE_KEY}"):
+        require_sound(change(tiny, **{VAE_KEY: value}))
+
+
 @pytest.mark.parametrize("key", ["alphas_cumprod", "scale_arr"])
 def test_another_noise_schedule(key: str) -> None:
     tensors = schedule_tensors()
