@@ -41,7 +41,6 @@ from pipeline.run_folder import (
     RunRecord,
     latents_path,
     manifest_path,
-    open_state_path,
     pack_path,
     read_run,
     shard_of,
@@ -326,10 +325,8 @@ class _Planner:
     def _with_latents(self, row: ManifestRow, plan: _Plan, found: _Found) -> ManifestRow:
         if row.latents_uri is None:
             return row
-        path = f"latents/{row.shard:05d}/{PurePosixPath(row.latents_uri).name}"
-        fault = fault_in_latents(self._storage, row, found.latents.get(path), self._quick)
-        if fault is None and (is_open := found.latents.get(open_state_path(path))):  # not all have one
-            fault = fault_in_latents(self._storage, row, is_open, self._quick)
+        file = found.latents.get(f"latents/{row.shard:05d}/{PurePosixPath(row.latents_uri).name}")
+        fault = fault_in_latents(self._storage, row, file, self._quick)
         if fault is None:
             return row
         plan.steps.append(f"row {row.row}: it is noted that no latents are kept of it ({fault.what})")

@@ -199,12 +199,14 @@ def _ca_bundle(profile: dict[str, Any]) -> Iterator[Fault]:
     ):
         if value is None:
             continue
-        if reason := _why_no_bundle(str(value)):
+        if reason := _why_no_bundle(str(value), _version(str(value))):
             yield f"{where} is {str(value)!r}: {reason}", f"name a file of certificates (PEM), or unset {where}"
         return
 
 
-def _why_no_bundle(path: str) -> str:
+@lru_cache(maxsize=4)
+def _why_no_bundle(path: str, version: tuple[int, int] | None) -> str:
+    """What is wrong with a version of a file; empty if nothing is. A whole bundle takes a while to read."""
     if not path.strip():
         return "it is empty"
     try:

@@ -123,13 +123,7 @@ class S3Storage:
 
     def stat(self, path: str) -> FileInfo:
         """See `Storage`."""
-        found = self._ask(path, self._head(path))
-        return FileInfo(
-            path=path,
-            bytes=int(found["ContentLength"]),
-            modified_s=found["LastModified"].timestamp(),
-            sha256=found.get("Metadata", {}).get("sha256"),
-        )
+        return self._ask(path, self._head(path))
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """See `Storage`."""
@@ -297,20 +291,25 @@ class S3Storage:
 
     # ---- objects ----
 
-    def _head(self, path: str) -> Request[dict[str, Any]]:
+    def _head(self, path: str) -> Request[FileInfo]:
         """Asks what there is to know of an object; GET, too, if refused: only that has a body to say what was wrong."""
 
         at = self._at(path)
 
-        async def head(client: Any, _: Progress) -> dict[str, Any]:
+        async def head(client: Any, _: Progress) -> FileInfo:
             try:
-                found: dict[str, Any] = await client.head_object(**at)
+                found = await client.head_object(**at)
             except Exception as error:
                 if _status(error) in (301, 307, 400, 401, 403):
                     answer = await client.get_object(**at, Range="bytes=0-0")
                     answer["Body"].close()
                 raise
-            return found
+            return FileInfo(
+                path=path,
+                bytes=int(found["ContentLength"]),
+                modified_s=found["LastModified"].timestamp(),
+                sha256=found.get("Metadata", {}).get("sha256"),
+            )
 
         return head
 
@@ -325,7 +324,7 @@ class S3Storage:
         token: dict[str, str] = {}
         while True:
             where = {"Bucket": self._bucket, "Prefix": self._folder(prefix), "MaxKeys": _PAGE, **options, **token}
-            page = self._ask(prefix, _called("list_objects_v2", where))
+            page = self._ask(prefix, _listing(where))
             yield page
             if not page.get("IsTruncated"):
                 return
@@ -339,7 +338,7 @@ class S3Storage:
         """Puts a large file. Nothing is at `path` before the last step, and the parts are removed if that fails."""
         part_bytes = max(PART_BYTES, -(-size // _MAX_PARTS))
         about = {**self._at(path), "Metadata": {"sha256": sha256}}
-        upload: str = self._ask(path, _called("create_multipart_upload", about))["UploadId"]
+        upload: str = self._ask(path, _called("create_multipart_upload", about, "UploadId"))["UploadId"]
         threads = ThreadPoolExecutor(_PARTS_AT_ONCE)
 
         def send(number: int) -> dict[str, Any]:
@@ -348,7 +347,7 @@ class S3Storage:
                 data = file.read(part_bytes)
             about = {**self._at(path), "UploadId": upload, "PartNumber": number}
             sent = self._ask(path, _sending("upload_part", about, data), len(data))
-            return {"PartNumber": number, "ETag": sent["ETag"]}
+            return {"PartNumber": number, "ETag": sent.get("ETag", "")}
 
         try:
             parts = list(threads.map(send, range(1, -(-size // part_bytes) + 1)))
@@ -462,8 +461,29 @@ class _BrokenAnswerError(Exception):
     """What arrived is not what the server said it sends."""
 
 
-def _called(name: str, options: Mapping[str, Any]) -> Request[dict[str, Any]]:
-    return lambda client, _: getattr(client, name)(**options)
+def _called(name: str, options: Mapping[str, Any], key: str = "ResponseMetadata") -> Request[dict[str, Any]]:
+    """The answer of a call, in which `key` must stand."""
+
+    async def ask(client: Any, _: Progress) -> dict[str, Any]:
+        answer: dict[str, Any] = await getattr(client, name)(**options)
+        _ = answer[key]
+        return answer
+
+    return ask
+
+
+def _listing(options: Mapping[str, Any]) -> Request[dict[str, Any]]:
+    """A page; any other document would be taken for an empty one."""
+
+    async def ask(client: Any, _: Progress) -> dict[str, Any]:
+        page: dict[str, Any] = await client.list_objects_v2(**options)
+        if not page.keys() & {"Name", "KeyCount", "IsTruncated"}:
+            raise ValueError("it is no listing of a bucket")
+        if page.get("IsTruncated") and page.get("NextContinuationToken") in (None, options.get("ContinuationToken")):
+            raise ValueError("its pages have no end")
+        return page
+
+    return ask
 
 
 def _sending(name: str, options: dict[str, Any], data: bytes) -> Request[dict[str, Any]]:
@@ -608,7 +628,7 @@ def _lasts(error: Exception) -> bool:
             return True
         if isinstance(cause, aiohttp.ClientHttpProxyError) and 400 <= cause.status < 500:
             return True
-        if isinstance(cause, ssl.SSLError) and cause.reason in _LASTING_SSL:
+        if isinstance(cause, ssl.SSLError) and getattr(cause, "reason", None) in _LASTING_SSL:
             return True
         cause = getattr(cause, "kwargs", {}).get("error") or getattr(cause, "os_error", None) or cause.__cause__
         if cause is None:

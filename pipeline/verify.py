@@ -305,10 +305,8 @@ class _Verifier:
             if kept := latents_name(row):
                 file = files.latents.get(kept)
                 self._found.counts["latents"] += file is not None
-                is_open = files.latents.get(open_state_path(kept))  # not all have one
-                for each in (file, is_open) if is_open else (file,):
-                    fault = fault_in_latents(self._storage, row, each, self._found.is_quick)
-                    self._found.faults += [fault] if fault else []
+                fault = fault_in_latents(self._storage, row, file, self._found.is_quick)
+                self._found.faults += [fault] if fault else []
 
 
 def fault_in_video(storage: Storage, row: ManifestRow, file: FileInfo) -> Fault | None:
@@ -340,11 +338,14 @@ def fault_in_latents(storage: Storage, row: ManifestRow, file: FileInfo | None, 
         return Fault(kind="latents", where=where, what=what, remedy=_NO_LATENTS)
     if is_quick:
         return None
+    kept = [path for path in (file.path, open_state_path(file.path)) if path == file.path or storage.exists(path)]
     try:
-        with local_copy(storage, file.path) as local:
-            check_file(local)
+        for path in kept:
+            with local_copy(storage, path) as local:
+                check_file(local)
     except CheckpointError as error:
-        return Fault(kind="latents", where=where, what=f"the file is not whole ({error.message})", remedy=_NO_LATENTS)
+        what = f"{path} is not whole: {error.message}"
+        return Fault(kind="latents", where=where, what=what, remedy=_NO_LATENTS)
     except FileNotFoundError:
         return Fault(kind="latents", where=where, what="it was removed just now", remedy=_NO_LATENTS)
     except OutputError as error:

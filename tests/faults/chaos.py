@@ -214,7 +214,8 @@ class Chaos:
         kind = self._plan.pop(0) if self._plan else self._random.choices(self._kinds, weights)[0]
         begun_s = time.monotonic()
         is_struck = getattr(self, kind.replace(" ", "_"))()
-        self.struck[kind] += is_struck
+        if is_struck:
+            self.struck[kind] += 1
         with (self._world.folder / "faults.log").open("a") as log:
             log.write(f"{begun_s - self._begun_s:7.1f} s  {kind}{'' if is_struck else ': nothing to strike'}\n")
 

@@ -216,7 +216,6 @@ def test_notes_that_are_not_of_their_name_are_refused(capsys: pytest.CaptureFixt
         replace(row, num_frames=LONG).to_json(),  # its key is of the shorter video
         replace(row, row=1, num_frames=LONG).to_json(),
         "{}",
-        "[" * 100_000,
         "",
     ):
         note.write_text(content)

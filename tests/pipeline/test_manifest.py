@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+import random
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from miga.errors import OutputError
+from miga.outside_data import OutsideDataError
 from pipeline.manifest import SCHEMA, Manifest, to_parquet
 from pipeline.rows import ManifestRow
-from pipeline.run_folder import manifest_path, sidecar_path
+from pipeline.run_folder import manifest_path, pack_path, sidecar_path
 from pipeline.storage import LocalStorage
 
 KEY = "ab" * 32
@@ -205,3 +209,99 @@ def test_foreign_files_are_left_alone(manifest: Manifest, storage: LocalStorage)
     storage.write_bytes("done/README", b"")
     storage.write_bytes("manifest/index.html", b"")
     assert [each.row for each in manifest.read_rows()] == [0]
+
+
+def test_a_broken_sidecar_gives_way_to_a_sound_one_beside_it(manifest: Manifest, storage: LocalStorage) -> None:
+    base = sidecar_path("ok", 0, 1, KEY)
+    storage.write_bytes(base, b"{")
+    assert manifest.settled(0)[0] == {}
+    assert [file.path for file in manifest.settled(0)[2].values()] == [base]
+    assert manifest.record(row(1, attempt=3))
+    assert not manifest.record(row(1, attempt=4)), "it is settled now"
+    assert [each.attempt for each in manifest.read_shard(0)] == [3]
+    assert manifest.settled(0)[::2] == ({1: "ok"}, {})
+    assert storage.read_bytes(base) == b"{", "nothing is overwritten"
+
+
+def test_a_success_that_is_broken_is_no_failure(manifest: Manifest, storage: LocalStorage) -> None:
+    """Its video would go with the next `gc`."""
+    manifest.record(row(1, "failed"))
+    manifest.record(row(1))
+    storage.write_bytes(sidecar_path("ok", 0, 1, KEY), b"{}")
+    assert manifest.look(0).rows == {}
+    assert manifest.look(0).broken_rows.keys() == {1}
+    with pytest.raises(OutputError, match="miga repair"):
+        manifest.seal(0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_frames": "x"}, {"num_frames": 1.5}, {"num_frames": True}, {"num_frames": 2**63}, {"bytes": -1},
+        {"height": 2**31}, {"shard": 1}, {"row": 5}, {"seed": 2**64}, {"seed": -1}, {"fps": "8"}, {"fps": None, "x": 1},
+        {"id": 7}, {"prompts": "a"}, {"prompts": [1]}, {"consistency": "0.5"}, {"consistency": [None, "x"]},
+        {"created_at": "yesterday"}, {"created_at": 1.0}, {"created_at": "0001-01-01T00:00:00+09:00"},
+        {"uri": "/etc/passwd"}, {"uri": "video/00000/../x"}, {"uri": "video/00000/00000001-abababababababab-e1a1.mp4"},
+        {"latents_uri": "s3://b/x"}, {"status": "fine"}, {"status": "failed"}, {"key": "cd" * 32}, {"metadata": {}},
+    ],
+)  # fmt: skip
+def test_sidecars_of_earlier_versions_are_read_and_not_believed(
+    manifest: Manifest, storage: LocalStorage, values: dict[str, object]
+) -> None:
+    content = json.loads(row(0).to_json())
+    path = sidecar_path("ok", 0, 0, KEY)
+    storage.write_bytes(path, json.dumps(content).encode())
+    assert texts(manifest.read_shard(0)) == [row(0).to_json()]
+    storage.write_bytes(path, json.dumps(content | values).encode())
+    with pytest.raises(OutputError, match="is broken"):
+        manifest.read_shard(0)
+
+
+def test_one_flipped_bit_is_found_wherever_it_is(manifest: Manifest, storage: LocalStorage) -> None:
+    """Or it is in what no reader looks at, and changes nothing."""
+    for index in range(4):
+        manifest.record(row(index))
+    manifest.seal(0)
+    manifest.pack(0, 1, manifest.read_shard(0))
+    expected = texts(manifest.read_shard(0))
+    draw = random.Random(5)
+    readers = {
+        manifest_path(0): lambda: manifest.read_sealed(0),
+        pack_path(0, 1): lambda: manifest.read_pack(pack_path(0, 1)),
+        sidecar_path("ok", 0, 2, KEY): lambda: [manifest.read_sidecar(sidecar_path("ok", 0, 2, KEY))],
+    }
+    for path, read in readers.items():
+        data = storage.read_bytes(path)
+        for at in (draw.randrange(len(data)) for _ in range(300)):
+            flipped = data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
+            Path(storage.uri(path)).write_bytes(flipped)
+            with suppress(OutsideDataError):
+                assert set(texts(read())) <= set(expected)
+        storage.write_bytes(path, data)
+        assert set(texts(read())) <= set(expected)
+
+
+def test_a_file_with_a_row_twice_or_of_another_shard_is_refused(manifest: Manifest, storage: LocalStorage) -> None:
+    for rows in ([row(0), row(0)], [row(0), row(5)], [row(0, shard=7)]):
+        storage.write_bytes(manifest_path(0), to_parquet(rows))
+        for read in (manifest.read_shard, manifest.sealed_statuses):
+            if rows[0].shard == 0 or read == manifest.read_shard:
+                with pytest.raises(OutputError, match="miga repair"):
+                    read(0)
+
+
+def test_packs_complete_an_older_file_and_sidecars_that_come_late_do_not_count(
+    manifest: Manifest, storage: LocalStorage
+) -> None:
+    manifest.record(row(0))
+    manifest.seal(0)
+    older = storage.read_bytes(manifest_path(0))
+    manifest.pack(0, 3, [row(index, attempt=1) for index in range(4)])
+    storage.write_bytes(manifest_path(0), older)
+    manifest.record(row(2, attempt=9))
+    assert [each.attempt for each in manifest.read_shard(0)] == [0, 1, 1, 1]
+    assert manifest.statuses(0) == dict.fromkeys(range(4), "ok")
+    assert not manifest.is_sealed(0)
+    assert manifest.seal(0) == 4
+    assert manifest.is_sealed(0)
+    assert manifest.shards() == [0]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -348,3 +349,103 @@ def test_many_pages(storage: S3Storage, monkeypatch: pytest.MonkeyPatch) -> None
     assert list(storage.children("done")) == names
     storage.delete_many(storage.list("done"))
     assert storage.children() == []
+
+
+# ---- what will not pass ----------------------------------------------------------------------------------------------
+
+
+class _Answering(BaseHTTPRequestHandler):
+    """A server of one answer, and of no body to HEAD."""
+
+    protocol_version = "HTTP/1.1"
+    status, body, num_asked = 200, b"", 0
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def _answer(self) -> None:
+        type(self).num_asked += 1
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response_only(self.status)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.send_header("x-amz-bucket-region", "eu-west-1")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(self.body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _answer
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Answering]]:
+    kind = type("_Kind", (_Answering,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    values = {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    yield kind
+    server.shutdown()
+    server.server_close()
+
+
+def error_document(code: str) -> bytes:
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>said so</Message></Error>".encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "hint"),
+    [
+        (403, "InvalidAccessKeyId", "permission denied", "AWS_ACCESS_KEY_ID"),
+        (403, "SignatureDoesNotMatch", "permission denied", "AWS_SECRET_ACCESS_KEY"),
+        (403, "AccessDenied", "permission denied", "credentials"),
+        (403, "RequestTimeTooSkewed", "said so", "clock"),
+        (400, "ExpiredToken", "said so", "renew the credentials"),
+        (400, "InvalidToken", "said so", "renew the credentials"),
+        (301, "PermanentRedirect", "another region", "AWS_DEFAULT_REGION"),
+        (400, "AuthorizationHeaderMalformed", "another region", "AWS_DEFAULT_REGION"),
+        (400, "InvalidBucketName", "takes no bucket of that name", "bucket's name"),
+        (404, "NoSuchBucket", "bucket does not exist", "create the bucket"),
+        (400, "Whatever", "said so", "endpoint"),
+    ],
+)
+def test_answers_that_will_not_change_are_not_waited_for(
+    answering: type[_Answering], status: int, code: str, message: str, hint: str
+) -> None:
+    answering.status, answering.body = status, error_document(code)
+    storage = S3Storage("s3://bucket/x", patience_s=300.0)
+    for method in ("exists", "read_bytes", "children"):
+        if method == "exists" and status == 404:
+            continue  # an answer to HEAD does not say what it is that is not there
+        answering.num_asked = 0
+        with pytest.raises(OutputError, match=message) as caught:
+            getattr(storage, method)("a")
+        assert hint in caught.value.hint
+        assert answering.num_asked <= 6
+
+
+def test_a_server_that_is_none_of_s3(answering: type[_Answering]) -> None:
+    answering.body = b"<html>welcome</html>"
+    storage = S3Storage("s3://bucket/x", patience_s=300.0)
+    for call in (storage.children, storage.stat, storage.exists):
+        with pytest.raises(OutputError, match="cannot be used") as caught:
+            call("a")
+        assert "endpoint" in caught.value.hint
+
+
+def test_plain_http_where_tls_is_expected(answering: type[_Answering], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"].replace("http:", "https:"))
+    with pytest.raises(OutputError) as caught:
+        S3Storage("s3://bucket/x", patience_s=300.0).exists("a")
+    assert "https" in caught.value.hint
+
+
+def test_no_credentials_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(OutputError, match="credentials") as caught:
+        S3Storage("s3://bucket/x", patience_s=300.0).exists("a")
+    assert "AWS_ACCESS_KEY_ID" in caught.value.hint
