@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from tqdm import tqdm
 
-from jobs.generate import model_options
+from jobs.generate import model_options, why_not
 from miga.backbones.base import BackboneSpec
 from miga.backbones.options import configured_spec
 from miga.backbones.registry import load_spec
@@ -215,10 +215,8 @@ def _not_of_its_name(row: ManifestRow, record: RunRecord, name: str) -> str:
 
 
 def _check_length(spec: BackboneSpec, row: ManifestRow, num_frames: int) -> None:
-    try:
-        spec.num_latents(num_frames)
-    except ValueError as error:
-        raise UsageError(str(error), "choose one of those for --num-frames") from None
+    if reason := why_not(spec, num_frames):
+        raise UsageError(reason, "choose one of those for --num-frames")
     assert row.num_frames is not None
     if num_frames <= row.num_frames:
         raise UsageError(

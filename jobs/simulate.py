@@ -176,7 +176,7 @@ def check_out(out: str) -> None:
     """
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a NUL, or half of a surrogate pair
         raise OutputError(f"--out {out} cannot be made: {error}", "name a folder that can be written") from error
 
 

@@ -77,7 +77,7 @@ def collect_garbage(
             all that goes has gone from the others.
     """
     manifest = Manifest(storage, read_run(storage).settings.run.prompts_per_shard)
-    with nullcontext() if dry_run else Lease.held(storage, ttl_s=ttl_s, wait=wait, say=say) as lease:
+    with nullcontext() if dry_run else Lease.held(storage, ttl_s=ttl_s, wait=wait, say=say, room_needed=False) as lease:
         return _Collector(storage, manifest, lease, note).run(sidecars)
 
 

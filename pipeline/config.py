@@ -2,7 +2,7 @@
 
 Everything is optional; the defaults are the documentation. Nothing is coerced: 54.7 is no whole number, "3" no number,
 true no 1, and a key that is not known is an error with the nearest known one named. TOML has no null: where None stands
-below, "none" says it (`preset = "none"`).
+below, "none" says it (`preset = "none"`), and so does empty text.
 
     model = "sprites"
     profile = "paper"
@@ -280,13 +280,13 @@ def settings_of_codec(codec: str) -> VideoConfig:
 
 def _without_none(values: Mapping[str, Any], section: Any) -> dict[str, Any]:
     kinds = get_type_hints(section)
-    said = {}
+    said: dict[str, Any] = {}
     for key, value in values.items():
         kind = kinds.get(key)
         if isinstance(value, Mapping) and is_dataclass(kind):
             said[key] = _without_none(value, kind)
         else:
-            said[key] = None if value == NONE and type(None) in get_args(kind) else value
+            said[key] = None if value in (NONE, "") and type(None) in get_args(kind) else value
     return said
 
 
@@ -363,7 +363,18 @@ def _explain(names: list[str], fault: Any) -> tuple[str, str]:
     for name, words in _BOUNDS.items():
         if name in context:
             wanted = f"must be {words} {context[name]}"
-    return f"{key} {wanted or fault['msg']} (it is {_shown(fault['input'])})", ""
+    may_be_none = type(None) in get_args(_kind_of(names))
+    return f"{key} {wanted or fault['msg']} (it is {_shown(fault['input'])})", (
+        f'{names[-1]} = "none" leaves it out' if may_be_none else ""
+    )
+
+
+def _kind_of(names: list[str]) -> Any:
+    """The type of a key; None if there is no such key."""
+    kind: Any = RunConfig
+    for name in names:
+        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+    return kind
 
 
 def _shown(value: Any) -> str:

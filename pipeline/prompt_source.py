@@ -20,13 +20,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeAlias
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from miga.errors import InputError, MigaError
 from pipeline.addresses import check_address
+
+Data: TypeAlias = bytes
+"""Where `bytes` is a size."""
 
 BLOCK_BYTES: Final = 256 << 10
 _DIGEST_BYTES: Final = 32
@@ -61,10 +64,10 @@ class PromptFile:
     where: str
     bytes: int
     sha256: str
-    blocks: bytes
+    blocks: Data
 
     @classmethod
-    def of(cls, path: str, chunks: Iterable[bytes]) -> PromptFile:
+    def of(cls, path: str, chunks: Iterable[Data]) -> PromptFile:
         """That of a file with this content, which is cut anywhere."""
         whole, blocks, size, rest = hashlib.sha256(), bytearray(), 0, b""
         for chunk in chunks:

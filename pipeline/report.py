@@ -25,6 +25,7 @@ from urllib.parse import quote, unquote, urlsplit
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from miga.outside_data import OutsideDataError, parse_json
 from pipeline.storage_local import write_local
 
 REPORT_NAME: Final = "report.html"
@@ -390,8 +391,8 @@ def _metadata(value: Any) -> str:
     """The columns carried along, as indented JSON; empty where there are none."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except ValueError:
+            value = parse_json(value, integers=None)
+        except OutsideDataError:
             return str(value)
     return json.dumps(_plain(value), indent=1, ensure_ascii=False) if value else ""
 

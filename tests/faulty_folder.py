@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from safetensors.torch import load_file, save_file
 
 Change: TypeAlias = Callable[[Path], None]
@@ -75,6 +77,76 @@ def pickled(component: str, name: str) -> Change:
         for file in (folder / component).glob("*.safetensors"):
             file.unlink()
         (folder / component / name).write_bytes(pickle.dumps(_Evil(str(folder / WAS_RUN))))
+
+    return change
+
+
+def rename(name: str, new: str) -> Change:
+    return lambda folder: (folder / name).rename(folder / new) and None
+
+
+def link(name: str, target: str) -> Change:
+    """In place of what is there."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+
+    return change
+
+
+def pipe(name: str) -> Change:
+    """One that nobody writes to: whoever opens it waits for ever."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def leave_out(name: str, *keys: str) -> Change:
+    """Keys of a JSON file."""
+
+    def change(folder: Path) -> None:
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({key: value for key, value in values.items() if key not in keys}))
+
+    return change
+
+
+def mark(name: str) -> Change:
+    """A byte order mark, as some editors put it."""
+    return lambda folder: (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes()) and None
+
+
+def add_tensors(name: str, **tensors: torch.Tensor) -> Change:
+    """Or in place of those of the same name; "first" stands for the first weight of more than one dimension."""
+
+    def change(folder: Path) -> None:
+        there = load_file(folder / name)
+        first = min(key for key, value in there.items() if value.ndim > 1)
+        named = {key.replace("first", first): value for key, value in tensors.items()}
+        save_file({**there, **named}, folder / name, metadata={"format": "pt"})
+
+    return change
+
+
+def cast(name: str, dtype: torch.dtype) -> Change:
+    """The first weight of more than one dimension, as another type of numbers."""
+
+    def change(folder: Path) -> None:
+        there = load_file(folder / name)
+        first = min(key for key, value in there.items() if value.ndim > 1)
+        save_file({**there, first: there[first].to(dtype)}, folder / name, metadata={"format": "pt"})
+
+    return change
+
+
+def in_turn(*changes: Change) -> Change:
+    def change(folder: Path) -> None:
+        for one in changes:
+            one(folder)
 
     return change
 

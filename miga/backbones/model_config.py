@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 from pydantic import Field
 
-from miga.backbones.weight_files import read_json
+from miga.backbones.weight_files import printable, read_json
 from miga.errors import ModelError
 from miga.outside_data import OutsideDataError, shown, validated
 
@@ -263,7 +263,7 @@ def left_out(folder: Path, component: str, kind: type[Any]) -> str:
 def class_name_of(values: dict[str, Any]) -> str:
     """What a configuration says it is of, for messages and comparison."""
     name = values.get("_class_name")
-    return name if isinstance(name, str) else shown(name)
+    return printable(name) if isinstance(name, str) else shown(name)
 
 
 def check_scheduler(folder: Path, prediction: str) -> None:

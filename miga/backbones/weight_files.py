@@ -39,14 +39,21 @@ HARMLESS: Final = {
 does not use; the half of UMT5 that writes; positions that are counted anyway."""
 
 
+def printable(text: str, most: int = 300) -> str:
+    """A text from a file for a message: cut, and without anything that a terminal would act on."""
+    text = text if len(text) <= most else f"{text[:most]}…"
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def named(names: Sequence[str], count: int = 3) -> str:
     """The first few of a list of names, and how many more there are."""
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+    listed = ", ".join(printable(name) for name in names[:count])
+    return listed + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its class where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def visible_files(folder: Path, suffix: str = "") -> list[str]:
@@ -122,6 +129,12 @@ def weight_files(component: str, folder: Path) -> list[Path]:
     place = folder / component
     stem = STEMS.get(component, DIFFUSERS_STEM)
     single, index = place / f"{stem}.safetensors", place / f"{stem}.safetensors.index.json"
+    if os.path.lexists(place / "adapter_config.json"):
+        raise ModelError(
+            f"cannot load {str(place)!r}: it has an adapter_config.json, and transformers would add that adapter "
+            "to the weights",
+            hint="merge it into the weights, or remove it",
+        )
     has_single, has_index = os.path.lexists(single), os.path.lexists(index)
     if has_index:
         shards = _shards(component, folder, index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 
@@ -36,10 +38,13 @@ from actors.rows import RowMaker
 from actors.runtime import Slots
 from jobs.bench.coordinator_speed import RESULT
 from jobs.generate import make_ledger, make_plan, run_record
+from miga.errors import OutputError
 from pipeline.config import RunConfig, RunSection, WorkersConfig
 from pipeline.manifest import Manifest
-from pipeline.run_folder import checkpoint_folder, open_run
+from pipeline.rows import PromptRow
+from pipeline.run_folder import checkpoint_folder, manifest_path, open_run, video_path
 from pipeline.storage import open_storage
+from pipeline.video import write_video
 from tests.actors.hosts import MODEL
 
 Script = Callable[["FakeActor", VideoTask], None]
@@ -496,3 +501,57 @@ def test_a_worker_that_dies_again_and_again_is_given_up_and_the_run_ends(tmp_pat
 def _no_threads_left() -> Iterator[None]:
     yield
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("miga-record")]
+
+
+def broken(cluster: FakeCluster, row: int) -> str:
+    """A row's sidecar whose content is of no use any more; nothing is sealed."""
+    (path,) = [path for path in cluster.storage.list("done") if f"/{row:08d}-" in path]
+    cluster.storage.write_bytes(path, b'{"num_frames": "x"}')
+    for shard in cluster.manifest.sealed_shards():
+        cluster.storage.delete(manifest_path(shard))
+    return path
+
+
+def test_a_row_whose_record_is_broken_is_made_anew_and_the_run_ends_well(tmp_path: Path) -> None:
+    first = FakeCluster(tmp_path / "out", 6, finish)
+    first.run()
+    path = broken(first, 1)
+    again = FakeCluster(tmp_path / "out", 6, finish)
+    again.run()
+    check_complete(again, 6)
+    assert [task.row for task in again.tasks()] == [1], "there is no video of it"
+    assert any(path in line and "settled anew" in line for line in again.lines)
+    assert again.storage.read_bytes(path) == b'{"num_frames": "x"}', "nothing is overwritten"
+    third = FakeCluster(tmp_path / "out", 6, finish)
+    third.run()
+    assert third.tasks() == []
+
+
+def test_a_record_that_is_broken_is_written_anew_from_the_rows_video(tmp_path: Path) -> None:
+    first = FakeCluster(tmp_path / "out", 6, finish)
+    first.run()
+    path = broken(first, 1)
+    row = next(row for row in first.plan.rows() if row.index == 1)
+    assert isinstance(row, PromptRow)
+    place = tmp_path / "out" / video_path(0, 1, first.maker.key(row), 7, 1)
+    write_video([np.zeros((row.num_frames, 16, 16, 3), np.uint8)], place, fps=16, num_frames=row.num_frames)
+    again = FakeCluster(tmp_path / "out", 6, finish)
+    again.run()
+    check_complete(again, 6)
+    assert again.tasks() == []
+    assert any(path in line and "from its video" in line for line in again.lines)
+    made = again.manifest.read_shard(0)[1]
+    assert (made.uri, made.key) == (str(place), first.maker.key(row))
+    assert made.num_latents == again.plan.spec.num_latents(row.num_frames)
+    assert made.sha256 == hashlib.sha256(place.read_bytes()).hexdigest()
+
+
+def test_a_shard_file_that_is_broken_names_the_remedy_before_anything_is_made(tmp_path: Path) -> None:
+    first = FakeCluster(tmp_path / "out", 6, finish)
+    first.run()
+    first.storage.write_bytes(manifest_path(0), b"PAR1")
+    again = FakeCluster(tmp_path / "out", 6, finish)
+    with pytest.raises(OutputError, match="is broken") as caught:
+        again.run()
+    assert "miga repair" in caught.value.hint
+    assert again.tasks() == []

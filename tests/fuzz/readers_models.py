@@ -14,7 +14,6 @@ from safetensors.torch import save
 from miga.backbones import registry
 from miga.backbones.options import ModelOptions, configured_spec
 from miga.backbones.videocrafter2.checkpoint import read_checkpoint, split_state
-from miga.backbones.videocrafter2.convert import load_tokenizer
 from miga.backbones.videocrafter2.footprint import modules_of_folder as videocrafter2_modules
 from miga.backbones.wan_lora import check_lora, find_loras, parse_lora
 from miga.backbones.wan_spec import load_architecture
@@ -115,16 +114,11 @@ def _prepare_checkpoint(folder: Path) -> list[bytes]:
 
 
 def _read_checkpoint(folder: Path, data: bytes) -> None:
+    """Where no name was changed, nothing but numbers was."""
     (folder / "x.ckpt").unlink(missing_ok=True)  # the one before is mapped into memory
     (folder / "x.ckpt").write_bytes(data)
-    state = read_checkpoint(folder / "x.ckpt")
-    if data != (folder / "few.ckpt").read_bytes():
-        split_state(state, architecture())
-
-
-def _read_words(folder: Path, data: bytes) -> None:
-    (folder / "tokenizer.json").write_bytes(data)
-    load_tokenizer(folder, 772)
+    if read_checkpoint(folder / "x.ckpt").keys() != read_checkpoint(folder / "few.ckpt").keys():
+        split_state(read_checkpoint(folder / "x.ckpt"), architecture())
 
 
 def _read_name(_: Path, data: bytes) -> None:
@@ -143,9 +137,7 @@ WAN_FILES = (
     "model_index.json", "miga.json", "transformer/config.json", "vae/config.json", "text_encoder/config.json",
     "scheduler/scheduler_config.json",
 )  # fmt: skip
-VIDEOCRAFTER2_FILES = (
-    "model_index.json", "miga.json", "unet/config.json", "vae/config.json", "text_encoder/config.json",
-)  # fmt: skip
+VIDEOCRAFTER2_FILES = ("miga.json", "unet/config.json", "vae/config.json", "text_encoder/config.json")
 
 READERS = [
     *(of_folder("wan", name) for name in WAN_FILES),

@@ -33,7 +33,10 @@ s3 =
 def _time_that_flies() -> Iterator[list[float]]:
     """Waiting takes no time."""
     now_s = [0.0]
-    with mock.patch.object(lease_module, "_now_s", side_effect=lambda: now_s[0]):
+    with (
+        mock.patch.object(lease_module, "_now_s", side_effect=lambda: now_s[0]),
+        mock.patch.object(lease_module, "_LOOKS_PER_TTL", 3),
+    ):
         yield now_s
 
 

@@ -104,3 +104,55 @@ def test_retry_failed_of_changed_prompts(capsys: pytest.CaptureFixture[str], mad
     status, _, err = run(capsys, "retry-failed", made.storage.root)
     assert status == 2
     assert "--prompts PATH" in err
+
+
+def test_repair_says_what_it_would_do_and_does_it_when_told(
+    capsys: pytest.CaptureFixture[str], made: MadeRun, tmp_path: Path
+) -> None:
+    assert run(capsys, "repair", made.storage.root, "--quiet")[:2] == (0, "there is nothing to do\n")
+    sealed = Path(made.storage.uri("manifest/shard-00000.parquet"))
+    sealed.write_bytes(b"\x1b[31mPAR1")
+    status, out, _ = run(capsys, "verify", made.storage.root)
+    assert (status, "miga repair" in out) == (1, True)
+    for command in (("generate",), ("export", tmp_path / "dest"), ("gc",), ("status",), ("report",)):
+        if command != ("generate",):
+            status, _, err = run(capsys, command[0], made.storage.root, *command[1:])
+            assert (status, "miga repair" in err) == (2, True), command
+    status, out, _ = run(capsys, "repair", made.storage.root)
+    assert (status, out.splitlines()[-1]) == (1, "nothing was changed: --yes does it")
+    assert "manifest/shard-00000.parquet: it is written anew with 3 rows" in out
+    assert sealed.read_bytes() == b"\x1b[31mPAR1"
+    said = json.loads(run(capsys, "repair", made.storage.root, "--dry-run", "--json")[1])
+    assert (said["done"], len(said["steps"]), said["left"], said["to_make"]) == (False, 1, [], [])
+    status, out, _ = run(capsys, "repair", made.storage.root, "--yes")
+    assert (status, out.splitlines()[-1]) == (0, "done; a copy of what was replaced is in aside/")
+    assert run(capsys, "verify", made.storage.root)[0] == 0
+
+
+def test_repair_asks_where_somebody_can_be_asked(
+    capsys: pytest.CaptureFixture[str], made: MadeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.storage.delete("manifest/shard-00000.parquet")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    for answer, status in (("no", 1), ("", 1), ("y", 0)):
+        monkeypatch.setattr("builtins.input", lambda prompt, answer=answer: answer)
+        assert run(capsys, "repair", made.storage.root)[0] == status
+        assert made.storage.exists("manifest/shard-00000.parquet") == (status == 0)
+
+
+def test_repair_names_what_is_to_be_made_anew(capsys: pytest.CaptureFixture[str], made: MadeRun) -> None:
+    made.storage.delete(made.video(1))
+    status, out, _ = run(capsys, "repair", made.storage.root, "--yes")
+    assert (status, "1 rows are to be made anew" in out) == (0, True)
+
+
+def test_an_out_that_was_moved_is_said(capsys: pytest.CaptureFixture[str], made: MadeRun, tmp_path: Path) -> None:
+    moved = Path(made.storage.root).rename(tmp_path / "there")
+    status, out, _ = run(capsys, "verify", moved)
+    assert (status, "miga repair" in out, out.splitlines()[-1]) == (0, True, "sound")
+    assert run(capsys, "export", moved, tmp_path / "dest", "--videos", "reference", "--quiet")[0] == 0
+    names = pq.read_table(tmp_path / "dest" / "dataset.parquet")["file_name"].to_pylist()
+    assert all(Path(name).is_file() for name in names)
+    assert run(capsys, "repair", moved, "--yes")[0] == 0
+    uris = pq.read_table(moved / "manifest")["uri"].to_pylist()
+    assert all(Path(uri).is_file() for uri in uris if uri)

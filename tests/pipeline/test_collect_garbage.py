@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pipeline.lease import Lease, Owner
 from pipeline.run_folder import checkpoint_folder, latents_path, open_state_path
 from pipeline.storage import LocalStorage, Storage, open_storage
 from pipeline.verify import verify
+from tests.full_disk import fill_disk
 from tests.made_run import MadeRun, make_run
 from tests.pace import paced
 
@@ -146,6 +148,56 @@ def test_the_older_file_of_a_run_taken_for_dead_is_put_right(tmp_path: Path) -> 
     assert [fault.kind for fault in verify(run.storage).faults] == ["unsealed"]
 
 
+def test_sidecars_are_packed_before_they_go(tmp_path: Path) -> None:
+    run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 6, failed=(1,))
+    rows = list(run.manifest.read_rows())
+    collect_garbage(run.storage, sidecars=True)
+    assert list(run.storage.list("records")) == [f"records/{shard:05d}/e000001.jsonl.gz" for shard in (0, 1)]
+    for shard in (0, 1):
+        run.storage.delete(f"manifest/shard-{shard:05d}.parquet")
+    assert list(run.manifest.read_rows()) == rows, "as the shards' files said"
+    run.manifest.seal(0)
+    run.manifest.seal(1)
+    collect_garbage(run.storage, sidecars=True)
+    assert len(list(run.storage.list("records"))) == 2, "once is enough"
+
+
+def test_shards_whose_sidecars_an_earlier_version_removed_get_a_second_copy(tmp_path: Path) -> None:
+    run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 3)
+    run.storage.delete_many([*run.storage.list("done")])
+    collect_garbage(run.storage, sidecars=True)
+    assert run.manifest.read_pack("records/00000/e000001.jsonl.gz") == run.manifest.read_sealed(0)
+
+
+def test_a_sidecar_that_says_otherwise_stays(tmp_path: Path) -> None:
+    run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 3)
+    (path,) = [path for path in run.storage.list("done") if "/00000001-" in path]
+    run.storage.write_bytes(path, b"notes of mine")
+    assert collect_garbage(run.storage, sidecars=True).files == {"sidecar": 2}
+    assert list(run.storage.list("done")) == [path]
+
+
+@pytest.mark.parametrize("level", ["shard", "kind", "in a shard"])
+def test_links_are_not_followed_out_of_out(tmp_path: Path, level: str) -> None:
+    run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 6, unsettled=(4,))
+    away = tmp_path / "away"
+    away.mkdir()
+    inside = away / "00000" if level == "kind" else away
+    inside.mkdir(exist_ok=True)
+    names = [Path(run.video(row, attempt=2)).name for row in (0, 1)]
+    for name in names:
+        (inside / name).write_bytes(b"another's")
+    if level == "shard":
+        (tmp_path / "out" / "video" / "00002").symlink_to(away)
+    elif level == "in a shard":
+        (tmp_path / "out" / "video" / "00000" / names[0]).symlink_to(away / names[0])
+    else:
+        (tmp_path / "out" / "latents").symlink_to(away)
+    with suppress(OutputError):  # it may as well be refused
+        collect_garbage(run.storage, sidecars=True)
+    assert sorted(path.name for path in inside.iterdir()) == sorted(names)
+
+
 def test_not_beside_a_run(tmp_path: Path) -> None:
     run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 6, failed=(3,), unsettled=(4,))
     litter(run)
@@ -190,6 +242,42 @@ def test_where_rows_cannot_be_read_nothing_goes(tmp_path: Path, break_it: Callab
     assert files(run.storage) == before
 
 
+def test_a_broken_shard_does_not_keep_the_others_from_it(tmp_path: Path) -> None:
+    run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 9)
+    run.storage.write_bytes("manifest/shard-00000.parquet", b"PAR1")
+    orphan, kept = run.video(7, attempt=2), run.video(0, attempt=2)
+    put(run, orphan, kept)
+    with pytest.raises(OutputError, match="shard-00000") as caught:
+        collect_garbage(run.storage)
+    assert "miga repair" in caught.value.hint
+    assert (run.storage.exists(orphan), run.storage.exists(kept)) == (False, True)
+
+
+def test_on_a_full_disk_leftovers_go_first_and_videos_after_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be written until something is gone."""
+    run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 6)
+    put(run, run.video(0, attempt=2))
+    (tmp_path / "out" / "video" / ".x.mp4.0123456789abcdef-1-1.partial").write_bytes(b"1")
+    write, delete = LocalStorage.write_bytes, LocalStorage.delete
+    is_full = True
+
+    def write_bytes(self: LocalStorage, path: str, data: bytes, if_absent: bool = False) -> bool:
+        if is_full and data and not path.startswith("lease/"):  # its claim is a matter of the lease
+            raise OutputError("no space left on the device", "free some")
+        return write(self, path, data, if_absent)
+
+    def freed(self: LocalStorage, path: str) -> None:
+        nonlocal is_full
+        is_full = False
+        delete(self, path)
+
+    monkeypatch.setattr(LocalStorage, "write_bytes", write_bytes)
+    monkeypatch.setattr(LocalStorage, "delete", freed)
+    assert collect_garbage(run.storage, sidecars=True).files == {"partial file": 1, "video": 1, "sidecar": 6}
+
+
 def test_no_run(tmp_path: Path) -> None:
     (tmp_path / "video").mkdir()
     with pytest.raises(OutputError, match="holds no run"):
@@ -207,3 +295,34 @@ def test_a_run_killed_on_this_machine_does_not_hold_it_up(tmp_path: Path) -> Non
     assert done.returncode == -9
     collect_garbage(run.storage, ttl_s=600.0)
     assert run.storage.exists("lease/000002.released")
+
+
+def test_a_full_disk_is_cleaned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is when it is needed; the lease is an empty file then."""
+    storage = LocalStorage(tmp_path / "out")
+    run = make_run(storage, tmp_path, 6, failed=(3,), unsettled=(4,))
+    kept = files(storage) | keepers(run)
+    litter(run)
+    fill_disk(monkeypatch)
+    collect_garbage(storage)
+    assert files(storage) == kept
+    assert [storage.stat(f"lease/{name}").bytes for name in storage.children("lease")] == [0, 0, 0]
+
+
+def test_a_link_out_of_out_is_left_alone(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path / "out")
+    run = make_run(storage, tmp_path, 6, failed=(3,), unsettled=(4,))
+    kept = files(storage) | keepers(run)
+    litter(run)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    names = [Path(run.video(0, epoch=7)).name, "e1a1-0001.safetensors", ".probe-1", ".x.1.partial"]
+    for name in names:
+        (mine / name).write_bytes(b"mine")
+    (tmp_path / "out" / "video" / "00099").symlink_to(mine)
+    (tmp_path / "out" / "video" / "00000" / "link").symlink_to(mine)
+    (tmp_path / "out" / "checkpoint" / "00098").symlink_to(mine)
+    (tmp_path / "out" / "link").symlink_to(mine)
+    collect_garbage(storage)
+    assert files(storage) == kept
+    assert sorted(path.name for path in mine.iterdir()) == sorted(names)

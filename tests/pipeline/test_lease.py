@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -20,10 +19,10 @@ import pytest
 
 from miga.errors import LeaseHeldError, LeaseLostError, MigaError, OutputError, OutputFullError
 from pipeline import lease as lease_module
-from pipeline import storage_local
 from pipeline.lease import Lease, Owner
 from pipeline.storage import LocalStorage, S3Storage, Storage, open_storage
 from tests.faulty_s3 import FaultyS3
+from tests.full_disk import fill_disk
 from tests.pace import paced
 from tests.processes import wait_for
 from tests.silent_s3 import SilentS3
@@ -291,33 +290,7 @@ def test_the_last_epoch_there_can_be(tmp_path: Path) -> None:
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As file systems do it: there are names and empty files, and no block for content."""
-    new = storage_local._new
-
-    def new_and_full(*how: Any, **also: Any) -> Any:
-        file = new(*how, **also)
-        return _NoRoom(file)
-
-    monkeypatch.setattr(storage_local, "_new", new_and_full)
-
-
-class _NoRoom:
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def write(self, data: bytes) -> int:
-        if len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return 0
-
-    def __enter__(self) -> _NoRoom:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
+    fill_disk(monkeypatch)
 
 
 @pytest.mark.usefixtures("full_disk")

@@ -174,7 +174,7 @@ def test_in_object_storage_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_s3(s3_root: str, look_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt_source, "_REMOTE_LOOK_S", look_s)
     fs = fsspec.filesystem("s3")
-    address, data = f"{s3_root}/in/a::b.jsonl", content("jsonl", "old")
+    address, data = f"{s3_root}/in/a b.jsonl", content("jsonl", "old")
     fs.pipe_file(address.removeprefix("s3://"), data)
     file = look_at(address)
     assert (file.bytes, count_rows(file)) == (len(data), NUM_ROWS)
@@ -220,19 +220,21 @@ def test_a_run_is_not_resumed_with_another_prompt_file_and_says_what_changed(tmp
     open_run(storage, record("a\n"))
     with pytest.raises(OutputError) as caught:
         open_run(storage, record("a\nb\n"))
-    assert "2 bytes then, 4 now" in caught.value.message
-    assert str(path) in caught.value.message
-    assert "put the file back as it was" in caught.value.hint
+    assert f"the prompt file {path}: 2 bytes, " in caught.value.message
+    assert "4 bytes, " in caught.value.message
+    assert "restore the prompt file as it was" in caught.value.hint
     assert open_run(storage, record("a\n"))[1]
 
 
 # ---- addresses -------------------------------------------------------------------------------------------------------
 
 
-def test_two_colons_in_a_name_mean_nothing(tmp_path: Path) -> None:
+def test_two_colons_in_a_name(tmp_path: Path) -> None:
     (tmp_path / "a::b.txt").write_text("a cat\n")
     assert count_rows(str(tmp_path / "a::b.txt")) == 1
-    assert count_rows(f"file://{tmp_path}/a::b.txt") == 1
+    for address in (f"file://{tmp_path}/a::b.txt", "s3://bucket/a::b.txt", "zip://a.txt::s3://bucket/b.zip"):
+        with pytest.raises(InputError, match=r"holds '::'"):
+            look_at(address)
 
 
 def test_no_regular_file(tmp_path: Path) -> None:
@@ -257,9 +259,18 @@ def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/caf\xe9.txt"
     with open(name, "wb") as file:
         file.write(b"a cat\n")
-    with pytest.raises(InputError, match=r"is not UTF-8: .*caf\\udce9") as caught:
+    with pytest.raises(InputError, match=r"is not UTF-8: .*caf\\xe9") as caught:
         look_at(os.fsdecode(name))
     str(caught.value).encode()
+
+
+def test_a_folder_whose_name_is_no_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    monkeypatch.chdir(os.fsdecode(folder))
+    Path("p.txt").write_text("a cat\n")
+    with pytest.raises(InputError, match="not UTF-8"):
+        look_at("p.txt")
 
 
 @pytest.mark.parametrize(

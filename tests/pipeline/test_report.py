@@ -84,6 +84,32 @@ def test_prompts_cannot_leave_their_place() -> None:
     assert not re.search("[\x00-\x08\x0b-\x1f\u2028\u2029]", page_data_text(page))
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "javascript:alert(1)", "javascript://x/%0aalert(1)", "JaVaScRiPt://x", "data:text/html,<script>x</script>",
+        "data://text/html,x", "vbscript://x", "//evil.example/x.mp4", "file://evil.example/x.mp4", "s3://b/\"onload=x",
+        "https://x/'><script>", "\x00javascript://x", " javascript:alert(1)",
+    ],
+)  # fmt: skip
+def test_addresses_lead_to_files_and_servers_only(uri: str) -> None:
+    href = link_to(uri, "/runs/one").href
+    assert re.match(r"(\./|\.\./|file:///|s3://|https?://|$)", href), href
+    assert not set(href) & set("\"'<> \n\x00")
+
+
+@pytest.mark.parametrize("column", ["id", "error", "error_type", "device", "node", "metadata", "key", "uri"])
+def test_nothing_of_a_row_cannot_leave_its_place(column: str) -> None:
+    text = NASTY.replace("\ud800", "") if column == "uri" else NASTY
+    page = render_report([row(**{column: text}), failed(**{column: text})], {NASTY: NASTY}, out_uri=f"/x/{NASTY}")
+    assert (page.count("<script"), page.count("</noscript>"), "alert(1)</script>" in page) == (2, 1, False)
+
+
+def test_metadata_that_nests_without_end_is_shown_as_it_is() -> None:
+    nested = "[" * 100_000
+    assert cards(row(metadata=nested))[0]["metadata"] == nested
+
+
 def page_data_text(page: str) -> str:
     return page[page.index('id="data"') :].split("</script>")[0]
 

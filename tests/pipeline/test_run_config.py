@@ -117,8 +117,8 @@ def test_every_key(tmp_path: Path) -> None:
         ("video.codec.name = 'x'", ["video.codec must be text in quotes"]),
         ("model = 2026-11-21", ["model is a date or a time (2026-11-21)"]),
         ("[sampler]\na = [2026-11-21T00:00:00Z]", ["sampler.a is a date or a time"]),
-        ("[video]\npreset = ''", ["video.preset must not be empty"]),
-        ("[video]\npreset = false", ["video.preset must be text in quotes"]),
+        ("[video]\npreset = false", ["video.preset must be text in quotes", 'preset = "none" leaves it out']),
+        ("[video]\ncrf = 'auto'", ["video.crf must be a whole number", 'crf = "none" leaves it out']),
         ("[video]\ncodec = 'none'\n[run]\nmax_attempts = 'none'", ["run.max_attempts must be a whole number"]),
         ("x" * (1 << 20) + " = 1", ["at most 1,048,576 are read"]),
     ],
@@ -174,6 +174,7 @@ preset = "none"
 
 def test_none_can_be_said_of_every_key_that_may_be_none(tmp_path: Path) -> None:
     config = load(tmp_path, NONE_EVERYWHERE)
+    assert load(tmp_path, NONE_EVERYWHERE.replace("none", "")) == config
     kinds = {(section, item.name): item.type for section in (RunConfig, WorkersConfig, VideoConfig, RunSection)
              for item in dataclasses.fields(section)}  # fmt: skip
     may_be_none = {name for (_, name), kind in kinds.items() if "None" in str(kind)}

@@ -6,6 +6,7 @@ transformers have the same modules under other names. `place_of` is that diction
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from miga.backbones.loading import is_finite
 from miga.backbones.videocrafter2.spec import LATENT_SCALE, PAD_TOKEN, Settings
 from miga.backbones.videocrafter2.unet import UNetConfig, VideoCrafter2UNet
 from miga.backbones.weight_files import first_line, named
@@ -178,7 +180,7 @@ def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
         ModelError: if the file is missing, truncated, no checkpoint of torch, or holds anything beside tensors and
             plain values.
     """
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ModelError(f"checkpoint {str(file)!r} does not exist", hint="name VideoCrafter2's model.ckpt")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -208,7 +210,12 @@ def _state_dict(content: Any, file: Path) -> dict[str, torch.Tensor]:
             f"checkpoint {str(file)!r} holds no named tensors", hint="name VideoCrafter2's model.ckpt, not another file"
         )
     wrapper = "_forward_module."
-    return {str(key).removeprefix(wrapper): value for key, value in content.items()}
+    state = {str(key).removeprefix(wrapper): value for key, value in content.items()}
+    if len(state) != len(content):
+        raise ModelError(
+            f"checkpoint {str(file)!r} holds tensors twice, with and without {wrapper!r}", hint="take the published one"
+        )
+    return state
 
 
 def split_state(state: State, architecture: Architecture) -> dict[Component, dict[str, torch.Tensor]]:
@@ -251,6 +258,12 @@ def split_state(state: State, architecture: Architecture) -> dict[Component, dic
     return parts
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's numbers mean what they say: no whole numbers, which belong to scales, and nothing sparse."""
+    is_float = tensor.is_floating_point() and tensor.dtype.itemsize > 1
+    return is_float and tensor.layout is torch.strided and not tensor.is_quantized
+
+
 def _as_linear(tensor: torch.Tensor, wanted: torch.Size | None) -> torch.Tensor:
     """LDM's attention projects by 1 x 1 convolutions, diffusers' by matrices: the same numbers."""
     is_pointwise = tensor.ndim == 4 and tensor.shape[2:] == (1, 1)
@@ -268,7 +281,14 @@ def require_sound(state: State) -> None:
     Raises:
         ModelError: naming the tensors.
     """
-    if broken := sorted(key for key, value in state.items() if not torch.isfinite(value).all()):
+    if strange := sorted(key for key, value in state.items() if not _is_plain(value)):
+        kinds = sorted({str(state[key].dtype).removeprefix("torch.") for key in strange})
+        raise ModelError(
+            f"the checkpoint's weights are of type {', '.join(kinds)}, or not stored as plain numbers, in "
+            f"{named(strange)}",
+            hint="quantized checkpoints are not converted: take the published model.ckpt",
+        )
+    if broken := sorted(key for key, value in state.items() if not is_finite(value)):
         raise ModelError(
             f"the checkpoint's weights are NaN or infinite in {named(broken)}", hint="it is broken: download it again"
         )

@@ -67,8 +67,8 @@ def convert_checkpoint(
         ModelError: if the checkpoint or the tokenizer is missing, broken or of another model.
         OutputError: if `out` exists, or cannot be written.
     """
-    checkpoint, out = Path(checkpoint).expanduser(), Path(out).expanduser()
-    if out.exists() or out.is_symlink():
+    checkpoint, out = (Path(os.path.expanduser(path)) for path in (checkpoint, out))
+    if os.path.lexists(out):
         raise OutputError(f"{out} exists already", "name a folder that does not exist; nothing is written over")
     architecture = architecture or PUBLISHED_ARCHITECTURE
     state = read_checkpoint(checkpoint)

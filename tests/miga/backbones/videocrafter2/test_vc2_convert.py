@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from jobs.cli import main
 from miga.backbones.registry import load_spec
 from miga.backbones.videocrafter2 import convert
-from miga.backbones.videocrafter2.backbone import UNET_FILE, VideoCrafter2Backbone
+from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
 from miga.backbones.videocrafter2.convert import convert_checkpoint
 from miga.errors import ModelError, OutputError
 from miga.schedule import ddim_schedule
+from tests.faulty_folder import WEIGHTS
 from tests.tiny_videocrafter2 import (
     architecture,
     build_state,
@@ -36,9 +37,9 @@ FILES = {
     "tokenizer/tokenizer.json",
     "tokenizer/tokenizer_config.json",
     "unet/config.json",
-    f"unet/{UNET_FILE}",
+    f"unet/{WEIGHTS}",
     "vae/config.json",
-    f"vae/{UNET_FILE}",
+    f"vae/{WEIGHTS}",
 }
 
 
@@ -76,10 +77,10 @@ def test_the_numbers_are_the_checkpoints(tmp_path: Path, tokenizer: Path, dtype:
     state = {key: value.to(dtype) for key, value in build_state().items()}
     file = write_checkpoint(tmp_path / "model.ckpt", state)
     written = convert_checkpoint(file, tmp_path / "out", tokenizer=tokenizer, architecture=architecture())
-    unet = load_file(tmp_path / "out" / "unet" / UNET_FILE)
+    unet = load_file(tmp_path / "out" / "unet" / WEIGHTS)
     assert {f"model.diffusion_model.{name}" for name in unet} == {k for k in state if k.startswith("model.diffusion")}
     assert all(equal(value, state[f"model.diffusion_model.{name}"]) for name, value in unet.items())
-    vae = load_file(tmp_path / "out" / "vae" / UNET_FILE)
+    vae = load_file(tmp_path / "out" / "vae" / WEIGHTS)
     text = load_file(tmp_path / "out" / "text_encoder" / "model.safetensors")
     for part, prefix, unneeded in (
         (vae, "first_stage_model.", ()),
