@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,10 +30,10 @@ from actors.messages import (
     VideoSuspended,
 )
 from miga.backbones.registry import load_backbone
-from miga.checkpoint import load_checkpoints
+from miga.checkpoint import VideoCheckpoint, load_checkpoints, save_checkpoint
 from miga.cost import count_calls
 from miga.errors import CheckpointError, OutputError, WorkerError
-from miga.video import make_video
+from miga.video import VideoRun, make_video
 from pipeline.run_folder import open_state_path
 from pipeline.video import count_frames, write_video
 from tests.actors.hosts import MODEL, SPEC, Making, make, settings, task, worker
@@ -99,15 +100,33 @@ def test_a_checkpoint_that_is_gone_costs_the_time_only(tmp_path: Path) -> None:
     assert resumed.sha256 == digest_of_plain_video(tmp_path, **NO_SEARCH)
 
 
-def suspended(out: Path, attempt: int, after_calls: int, resume_from: str | None = None) -> list[str]:
-    """Paths of the checkpoints of an attempt that was stopped on its way."""
-    making = Making(
-        worker(out, checkpoint_every_s=1e-9, sampler=NO_SEARCH), task(attempt=attempt, resume_from=resume_from)
-    )
-    making.until(lambda event: isinstance(event, VideoCheckpointed) and event.num_calls > after_calls)
-    making.host.suspend(0, attempt)
-    assert isinstance(making.end(), VideoSuspended)
-    return [event.path for event in making.events if isinstance(event, VideoCheckpointed)]
+def left_by_an_attempt(out: Path, attempt: int, at_passes: Sequence[int], *prompts: str) -> dict[str, int]:
+    """Puts the checkpoints of an attempt into OUT that saved behind those passes; path of each → calls by then."""
+    backbone, config = load_backbone(MODEL), settings(out, sampler=NO_SEARCH).sampler
+    *embeddings, negative = backbone.encode_prompts([*(prompts or ("a cat",)), SPEC.negative_prompt])
+    paths = {}
+    with VideoRun(backbone, config, embeddings, negative, SPEC.num_latents(61), 3) as run:
+        for number, _ in enumerate(run.steps(), start=1):
+            if number in at_passes:
+                path = f"{task().checkpoints}/e1a{attempt}-{len(paths) + 1:04d}.safetensors"
+                (out / path).parent.mkdir(parents=True, exist_ok=True)
+                checkpoint = run.checkpoint()
+                save_checkpoint(checkpoint, out / path, config=config, seed=3)
+                paths[path] = checkpoint.num_calls
+    return paths
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Calls behind which videos were gone on with; 0: from the start."""
+    found = []
+
+    def watched(*arguments: Any, resume: VideoCheckpoint | None, **options: Any) -> VideoRun:
+        found.append(0 if resume is None else resume.num_calls)
+        return VideoRun(*arguments, resume=resume, **options)
+
+    monkeypatch.setattr(hosting, "VideoRun", watched)
+    return found
 
 
 def flip_a_bit(file: Path) -> None:
@@ -116,49 +135,45 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damaged", ["a later part", "an attempt", "all"])
-def test_a_damaged_checkpoint_costs_what_came_since_the_one_before(tmp_path: Path, damaged: str) -> None:
+@pytest.mark.parametrize("damaged", ["a later part", "an attempt", "all", "none"])
+def test_a_damaged_checkpoint_costs_what_came_since_the_one_before(
+    tmp_path: Path, damaged: str, begun: list[int]
+) -> None:
     """The video is that of an undisturbed run, whatever is left to go on from, and the user is told."""
-    first = suspended(tmp_path, 1, 200)
-    second = suspended(tmp_path, 2, 300, first[-1])
-    assert min(len(first), len(second)) >= 3
-    for path in {"a later part": second[1:2], "an attempt": second[:1], "all": first[:1] + second[:1]}[damaged]:
+    calls = left_by_an_attempt(tmp_path, 1, (20, 60, 70)) | left_by_an_attempt(tmp_path, 2, (50, 80, 90))
+    first, second = list(calls)[:3], list(calls)[3:]
+    flipped, whole = {
+        "a later part": (second[1:2], second[0]),
+        "an attempt": (second[:1], first[2]),
+        "all": ([first[0], second[0]], None),
+        "none": ([], second[2]),
+    }[damaged]
+    for path in flipped:
         flip_a_bit(tmp_path / path)
     making = Making(worker(tmp_path, sampler=NO_SEARCH), task(attempt=3, resume_from=second[-1]))
     finished = making.end()
     assert isinstance(finished, VideoFinished)
     assert finished.result.sha256 == digest_of_plain_video(tmp_path, **NO_SEARCH)
-    (*notes,) = (event.text for event in making.events if isinstance(event, VideoNote))
-    assert len(notes) == (2 if damaged == "all" else 1)
-    path = second[1] if damaged == "a later part" else second[0]
-    assert f"{tmp_path / path} is no whole checkpoint: it is damaged" in notes[0]
-    begun_at = next(event.num_calls for event in making.events if isinstance(event, VideoProgress))
-    config = settings(tmp_path, sampler=NO_SEARCH).sampler
-    whole = {"a later part": second[:1], "an attempt": first, "all": []}[damaged]
-    files = [tmp_path / path for path in whole]
-    resumed_at = 0
-    if files:
-        num_latents = SPEC.num_latents(61)
-        resumed_at = load_checkpoints(files, config=config, num_latents=num_latents, seed=3).num_calls
-    assert begun_at - resumed_at < 40, "it goes on right behind what is whole"
-    assert (resumed_at > 200) == (damaged != "all")
+    assert begun == [0 if whole is None else calls[whole]]
+    notes = [event.text for event in making.events if isinstance(event, VideoNote)]
+    assert len(notes) == len(flipped)
+    for note, path in zip(notes, flipped[::-1], strict=True):
+        assert f"{tmp_path / path} is no whole checkpoint: it is damaged" in note
 
 
-def test_a_checkpoint_of_the_version_before_that_shared_prompts_out_otherwise(tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_version_before_that_shared_prompts_out_otherwise(tmp_path: Path, begun: list[int]) -> None:
     """61 frames are 16 latents: 6 + 6 + 4 of three prompts then, 6 + 5 + 5 now."""
     prompts = ["a cat", "a dog", "a hen"]
-    making = Making(worker(tmp_path, checkpoint_every_s=1e-9, sampler=NO_SEARCH), task(), *prompts)
-    assert isinstance(making.end(), VideoFinished)
-    paths = [event.path for event in making.events if isinstance(event, VideoCheckpointed)]
-    for path in paths:
+    calls = left_by_an_attempt(tmp_path, 1, (60, 80), *prompts)
+    last = list(calls)[-1]
+    make(worker(tmp_path, sampler=NO_SEARCH), task(attempt=2, resume_from=last), *prompts)
+    for path in calls:
         as_version_1(tmp_path / path)
-    again = Making(worker(tmp_path, sampler=NO_SEARCH), task(attempt=2, resume_from=paths[-1]), *prompts)
-    finished = again.end()
-    assert isinstance(finished, VideoFinished)
-    (note,) = (event.text for event in again.events if isinstance(event, VideoNote))
+    making = Making(worker(tmp_path, sampler=NO_SEARCH), task(attempt=3, resume_from=last), *prompts)
+    assert isinstance(making.end(), VideoFinished)
+    assert begun == [calls[last], 0]
+    (note,) = (event.text for event in making.events if isinstance(event, VideoNote))
     assert "is of version 1, which made this video otherwise" in note
-    assert next(event.num_calls for event in again.events if isinstance(event, VideoProgress)) < 40
-    assert making.events[-1].result.sha256 == finished.result.sha256  # type: ignore[union-attr]
 
 
 class FlakyStorage:
