@@ -108,13 +108,14 @@ def load_tokenizer(name_or_dir: str | Path, vocab_size: int) -> Any:
         ModelError: if it is not to be had, or is another tokenizer.
     """
     folder = resolve_folder(name_or_dir, None, TOKENIZER_FILES)
-    require_tokenizer_files(folder)
     try:
+        require_tokenizer_files(folder)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, model_max_length=NUM_TEXT_TOKENS)
         marks = tokenizer("").input_ids
     except Exception as error:  # whatever transformers and tokenizers raise while they read it
+        why = error.message if isinstance(error, ModelError) else f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(
-            f"cannot load a tokenizer from {str(name_or_dir)!r}: {type(error).__name__}: {first_line(error)}",
+            f"cannot load a tokenizer from {str(name_or_dir)!r}: {why}",
             hint=f"give the folder of CLIP's tokenizer (tokenizer.json), or a hub name such as {TOKENIZER}",
         ) from error
     if marks != [vocab_size - 2, vocab_size - 1] or len(tokenizer) != vocab_size:
