@@ -21,6 +21,7 @@ from typing import Final
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from miga.errors import MigaError
+from pipeline.terminal import escaped
 
 _SECRET_QUERY: Final = re.compile(
     r"(^|[-_])(sig|signature|token|secret|password|credential|key)$|(access|api)_?key|^x-(amz|goog)-", re.IGNORECASE
@@ -36,8 +37,6 @@ _PORT: Final = re.compile(r"[^:@]*:\d{1,5}|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _ARN: Final = re.compile(r"arn:aws[a-z-]*:s3[a-z-]*:[A-Za-z0-9:._-]+")
 _SCHEMES: Final = "s3|s3a|s3n|gs|gcs|az|abfs|abfss|adl|https?|ftp|sftp|hf|hdfs|file|memory"
 _SLASH_TOO_FEW: Final = re.compile(rf"(?:({_SCHEMES}):(?!//)|([a-z][a-z0-9+.-]*):[/\\](?!/))", re.IGNORECASE)
-_SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
-_UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _USER_IN_ADDRESS: Final = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"<>]*:[^\s'\"<>]*@")
 _SIGNED: Final = re.compile(
     r"((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature)=)[^&\s'\"<>]+", re.I
@@ -77,13 +76,13 @@ def check_address(address: str, error: type[MigaError], name: str) -> None:
         address.encode()
     except UnicodeEncodeError:
         raise error(
-            f"{name} is not UTF-8: {printable(address)}", "rename it: its path is written into files that are UTF-8"
+            f"{name} is not UTF-8: {escaped(address)}", "rename it: its path is written into files that are UTF-8"
         ) from None
     scheme, separator, _ = address.partition("://")
     if not separator:
         return
-    if _UNPRINTABLE.search(address):
-        raise error(f"{name} holds unprintable characters: {printable(address)}", "name it without them")
+    if not is_printable(address):
+        raise error(f"{name} holds unprintable characters: {escaped(address)}", "name it without them")
     if scheme in ("s3", "s3a"):
         from pipeline.s3_settings import check_s3_settings
 
@@ -131,21 +130,9 @@ def _unescaped(text: str) -> str:
     return text
 
 
-def printable(path: str) -> str:
-    """A path for a message: bytes that are no UTF-8, and characters that a terminal would act on, as escapes."""
-    for kind in (_SURROGATES, _UNPRINTABLE):
-        path = kind.sub(lambda found: _escape(found[0]), path)
-    return path
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else character.encode("unicode_escape").decode()
-
-
 def is_printable(path: str) -> bool:
     """Whether `path` is text, without a character that a terminal would act on."""
-    return printable(path) == path
+    return escaped(path) == path
 
 
 def without_secrets(text: str) -> str:

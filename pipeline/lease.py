@@ -35,8 +35,8 @@ from pydantic import Field
 
 from miga.errors import LeaseHeldError, LeaseLostError, OutputError, OutputFullError
 from miga.outside_data import OutsideDataError, parse_json_object, validated
-from pipeline.addresses import printable
 from pipeline.storage import Storage
+from pipeline.terminal import escaped
 
 FOLDER: Final = "lease"
 TTL_S: Final = 30.0
@@ -98,7 +98,7 @@ class Owner:
         return _process_start(self.pid) not in (self.process_start, _HIDDEN)
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {printable(self.host)}"
+        return f"process {self.pid} on {escaped(self.host)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,7 +368,7 @@ def _await_end(
         before_s = _now_s()
         wait(step_s)
         if _beat_of(storage, epoch) != first:
-            since = "" if claim is None else f", since {printable(claim.started_at)}"
+            since = "" if claim is None else f", since {escaped(claim.started_at)}"
             raise LeaseHeldError(
                 f"another run is writing in {storage.root}: {who}{since}",
                 "wait until it ends, or stop it; then the same command goes on from there",

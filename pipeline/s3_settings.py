@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from miga.errors import MigaError
-from pipeline.addresses import printable
+from pipeline.terminal import escaped
 
 _LOOKED_AT: Final = re.compile(r"AWS_\w+|REQUESTS_CA_BUNDLE|(https?|no)_proxy", re.IGNORECASE)
 _IN_HEADERS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_DEFAULT_REGION")
@@ -119,7 +119,7 @@ def _files() -> Iterator[Fault]:
     variable = next((name for name in ("AWS_DEFAULT_PROFILE", "AWS_PROFILE") if name in os.environ), None)
     chosen = os.environ[variable] if variable else "default"
     if variable and chosen not in profiles:
-        known = ", ".join(printable(name) for name in sorted(profiles)[:10]) or "none"
+        known = ", ".join(escaped(name) for name in sorted(profiles)[:10]) or "none"
         yield (
             f"{variable} names the profile {chosen!r}, which is not there; there are: {known}",
             f"unset {variable}, or write the profile into {_AWS_FILES}",

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from miga.errors import OutputError, OutputFullError
-from pipeline.addresses import is_printable, printable
+from pipeline.addresses import is_printable
 from pipeline.storage_base import PROBE_PREFIX, FileInfo, Leftover, check_size, checked_path
+from pipeline.terminal import escaped
 
 PARTIAL_SUFFIX: Final = ".partial"
 """Ends the names of local files that are being written; a crash may leave one, and listings leave them out."""
@@ -241,10 +242,10 @@ def checked_root(root: str) -> str:
         path.encode()
     except UnicodeEncodeError:
         raise OutputError(
-            f"OUT is not UTF-8: {printable(path)}", "rename the folder, or choose another: it stands in files of text"
+            f"OUT is not UTF-8: {escaped(path)}", "rename the folder, or choose another: it stands in files of text"
         ) from None
     if not is_printable(path):
-        raise OutputError(f"OUT holds unprintable characters: {printable(path)}", "name a folder without them")
+        raise OutputError(f"OUT holds unprintable characters: {escaped(path)}", "name a folder without them")
     if "::" in path:
         raise OutputError(
             f"OUT holds '::': {path}", "name a folder without it: readers of a manifest's addresses take it for a chain"
@@ -272,7 +273,7 @@ def _is_folder(folder: Path) -> bool:
     except FileNotFoundError:
         if folder.is_symlink():
             raise OutputError(
-                f"the link {folder} points to {printable(os.readlink(folder))}, which is not there",
+                f"the link {folder} points to {escaped(os.readlink(folder))}, which is not there",
                 "mount the disk that it points to, or remove the link",
             ) from None
         return False

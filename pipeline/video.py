@@ -375,9 +375,14 @@ _SAME_FORMATS: Final = {
 """Layouts in memory of what files have in one."""
 
 
+_AS_MP4: Final = ("-protocol_whitelist", "file,pipe", "-f", "mp4")
+"""Before the file that ffmpeg reads. Left to guess, it takes a text that is called `.mp4` for a playlist, and reads
+whatever files and addresses that names."""
+
+
 def _is_of_format(path: Path, wanted: str) -> bool:
     """Whether ffmpeg wrote the pixel format asked for; where an encoder has not got it, it takes the nearest."""
-    log = _run_ffmpeg(["-i", str(path)]).stderr.decode(errors="replace")
+    log = _run_ffmpeg([*_AS_MP4, "-i", str(path)]).stderr.decode(errors="replace")
     found = re.search(r"Video: .*?\), (\w+)[(,]", log)
     there = found[1] if found else ""
     if _is_rgb(wanted):
@@ -414,7 +419,7 @@ def count_frames(path: str | Path) -> int:
     Raises:
         WorkerError: if it does not decode to its end.
     """
-    options = ["-v", "error", "-xerror", "-threads", "2", "-i", str(path), "-map", "0:v:0", "-f", "null"]
+    options = ["-v", "error", "-xerror", "-threads", "2", *_AS_MP4, "-i", str(path), "-map", "0:v:0", "-f", "null"]
     done = _run_ffmpeg([*options, "-progress", "pipe:1", "-"])
     counts = [line for line in done.stdout.decode().splitlines() if line.startswith("frame=")]
     if done.returncode or not counts:
@@ -425,7 +430,7 @@ def count_frames(path: str | Path) -> int:
 
 def read_form(path: str | Path) -> tuple[float, int, int]:
     """Frames per second, height and width of a file that decodes."""
-    source = imageio_ffmpeg.read_frames(str(path))
+    source = imageio_ffmpeg.read_frames(str(path), input_params=list(_AS_MP4))
     try:
         about = next(source)
         width, height = about["size"]
@@ -436,7 +441,9 @@ def read_form(path: str | Path) -> tuple[float, int, int]:
 
 def read_frames(path: str | Path) -> Iterator[Frames]:
     """The frames `[H, W, 3]` of a file, one at a time."""
-    source = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24", output_params=["-fps_mode", "passthrough"])
+    source = imageio_ffmpeg.read_frames(
+        str(path), pix_fmt="rgb24", input_params=list(_AS_MP4), output_params=["-fps_mode", "passthrough"]
+    )
     try:
         width, height = next(source)["size"]
         for data in source:
@@ -464,7 +471,9 @@ def poster_jpeg(path: str | Path, width: int | None = None) -> bytes:
         WorkerError: if it has none.
     """
     scale = ["-vf", f"scale={width}:-2"] if width else []
-    done = _run_ffmpeg(["-v", "error", "-i", str(path), "-frames:v", "1", *scale, "-q:v", "3", "-f", "mjpeg", "-"])
+    done = _run_ffmpeg(
+        ["-v", "error", *_AS_MP4, "-i", str(path), "-frames:v", "1", *scale, "-q:v", "3", "-f", "mjpeg", "-"]
+    )
     if done.returncode or not done.stdout:
         raise WorkerError(f"{Path(path).name} holds no frames: {done.stderr.decode(errors='replace')[-300:]}")
     return done.stdout

@@ -21,6 +21,7 @@ from pipeline.video import (
     count_frames,
     poster_frame,
     poster_jpeg,
+    read_form,
     read_frames,
     write_video,
 )
@@ -127,6 +128,24 @@ def test_frames_must_be_frames(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="after frames"):
         write_video([colours(2), colours(2, 32, 32)], tmp_path / "a.mp4", fps=8)
     assert left_in(tmp_path) == []
+
+
+def test_a_playlist_that_is_called_mp4_leads_to_no_other_file(tmp_path: Path) -> None:
+    """ffmpeg goes by what a file holds where it may guess, and then reads what that names."""
+    secret = write_video([colours(3)], tmp_path / "elsewhere.mp4", fps=8).path
+    playlist = tmp_path / "video.mp4"
+    for text in (
+        f"ffconcat version 1.0\nfile '{secret.name}'\n",
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret.name}\n#EXT-X-ENDLIST\n",
+    ):
+        playlist.write_text(text)
+        with pytest.raises(WorkerError):
+            count_frames(playlist)
+        with pytest.raises(WorkerError):
+            poster_jpeg(playlist)
+        for read in (read_frames, lambda path: [read_form(path)]):
+            with pytest.raises(OSError, match="mp4"):
+                list(read(playlist))
 
 
 def test_odd_sizes_are_refused_or_kept(tmp_path: Path) -> None:
