@@ -3,6 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo-out
 SLOW_TESTS_S ?= 2400
+TESTERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all test-slow test-gpu test-faults chaos test-ceph check format lock bench clean
@@ -28,8 +29,8 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 demo: install    ## makes the example videos on a local Ray with two backbone actors, and a page to look at
 	$(BIN)/miga generate examples/prompts.jsonl $(OUT) --config jobs/configs/demo.toml
 
-test: $(VENV)/.dev ## the tests (no network, no GPU), a process per core
-	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses=auto --dist=loadfile --no-loadscope-reorder
+test: $(VENV)/.dev ## the tests (no network, no GPU): a process per core, and one more, for some wait
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses=$(TESTERS) --dist=loadfile --no-loadscope-reorder
 
 test-all: $(VENV)/.dev ## with the slow ones, fault tests included: half an hour
 	$(BIN)/python -m pytest -m "not gpu"

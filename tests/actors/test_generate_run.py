@@ -133,15 +133,23 @@ def test_a_run_makes_every_good_row_quarantines_the_bad_ones_and_is_resumed(tmp_
     assert status == 2
     assert "fifo" in summary["stderr"]
 
-    # A failure on record stays one, until `--retry-failed` makes the row after all.
-    (sidecar,) = (out / "done").rglob("00000007-*.json")
+
+@pytest.mark.slow  # tests/jobs/test_local_ray.py has the command `retry-failed`
+def test_a_failure_on_record_stays_one_until_it_is_to_be_tried_again(tmp_path: Path, tiny_model: Path) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a red circle\na blue ring\n")
+    assert run(prompts, out, tiny_model)[0] == 0
+    rows = check_complete(out, 2)
+    (sidecar,) = (out / "done").rglob("00000001-*.json")
     failed = json.loads(sidecar.read_text()) | {"status": "failed", "error": "made up", "error_type": "RowError"}
     (out / "dead" / "00000" / sidecar.name).write_text(json.dumps(failed))
     sidecar.unlink()
     (out / "manifest" / "shard-00000.parquet").unlink()
-    status, summary = run(prompts, out, tiny_model, "--profile", "paper", "--retry-failed")
-    assert status == 3, summary
-    assert check_complete(out, 8, failed={1, 3, 4, 5, 6})[7]["sha256"] == rows[7]["sha256"]
+    status, summary = run(prompts, out, tiny_model)
+    assert (status, summary["failed"]) == (3, 1), summary
+    status, summary = run(prompts, out, tiny_model, "--retry-failed")
+    assert status == 0, summary
+    assert [row["sha256"] for row in check_complete(out, 2)] == [row["sha256"] for row in rows]
 
 
 @pytest.mark.slow  # tests/faults/test_chaos.py kills both, too

@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.s3]
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow  # test_storage_s3.py has every call, test_generate_run.py the run
 def test_prompts_and_out_may_lie_in_a_bucket(s3_root: str, s3_server: dict[str, str], tiny_model: Path) -> None:
     bucket = open_storage(s3_root)
     bucket.write_bytes("prompts.jsonl", b'{"prompt": "a red circle"}\n{"prompt": ""}\n')

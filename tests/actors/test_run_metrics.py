@@ -43,6 +43,7 @@ print(text)
 """
 
 
+@pytest.mark.slow  # test_metrics.py looks at the same figures without a run
 def test_the_figures_of_a_run_are_those_of_its_manifest(tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
     rows = [

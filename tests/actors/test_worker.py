@@ -80,7 +80,7 @@ def test_what_is_gone_on_with_elsewhere_is_the_video_of_an_undisturbed_run(tmp_p
     out, last, saved = tmp_path / "b", None, 0
     for attempt in (1, 2):
         first = Making(worker(out, checkpoint_every_s=1e-9), task(attempt=attempt, resume_from=last))
-        first.until(lambda event: isinstance(event, VideoCheckpointed) and event.num_calls > 300 * attempt)  # noqa: B023
+        first.until(lambda event: isinstance(event, VideoCheckpointed) and event.num_calls > 150 * attempt)  # noqa: B023
         first.host.suspend(0, attempt)
         assert isinstance(first.end(), VideoSuspended)
         paths = [event.path for event in first.events if isinstance(event, VideoCheckpointed)]
@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_costs_what_came_since_the_one_before(
     tmp_path: Path, damaged: str, begun: list[int]
 ) -> None:
     """The video is that of an undisturbed run, whatever is left to go on from, and the user is told."""
-    calls = left_by_an_attempt(tmp_path, 1, (20, 60, 70)) | left_by_an_attempt(tmp_path, 2, (50, 80, 90))
+    calls = left_by_an_attempt(tmp_path, 1, (12, 36, 42)) | left_by_an_attempt(tmp_path, 2, (30, 48, 54))
     first, second = list(calls)[:3], list(calls)[3:]
     flipped, whole = {
         "a later part": (second[1:2], second[0]),
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_costs_what_came_since_the_one_before(
 def test_a_checkpoint_of_the_version_before_that_shared_prompts_out_otherwise(tmp_path: Path, begun: list[int]) -> None:
     """61 frames are 16 latents: 6 + 6 + 4 of three prompts then, 6 + 5 + 5 now."""
     prompts = ["a cat", "a dog", "a hen"]
-    calls = left_by_an_attempt(tmp_path, 1, (60, 80), *prompts)
+    calls = left_by_an_attempt(tmp_path, 1, (36, 48), *prompts)
     last = list(calls)[-1]
     make(worker(tmp_path, sampler=NO_SEARCH), task(attempt=2, resume_from=last), *prompts)
     for path in calls:

@@ -38,6 +38,7 @@ def test_memory_is_looked_at_as_rows_go_by() -> None:
     assert table[0]["growth, MiB"] == 0
 
 
+@pytest.mark.slow  # tests/actors/test_worker.py shares a video out without Ray
 def test_one_video_runs_on_several_gpus_to_the_same_file(tmp_path: Path) -> None:
     """Real actors: the host is helped, and the video is that of a worker alone."""
     run = ClusterRun([{"prompt": "a cat", "num_frames": 161, "seed": 3}], "paper:self_reflection=false", 3, 0.01)

@@ -100,6 +100,7 @@ def test_it_is_the_video_of_that_length_and_the_run_stays_as_it_is(
     assert ManifestRow.from_json(text).sha256 == from_the_start(tmp_path, LONG + 40)
 
 
+@pytest.mark.slow  # test_storage_s3.py has every call, the tests here all else
 @pytest.mark.s3
 def test_out_may_be_in_a_bucket(capsys: pytest.CaptureFixture[str], s3_root: str, tmp_path: Path) -> None:
     finish_run(s3_root, tmp_path)

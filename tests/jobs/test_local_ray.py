@@ -99,6 +99,7 @@ def test_retry_failed_makes_those_rows_and_no_others(capsys: pytest.CaptureFixtu
     assert [(fault.kind, fault.where) for fault in found.faults] == [("missing", "row 4")]
 
 
+@pytest.mark.slow  # tests/pipeline/test_ablation.py has its figures and tables without Ray
 def test_an_ablation_makes_scores_and_tables_every_setting_once(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
