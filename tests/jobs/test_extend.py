@@ -20,7 +20,7 @@ from pipeline.rows import ManifestRow, PromptRow
 from pipeline.run_folder import latents_path, open_run, open_state_path, video_path
 from pipeline.storage import open_storage
 from pipeline.verify import verify
-from tests.actors.hosts import MODEL, make, task, worker
+from tests.actors.hosts import FEWER_STEPS, MODEL, make, task, worker
 
 SHORT, LONG = 61, 101
 
@@ -28,7 +28,8 @@ SHORT, LONG = 61, 101
 def finish_run(out: str | Path, folder: Path) -> None:
     """A run of three rows: one with its latents kept, one without, one that failed."""
     (folder / "prompts.txt").write_text("a cat\na dog\nfault: nan\n")
-    config = RunConfig(model=MODEL, profile="paper", num_frames=SHORT, run=RunSection(keep_latents=True))
+    run = RunSection(keep_latents=True)
+    config = RunConfig(model=MODEL, profile="paper", num_frames=SHORT, run=run, sampler=FEWER_STEPS)
     plan = make_plan(str(folder / "prompts.txt"), str(out), config)
     storage = open_storage(out)
     record, _ = open_run(storage, run_record(plan))
