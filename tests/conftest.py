@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from tests.pace import paced
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+SEEN_CASES: Counter[str] = Counter()
+"""Test → its cases seen so far."""
 
 TINY_SETTINGS = {
     "num_frames": 29,
@@ -37,6 +41,15 @@ TINY_SETTINGS = {
         "judged_group": 3,
     },
 }
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Of a test marked `sampled(every)`, each so-many-th case stays a fast one; all are run with the slow ones."""
+    if (sampled := item.get_closest_marker("sampled")) is not None:
+        number = SEEN_CASES[item.nodeid.partition("[")[0]]
+        SEEN_CASES[item.nodeid.partition("[")[0]] += 1
+        if number % sampled.args[0]:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Any:

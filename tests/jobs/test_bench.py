@@ -402,6 +402,7 @@ def test_the_command_line_starts_without_torch() -> None:
     assert out == "False\n"
 
 
+@pytest.mark.slow
 def test_quality_makes_videos_once_and_reads_them_back(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

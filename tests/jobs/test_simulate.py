@@ -44,6 +44,7 @@ def test_equal_videos_take_what_their_calls_take(capsys: pytest.CaptureFixture[s
     assert found["settings"]["checkpoint_every_s"] is None
 
 
+@pytest.mark.slow
 def test_helpers_that_take_candidates_alone_make_no_other_window(capsys: pytest.CaptureFixture[str]) -> None:
     """One video on eight GPUs: without searches nobody helps; with them they add less than on the host alone."""
     alone = [

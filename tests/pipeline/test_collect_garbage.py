@@ -79,6 +79,7 @@ def keepers(run: MadeRun) -> set[str]:
     )
 
 
+@pytest.mark.sampled(2)
 def test_exactly_what_nothing_refers_to_goes(storage: Storage, tmp_path: Path) -> None:
     run = make_run(storage, tmp_path, 6, failed=(3,), unsettled=(4,))
     before = files(storage) | keepers(run)

@@ -169,6 +169,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], FullDisk]:
     return make
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_from_any_write_on(
     plan: MadeRun, tmp_path: Path, full_disk: Callable[[int], FullDisk]
 ) -> None:
@@ -195,6 +196,7 @@ def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
 
 
 @pytest.mark.s3
+@pytest.mark.slow
 def test_a_bucket_that_is_full_from_any_write_on(plan: MadeRun, proxy: FaultyS3, s3_root: str, tmp_path: Path) -> None:
     for fails_from in range(0, 1000, 4):
         storage = S3Storage(f"{s3_root}/{fails_from}", patience_s=60)

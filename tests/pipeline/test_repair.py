@@ -240,6 +240,7 @@ BREAKS = [
 
 
 @pytest.mark.parametrize("break_it", BREAKS, ids=lambda break_it: break_it.__name__)
+@pytest.mark.sampled(4)
 def test_it_is_sound_again_and_nothing_is_made_again(run: MadeRun, break_it: Callable[[MadeRun], None]) -> None:
     before = {row.row: row for row in run.manifest.read_rows()}
     videos = {path: run.storage.read_bytes(path) for path in run.storage.list("video")}

@@ -121,6 +121,7 @@ def page(browser: Any, run_folder: Path) -> Iterator[Any]:
     assert [url for url in asked if not url.startswith("file://")] == []
 
 
+@pytest.mark.slow
 def test_every_video_plays(page: Any) -> None:
     for index in range(NUM_VIDEOS):
         video = f".card[data-row='{index}'] video"

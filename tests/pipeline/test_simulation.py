@@ -81,6 +81,7 @@ def test_the_speed_up_is_that_of_the_video_made_in_virtual_time() -> None:
     assert 2 < faster < 4
 
 
+@pytest.mark.slow
 def test_helpers_that_take_candidates_alone_are_one_for_each() -> None:
     config = resolve_config("paper", load_spec("simulated:wan"))
     cost = video_cost(config, 41, "candidates")
@@ -214,6 +215,7 @@ def test_values_that_cannot_be_are_refused(values: dict[str, Any], named: str) -
 
 @pytest.mark.parametrize("family", ["wan", "videocrafter2"])
 @pytest.mark.parametrize("profile", ["paper", "swift", "fifo", "stage-2-only"])
+@pytest.mark.sampled(3)
 def test_the_cost_of_a_video_is_that_of_its_sampler(family: str, profile: str) -> None:
     spec = load_spec(f"simulated:{family}")
     config = resolve_config(profile, spec)

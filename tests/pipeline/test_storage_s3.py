@@ -72,6 +72,7 @@ def uploads(root: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["busy", "error", "reset", "lose"])
 @pytest.mark.parametrize("times", [1, 5])
+@pytest.mark.sampled(3)
 def test_every_call_rides_out_a_burst(
     storage: S3Storage, proxy: FaultyS3, s3_root: str, tmp_path: Path, kind: str, times: int
 ) -> None:

@@ -100,6 +100,7 @@ def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("call", CALLS)
+@pytest.mark.sampled(4)
 def test_every_request_ends(proxy: SilentS3, s3_root: str, tmp_path: Path, call: str) -> None:
     """At whatever stage the server falls silent; and the same request, made again, comes through."""
     do, method = CALLS[call]

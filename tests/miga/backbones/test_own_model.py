@@ -125,6 +125,7 @@ def test_the_commands_take_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_from_end_to_end(tmp_path: Path, example: str) -> None:
     """In processes of their own, which find the module as the driver does."""
     import imageio_ffmpeg
