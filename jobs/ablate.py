@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.generate import EXIT_OK, EXIT_QUARANTINED, Plan, generate, make_plan, run_record
-from miga.config import SamplerConfig, resolve_config
+from miga.config import SamplerConfig
+from miga.profiles import resolve_config
 from miga.errors import ConfigError, InputError, OutputError, UsageError
 from miga.metrics.features import FeatureExtractor, FrameFeatures, SpriteFeatures
 from miga.metrics.sprites import SpriteMeter, scenes_of, wanted_scenes

@@ -12,8 +12,9 @@ import torch
 from miga.backbones.base import Backbone, BackboneSpec
 from miga.backbones.options import ModelOptions, configure, configured_spec
 from miga.backbones.registry import load_backbone, load_spec
-from miga.beam_search import Features
-from miga.config import SamplerConfig, resolve_config
+from miga.methods.base import Features
+from miga.config import SamplerConfig
+from miga.profiles import resolve_config
 from miga.errors import UsageError
 from miga.reflection import ReflectionTrace
 from miga.video import Progress, make_video

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from miga.backbones.base import Backbone
-from miga.beam_search import Features
+from miga.methods.base import Features
 from miga.checkpoint import START_AGAIN, VideoCheckpoint
 from miga.config import SamplerConfig
 from miga.decoding import Consume, Decoded, Decoding, FinishedLatents

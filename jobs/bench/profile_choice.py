@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 from miga.backbones.base import BackboneSpec
-from miga.config import SamplerConfig, resolve_config
+from miga.config import SamplerConfig
+from miga.profiles import resolve_config
 from miga.errors import UsageError
 
 

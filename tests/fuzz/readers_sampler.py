@@ -19,7 +19,7 @@ from miga.generate import VideoState
 from miga.outside_data import OutsideDataError, parse_json_object
 from miga.queue import FrameQueue
 from miga.reflection import ReflectionTrace
-from miga.two_stage import TwoStageState
+from miga.methods.miga.two_stage import TwoStageState
 from miga.unified import UnifiedState
 from tests.fuzz.reader import Reader
 from tests.miga.closed_form import make_config

@@ -19,7 +19,7 @@ from jobs.bench.overlap import make_apart, make_overlapped
 from miga.backbones.options import ModelOptions
 from miga.backbones.random_model import RandomModel, Reduction, random_model
 from miga.backbones.registry import load_backbone, load_spec
-from miga.config import resolve_config
+from miga.profiles import resolve_config
 from miga.errors import WorkerError
 from miga.video import make_video
 from pipeline.config import VideoConfig

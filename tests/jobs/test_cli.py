@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from miga.backbones.registry import load_spec
-from miga.config import resolve_config
+from miga.profiles import resolve_config
 from miga.cost import count_calls
 from tests.cli import refused, run
 

@@ -15,7 +15,7 @@ import pytest
 
 from actors.runtime import ray_session
 from miga.backbones.registry import load_spec
-from miga.config import resolve_config
+from miga.profiles import resolve_config
 from miga.cost import count_calls
 from pipeline.config import WorkersConfig
 from pipeline.manifest import Manifest

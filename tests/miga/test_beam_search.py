@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from miga.backbones.base import BackboneSpec
-from miga.beam_search import BeamSearch, BeamSearchState, Features
-from miga.config import SamplerConfig, resolve_config
+from miga.methods.base import Features
+from miga.methods.scalingnoise.beam_search import BeamSearch, BeamSearchState
+from miga.config import SamplerConfig
+from miga.profiles import resolve_config
 from miga.cost import count_calls
 from miga.errors import ConfigError, NonFiniteError, UsageError
 from miga.generate import Sampler, VideoState

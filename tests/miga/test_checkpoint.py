@@ -30,12 +30,13 @@ from miga.checkpoint import (
 )
 from miga.config import SamplerConfig
 from miga.errors import CheckpointError, MigaError
-from miga.fifo import FifoState
+from miga.methods.fifo.fifo import FifoState
 from miga.generate import VideoState
 from miga.queue import FrameQueue
 from miga.reflection import ReflectionTrace
-from miga.two_stage import TwoStageState
-from miga.unified import UnifiedOnlyState, UnifiedState
+from miga.methods.miga.two_stage import TwoStageState
+from miga.methods.unified.unified_only import UnifiedOnlyState
+from miga.unified import UnifiedState
 from tests.miga.closed_form import GaussianDenoiser, make_config, make_sampler
 
 CONFIG = make_config()

@@ -11,15 +11,18 @@ import pytest
 import torch
 
 from miga.backbones.base import BackboneSpec
-from miga.config import PROFILES, SamplerConfig, resolve_config
+from miga.config import SamplerConfig
+from miga.profiles import resolve_config
 from miga.cost import count_calls
 from miga.reflection import ReflectionTrace
 from tests.miga.closed_form import (
+    PROFILES,
     VIDEOCRAFTER2,
     MixingDenoiser,
     make_config,
     make_fifo_config,
     make_sampler,
+    reflects,
     profile_config,
 )
 
@@ -111,7 +114,7 @@ def calls_made(config: SamplerConfig, num_latents: int) -> tuple[int, Reflection
 SEARCHES = [
     (profile, searched)
     for profile in PROFILES
-    for searched in (("all", "some", "none") if profile_config(profile).self_reflection else ("all",))
+    for searched in (("all", "some", "none") if reflects(profile_config(profile)) else ("all",))
 ]
 
 
@@ -133,7 +136,7 @@ def test_of_every_profile_searches_included(profile: str, searched: str, monkeyp
         if searched == "all":
             assert num_calls == counted.most
         num_searched += num_searches
-    assert (num_searched > 0) == (config.self_reflection and searched != "none")
+    assert (num_searched > 0) == (reflects(config) and searched != "none")
 
 
 REFLECTING = [

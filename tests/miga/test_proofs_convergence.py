@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 import torch
 
-from miga.config import PROFILES, SamplerConfig
+from miga.config import SamplerConfig
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
 from miga.schedule import NoiseSchedule
 from miga.solvers import make_solver
 from tests.miga.closed_form import (
+    PROFILES,
     SHAPE,
     VIDEOCRAFTER2,
     GaussianDenoiser,

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from miga.config import PROFILES, SamplerConfig
+from miga.config import SamplerConfig
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
-from tests.miga.closed_form import FEW_STEPS, VIDEOCRAFTER2, GaussianDenoiser, make_sampler, profile_config, sample
+from tests.miga.closed_form import PROFILES, FEW_STEPS, VIDEOCRAFTER2, GaussianDenoiser, make_sampler, profile_config, sample
 
 MEAN = 0.5
 NUM_LATENTS = 20

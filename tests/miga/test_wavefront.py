@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from miga.backbones.registry import load_spec
-from miga.config import PROFILES, SamplerConfig, resolve_config
+from miga.config import SamplerConfig
+from miga.profiles import resolve_config
 from miga.cost import count_calls
 from miga.denoise_pass import WindowCall, run_call
 from miga.generate import Sampler, VideoState
@@ -26,6 +27,7 @@ from miga.sharing import SHARES, Share
 from miga.virtual_time import VirtualExecutor, make_virtual_video, useful_slots
 from miga.wavefront import RUN_AHEAD, WAITING_PER_SLOT, Block, LazyQueue, is_there, materialised
 from tests.miga.closed_form import (
+    PROFILES,
     FEW_STEPS,
     SHAPE,
     VIDEOCRAFTER2,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from miga.backbones.registry import check_schedule, load_spec
 from miga.backbones.wan_schedule import schedule_of
-from miga.config import MAX_GUIDANCE, MAX_STEPS, SamplerConfig, resolve_config
+from miga.config import MAX_GUIDANCE, MAX_STEPS, SamplerConfig
+from miga.profiles import resolve_config
 from miga.errors import ConfigError
 from miga.generate import Sampler
 from miga.noise import NamedNoise

@@ -15,7 +15,8 @@ from miga.backbones.videocrafter2.schedule import schedule_of
 from miga.backbones.videocrafter2.spec import PUBLISHED, PUBLISHED_NAME, Settings
 from miga.backbones.videocrafter2.unet import VideoCrafter2UNet
 from miga.base_clip import base_clip_stepper
-from miga.config import SamplerConfig, resolve_config
+from miga.config import SamplerConfig
+from miga.profiles import resolve_config
 from miga.denoise_pass import Stepper
 from miga.errors import ConfigError, NonFiniteError
 from miga.generate import Sampler

@@ -20,7 +20,7 @@ from miga.backbones.videocrafter2.footprint import VideoCrafter2Architecture, lo
 from miga.backbones.videocrafter2.spec import PUBLISHED, PUBLISHED_NAME
 from miga.backbones.videocrafter2.unet import UNetConfig, VideoCrafter2UNet
 from miga.backbones.videocrafter2.vae import VideoCrafter2FrameDecoder
-from miga.config import resolve_config
+from miga.profiles import resolve_config
 from miga.errors import ModelError
 from tests.alive_bytes import AliveBytes, shapes_only
 
