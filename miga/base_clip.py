@@ -15,7 +15,6 @@ from miga.solvers import DDIMSolver, History
 from miga.solvers.base import WithoutHistory
 from miga.windows import plan_pass
 
-
 PART: Final = "base clip"
 
 

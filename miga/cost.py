@@ -280,5 +280,3 @@ class _Counting:
                     now.num_finished, now.num_finished - before.num_finished, _plus(now.tally, before.tally, -1)
                 )
         return None
-
-

@@ -28,6 +28,7 @@ from miga.solvers import make_solver
 from miga.solvers.check import check_steps
 from miga.wavefront import LazyStepper, Wavefront, WindowExecutor
 
+
 @dataclass(frozen=True)
 class VideoState:
     """A video in the making. Exactly one of `base` and `method` is set.

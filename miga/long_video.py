@@ -12,10 +12,10 @@ import torch
 from miga.backbones.base import Backbone, BackboneSpec
 from miga.backbones.options import ModelOptions, configure, configured_spec
 from miga.backbones.registry import load_backbone, load_spec
-from miga.methods.base import Features
 from miga.config import SamplerConfig
-from miga.profiles import resolve_config
 from miga.errors import UsageError
+from miga.methods.base import Features
+from miga.profiles import resolve_config
 from miga.reflection import ReflectionTrace
 from miga.video import Progress, make_video
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from miga.backbones.base import BackboneSpec
 from miga.config import SamplerConfig
-from miga.profiles import resolve_config
 from miga.errors import UsageError
+from miga.profiles import resolve_config
 
 
 def parse_profile(text: str, spec: BackboneSpec) -> SamplerConfig:

@@ -26,7 +26,6 @@ from miga.backbones.weight_files import (
     visible_files,
     weight_files,
 )
-from miga.config import SamplerConfig
 from miga.errors import ConfigError, MigaError, ModelError
 from miga.outside_data import shown
 from miga.profiles import check_overrides, field_names

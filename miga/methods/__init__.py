@@ -54,5 +54,6 @@ def _registered(entry: EntryPoint) -> Method:
 def _refused(entry: EntryPoint, why: str) -> ConfigError:
     package = "" if entry.dist is None else f" of package {entry.dist.name!r}"
     return ConfigError(
-        f"the method {entry.name!r}{package} ({entry.value}) cannot be used: {why}", "mend that package, or uninstall it"
+        f"the method {entry.name!r}{package} ({entry.value}) cannot be used: {why}",
+        "mend that package, or uninstall it",
     )

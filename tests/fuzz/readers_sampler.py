@@ -16,10 +16,10 @@ from miga.checkpoint import VideoCheckpoint, check_file, load_checkpoints, save_
 from miga.config import SamplerConfig
 from miga.errors import ConfigError
 from miga.generate import VideoState
+from miga.methods.miga.two_stage import TwoStageState
 from miga.outside_data import OutsideDataError, parse_json_object
 from miga.queue import FrameQueue
 from miga.reflection import ReflectionTrace
-from miga.methods.miga.two_stage import TwoStageState
 from miga.unified import UnifiedState
 from tests.fuzz.reader import Reader
 from tests.miga.closed_form import make_config

@@ -19,6 +19,7 @@ from diffusers import UniPCMultistepScheduler
 
 from miga.config import SamplerConfig
 from miga.noise import NoiseSource
+from tests.miga.closed_form import reflects
 
 
 @dataclass
@@ -179,7 +180,7 @@ class Reference:
     def reflect(self, queue: list[Latent]) -> list[Latent]:
         c = self.config
         judged = len(queue) - c.judged_group * c.zigzag_width
-        if not c.self_reflection or judged < c.num_reflection_guidance_latents:
+        if not reflects(c) or judged < c.num_reflection_guidance_latents:
             return queue
         reference = queue[judged - c.num_reference_latents : judged]
         score = self.score(queue[judged:], reference)

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from miga.backbones.base import BackboneSpec
-from miga.methods.base import Features
-from miga.methods.scalingnoise.beam_search import BeamSearch, BeamSearchState
 from miga.config import SamplerConfig
-from miga.profiles import resolve_config
 from miga.cost import count_calls
 from miga.errors import ConfigError, NonFiniteError, UsageError
 from miga.generate import Sampler, VideoState
+from miga.methods.base import Features
+from miga.methods.scalingnoise.beam_search import BeamSearch, BeamSearchState
 from miga.noise import NamedNoise, NoiseSource
+from miga.profiles import resolve_config
 from miga.prompts import PromptTrack
 from miga.schedule import flow_unipc_schedule
 from tests.miga.closed_form import (

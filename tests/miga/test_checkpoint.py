@@ -30,12 +30,12 @@ from miga.checkpoint import (
 )
 from miga.config import SamplerConfig
 from miga.errors import CheckpointError, MigaError
-from miga.methods.fifo.fifo import FifoState
 from miga.generate import VideoState
-from miga.queue import FrameQueue
-from miga.reflection import ReflectionTrace
+from miga.methods.fifo.fifo import FifoState
 from miga.methods.miga.two_stage import TwoStageState
 from miga.methods.unified.unified_only import UnifiedOnlyState
+from miga.queue import FrameQueue
+from miga.reflection import ReflectionTrace
 from miga.unified import UnifiedState
 from tests.miga.closed_form import GaussianDenoiser, make_config, make_sampler
 

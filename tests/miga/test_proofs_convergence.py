@@ -30,6 +30,7 @@ from tests.miga.closed_form import (
     make_sampler,
     make_schedule,
     profile_config,
+    reflects,
     sample,
 )
 
@@ -103,7 +104,7 @@ def errors(profile: str, num_steps: int, settings: dict[str, Any]) -> torch.Tens
     found = []
     for latent, x_CHW in enumerate(video):
         answers = exact.answers(config, noise, latent)
-        assert len(answers) == 1 or config.self_reflection or config.num_beams or config.method == "released"
+        assert len(answers) == 1 or config.method == "scalingnoise" or reflects(config) or config.method == "released"
         found.append(min(float((x_CHW - answer).square().mean().sqrt()) for answer in answers))
     return torch.tensor(found)
 
@@ -129,9 +130,7 @@ def test_the_error_falls_at_the_solvers_order(profile: str, solver: str, setting
     assert found[-1].max() < {"unipc": 1e-3, "euler": 3e-2, "ddim": 4e-2}[solver], "no latent is left behind"
 
 
-SEARCH_FREE = [
-    name for name in PROFILES if not (profile_config(name).self_reflection or profile_config(name).num_beams)
-]
+SEARCH_FREE = [name for name in PROFILES if not (name == "scalingnoise" or reflects(profile_config(name)))]
 
 
 @pytest.mark.parametrize("profile", SEARCH_FREE)

@@ -17,7 +17,15 @@ import torch
 from miga.config import SamplerConfig
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
-from tests.miga.closed_form import PROFILES, FEW_STEPS, VIDEOCRAFTER2, GaussianDenoiser, make_sampler, profile_config, sample
+from tests.miga.closed_form import (
+    FEW_STEPS,
+    PROFILES,
+    VIDEOCRAFTER2,
+    GaussianDenoiser,
+    make_sampler,
+    profile_config,
+    sample,
+)
 
 MEAN = 0.5
 NUM_LATENTS = 20
@@ -101,8 +109,7 @@ CASES = [
 @pytest.mark.parametrize(("profile", "solver", "settings"), CASES)
 def test_mean_and_spread(profile: str, solver: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(0)  # scores that do not depend on the latents: searches then leave the distribution alone
-    for module in ("reflection", "released", "beam_search"):
-        monkeypatch.setattr(f"miga.{module}.consistency_score", lambda *_, **__: chance.random())
+    monkeypatch.setattr("miga.consistency.consistency_score", lambda *_, **__: chance.random())
     config = profile_config(profile, windows_per_batch=1000, **settings_of(profile, solver) | settings)
     denoiser = GaussianDenoiser(config)
     noise = NamedNoise(3, SHAPE)

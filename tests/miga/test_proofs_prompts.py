@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-from miga.methods.scalingnoise.beam_search import BeamSearchState
 from miga.checkpoint import load_state, save_state
 from miga.config import SamplerConfig
-from miga.methods.fifo.fifo import FifoState
 from miga.generate import Sampler, VideoState
+from miga.methods.fifo.fifo import FifoState
+from miga.methods.miga.two_stage import TwoStageState
+from miga.methods.scalingnoise.beam_search import BeamSearchState
+from miga.methods.unified.unified_only import UnifiedOnlyState
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
-from miga.methods.miga.two_stage import TwoStageState
-from miga.methods.unified.unified_only import UnifiedOnlyState
 from miga.unified import UnifiedState
-from tests.miga.closed_form import PROFILES, FEW_STEPS, SHAPE, make_sampler, make_schedule, profile_config
+from tests.miga.closed_form import FEW_STEPS, PROFILES, SHAPE, make_sampler, make_schedule, profile_config
 
 PROMPTS = [1.0, 2.0, 3.0, 4.0]
 MARK = 3

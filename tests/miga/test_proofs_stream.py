@@ -11,12 +11,12 @@ import torch
 from miga.base_clip import advance_base_clip, start_base_clip
 from miga.config import SamplerConfig
 from miga.generate import Sampler, VideoState
+from miga.methods.miga.two_stage import TwoStageState
+from miga.methods.released.released import ReleasedState
+from miga.methods.unified.unified_only import UnifiedOnlyState
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
 from miga.reflection import ReflectionTrace
-from miga.methods.released.released import ReleasedState
-from miga.methods.miga.two_stage import TwoStageState
-from miga.methods.unified.unified_only import UnifiedOnlyState
 from miga.windows import plan_pass
 from tests.miga.closed_form import (
     PROFILES,

@@ -33,7 +33,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 
     def set_scores(scores: Sequence[float]) -> None:
         coming = iter(scores)
-        monkeypatch.setattr("miga.reflection.consistency_score", lambda *_: next(coming))
+        monkeypatch.setattr("miga.consistency.consistency_score", lambda *_: next(coming))
 
     return set_scores
 

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_backbone, load_spec
 from miga.config import SamplerConfig
-from miga.profiles import resolve_config
 from miga.consistency import consistency_score
 from miga.cost import count_calls
 from miga.errors import ConfigError
 from miga.generate import Sampler
-from miga.noise import NamedNoise
-from miga.prompts import PromptTrack
-from miga.queue import FrameQueue
-from miga.reflection import CandidateTask
 from miga.methods.released.branches import BRANCHES
 from miga.methods.released.reflection import ReleasedReflection
 from miga.methods.released.released import ReleasedState
+from miga.noise import NamedNoise
+from miga.profiles import resolve_config
+from miga.prompts import PromptTrack
+from miga.queue import FrameQueue
+from miga.reflection import CandidateTask
 from miga.schedule import NoiseSchedule, ddim_schedule, flow_unipc_schedule, released_flow_schedule
 from miga.unified import Unified, UnifiedState
 from miga.windows import plan_pass

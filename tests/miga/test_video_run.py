@@ -19,11 +19,11 @@ from miga.backbones.options import ModelOptions, architecture_of, configure
 from miga.backbones.registry import load_backbone
 from miga.checkpoint import VideoCheckpoint, join_checkpoints, load_checkpoints, save_checkpoint
 from miga.config import SamplerConfig
-from miga.profiles import resolve_config
 from miga.denoise_pass import run_call
 from miga.errors import CheckpointError, NonFiniteError
 from miga.generate import Sampler
 from miga.noise import NamedNoise
+from miga.profiles import resolve_config
 from miga.prompts import PromptTrack
 from miga.video import Progress, VideoRun, make_video
 from miga.virtual_time import VirtualExecutor

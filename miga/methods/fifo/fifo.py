@@ -20,7 +20,6 @@ from miga.queue import FrameQueue
 from miga.reflection import ReflectionTrace
 from miga.windows import plan_lookahead, plan_pass
 
-
 PART: Final = "stage 1"
 
 

@@ -34,9 +34,7 @@ class ReleasedReflection(SelfReflection):
         stepper = self.stepper.named(f"{purpose}/", task.number).in_part(SEARCH)
         queue = guidance
         for _ in range(config.judged_group):
-            queue = stepper.push_renoised(
-                queue, task.last_base_1CHW, config.zigzag_width, config.num_steps, purpose
-            )
+            queue = stepper.push_renoised(queue, task.last_base_1CHW, config.zigzag_width, config.num_steps, purpose)
             offset = remainder(len(queue), config.window, config.stride)
             plan = plan_pass(len(queue), config.window, config.stride, offset=offset)
             first = next(number for number, window in enumerate(plan) if window.keep_stop > num_held)

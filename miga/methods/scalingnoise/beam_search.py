@@ -28,6 +28,7 @@ from miga.queue import FrameQueue
 from miga.reflection import ReflectionTrace
 from miga.windows import Window, plan_lookahead
 
+
 @dataclass(frozen=True)
 class Beam:
     """One continuation of the video.

@@ -20,8 +20,8 @@ from miga.backbones.videocrafter2.footprint import VideoCrafter2Architecture, lo
 from miga.backbones.videocrafter2.spec import PUBLISHED, PUBLISHED_NAME
 from miga.backbones.videocrafter2.unet import UNetConfig, VideoCrafter2UNet
 from miga.backbones.videocrafter2.vae import VideoCrafter2FrameDecoder
-from miga.profiles import resolve_config
 from miga.errors import ModelError
+from miga.profiles import resolve_config
 from tests.alive_bytes import AliveBytes, shapes_only
 
 SPEC = PUBLISHED[PUBLISHED_NAME]
