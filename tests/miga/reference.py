@@ -145,7 +145,7 @@ class Reference:
     def one_pass(self, queue: list[Latent], num_guidance: int, held: int = 0) -> None:
         """All latents of the queue one level down, but for the first `held`."""
         c, length = self.config, len(queue)
-        before = 1 if c.position_0_context else 0
+        before = 1 if getattr(c, "position_0_context", False) else 0
         local = c.window - max(num_guidance, before)
         starts = [0] if length <= c.window else [*range(0, length - local, c.stride), length - local]
         clean: dict[int, torch.Tensor] = {}

@@ -584,7 +584,6 @@ def test_what_the_programs_fix() -> None:
     [
         ({"released_branch": "sora"}, "released_branch", "one of ('wan', 'videocrafter2')"),
         ({"num_steps": 5}, "num_steps", "at least 6, to initialise the queue"),
-        ({"position_0_context": True}, "position_0_context", "false in this method"),
         ({"handoff_level": 8}, "handoff_level", "1 to 7: initialisation ends two levels above it"),
         ({"stride": 6, "num_guidance_latents": 0}, "stride", "1 to 5: a window must see beyond what it keeps"),
         ({"self_reflection": True, "judged_group": 4}, "judged_group", "at most 3: the tail is judged after"),
