@@ -63,4 +63,4 @@ def start_base_clip(config: SamplerConfig, stepper: Stepper) -> FrameQueue:
 
 def advance_base_clip(queue: FrameQueue, config: SamplerConfig, stepper: Stepper) -> FrameQueue:
     """One denoise step of the whole clip (its latents are stepped again as part of the video: other names of noise)."""
-    return stepper.named("base/").in_part(PART).pass_over(queue, plan_pass(len(queue), config.window, config.stride))
+    return stepper.named("base/").in_part(PART).pass_over(queue, plan_pass(len(queue), config.window, config.window))

@@ -393,7 +393,7 @@ def _was_queued_alike(config: Any, num_latents: int | None) -> bool:
     if config.method != "released" or num_latents is None:
         return True
     num_kept = -(-num_latents // config.zigzag_width)
-    return num_kept == config.num_groups_asked(num_latents) or num_kept > config.num_initial_passes
+    return bool(num_kept == config.num_groups_asked(num_latents) or num_kept > config.num_initial_passes)
 
 
 def _was_shared_alike(video: _Video, content: Json) -> bool:

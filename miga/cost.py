@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ from typing import Final, TypeAlias
 from miga.base_clip import PART as BASE_CLIP
 from miga.config import SamplerConfig
 from miga.generate import VideoState
-from miga.plan import PlannedAdvance, PlannedPass, Planner, Shape, flattened
+from miga.plan import PlannedAdvance, PlannedPass, Planner, Shape, flattened, num_alive
 from miga.windows import Window
 
 
@@ -93,6 +94,11 @@ def count_calls(config: SamplerConfig, num_latents: int) -> CallCount:
         num_guided=tally[_GUIDED],
         guided_per_search=of_one[_SEARCH_GUIDED],
     )
+
+
+def most_latents_held(config: SamplerConfig) -> int:
+    """Latents that a video of whatever length has in the making at most, those that a pass pushes included."""
+    return _counting(config).most_held()
 
 
 _Tally: TypeAlias = Counter[tuple[str, str]]
@@ -188,6 +194,9 @@ class _Counting:
     SPACING: Final = 32
     """Latents between videos that are followed on the way to a longer one, so that none is followed from far back."""
 
+    LONGEST: Final = 10_000
+    """Advances after which a video without end is taken to hold no more, whether it repeats itself or not."""
+
     def __init__(self, config: SamplerConfig) -> None:
         self._config = config
         self._lock = threading.Lock()
@@ -206,6 +215,16 @@ class _Counting:
             if num_latents not in self._tallies:
                 self._tallies[num_latents] = self._multiplied(num_latents)
             return self._tallies[num_latents]
+
+    def most_held(self) -> int:
+        """The most latents that the video without end holds before it repeats itself."""
+        with self._lock:
+            while self._period is None and len(self._marks) <= self.LONGEST:
+                self._go_on()
+            return max(
+                num_alive(mark.state) + mark.num_finished - before.num_finished
+                for before, mark in itertools.pairwise(self._marks)
+            )
 
     def _multiplied(self, num_latents: int) -> _Tally:
         """A long video is as many periods longer than a short one; which are long enough, two of them tell."""

@@ -28,7 +28,7 @@ class Course(Protocol):
     plan (`plan.py`).
     """
 
-    def start(self, clean_FCHW: torch.Tensor | None) -> Any:
+    def start(self, clean_FCHW: Any) -> Any:
         """The state behind a clean base clip of `f0` latents (None where none is needed)."""
         ...
 

@@ -216,7 +216,7 @@ class Reference:
         return float(sum(cosines) / len(cosines))
 
     def push(self, queue: list[Latent], purpose: str, candidate: int = 0, count: int | None = None) -> None:
-        for _ in range(count or (1 if self.config.method == "fifo" else self.config.zigzag_width)):
+        for _ in range(count or getattr(self.config, "zigzag_width", 1)):
             index = queue[-1].index + 1 if queue else 0
             queue.append(self.entering(self.noise(purpose, [index], candidate)[0], index, self.config.num_steps))
 

@@ -10,7 +10,8 @@ import pytest
 
 from miga.backbones.base import BackboneSpec
 from miga.errors import ConfigError
-from miga.profiles import check_overrides, resolve_config
+from miga.profiles import check_overrides, field_names, read_config, resolve_config
+from miga.profiles import make_config as make_stored
 from tests.miga.closed_form import PROFILES, make_config, make_fifo_config
 
 SPEC = BackboneSpec("wan", "test", "0", 21, 16, 60, 104, 480, 832, 16)
