@@ -79,9 +79,10 @@ class ExactFlow:
             last = self(noise.entered["base", config.window - 1][0], config.num_steps)
             answers += [self(self.noised(last, x, config.num_steps), config.num_steps) for x in entered]
         if latent < config.window:
-            level = config.num_steps - config.num_base_groups + latent // config.zigzag_width
-            if config.method == "fifo":
+            if config.method in ("fifo", "scalingnoise"):
                 level = config.num_steps - config.window + latent + 1
+            else:
+                level = config.num_steps - config.num_base_groups + latent // config.zigzag_width
             clean = self(noise.entered["base", latent][0], config.num_steps)
             answers.append(self(self.noised(clean, noise.entered["renoise", latent][0], level), level))
         if config.method == "released":  # noised again and denoised once more

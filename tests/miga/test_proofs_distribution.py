@@ -38,7 +38,7 @@ SOLVERS: dict[str, dict[str, Any]] = {
 
 def settings_of(profile: str, solver: str) -> dict[str, Any]:
     settings = dict(SOLVERS[solver])
-    if profile_config(profile).handoff_level == 1:
+    if getattr(profile_config(profile), "handoff_level", 1) == 1:
         settings.pop("handoff_level", None)
     if profile == "released" and solver == "renoise":
         settings["judged_group"] = 1  # the whole of its short initialisation
@@ -65,16 +65,16 @@ class Moments:
         mean, variance = self.taken_down(0.0, 1.0, config.num_steps)  # from pure noise, as the base clip
         if config.method == "unified":
             return mean, variance
-        level = config.num_steps - config.num_base_groups + latent // config.zigzag_width
-        if config.method == "fifo":
+        if config.method in ("fifo", "scalingnoise"):
             level = config.num_steps - config.window + latent + 1
+        else:
+            level = config.num_steps - config.num_base_groups + latent // config.zigzag_width
         if latent < config.window:
             return self.taken_down(*self.noised(mean, variance, level), level)
-        num_copies = config.num_steps - config.num_base_groups - config.handoff_level - 1  # groups of initialisation
-        if config.method == "released" and (
-            config.released_branch == "wan" or latent < config.window + num_copies * config.zigzag_width
-        ):
-            return self.taken_down(*self.noised(mean, variance, config.num_steps), config.num_steps)
+        if config.method == "released":
+            num_copies = config.num_steps - config.num_base_groups - config.handoff_level - 1  # of initialisation
+            if config.released_branch == "wan" or latent < config.window + num_copies * config.zigzag_width:
+                return self.taken_down(*self.noised(mean, variance, config.num_steps), config.num_steps)
         return mean, variance
 
     def noised(self, mean: float, variance: float, level: int) -> tuple[float, float]:

@@ -299,7 +299,7 @@ def test_later_passes_begin_before_earlier_ones_end(config: SamplerConfig) -> No
         return len(set(call.level_F.tolist())) > 1 and float(call.x_FCHW[-1, 0].mean()) > 0.5
 
     def pass_of(call: WindowCall) -> int:
-        return round(float(call.x_FCHW[-1, 0].mean())) // config.zigzag_width - int(call.level_F[-1])
+        return round(float(call.x_FCHW[-1, 0].mean())) // getattr(config, "zigzag_width", 1) - int(call.level_F[-1])
 
     executor.choose = tail
     sampler = Sampler(denoiser, config, PromptTrack([0.5]), LabelledNoise(), 30, executor=executor)
