@@ -101,10 +101,6 @@ class SamplerConfig:
                 f"it must be {allowed}",
             )
 
-    def guides(self, level: int) -> bool:
-        """Whether classifier-free guidance acts on latents of that level."""
-        return self.guidance_scale != 1.0 and self.guidance_low_level <= level <= self.guidance_high_level
-
     def _check_guidance(self) -> None:
         held = 0 <= self.guidance_scale <= MAX_GUIDANCE
         self.require(held, "guidance_scale", f"0 or more, at most {MAX_GUIDANCE:g}")

@@ -81,7 +81,7 @@ class LongVideoPipeline:
 
         Args:
             name_or_dir: "sprites" (the embedded model), a folder in diffusers layout, or a hub name.
-            profile: a name of `miga.config.PROFILES`.
+            profile: a name of `miga.profiles.profiles()`.
             sampler: fields of `SamplerConfig` to override.
             revision: of a hub name.
             device: by default a GPU if there is one.

@@ -104,16 +104,15 @@ class Unified:
 
     def _is_open(self, offset: int, num_done: int) -> bool:
         """The same of one pass. Borders are a stride apart: those of the first and the last window tell of all."""
+        if not num_done:
+            return True
         ours, endless = (
-            {number: next(self._windows(num_latents, offset, number), None) for number in (0, num_done - 1, num_done)}
-            if num_done
-            else {0: next(self._windows(num_latents, offset, 0), None)}
+            [next(self._windows(num_latents, offset, number), None) for number in (0, num_done - 1, num_done)]
             for num_latents in (self.num_latents, None)
         )
-        coming, in_endless = ours.pop(num_done), endless.pop(num_done)
-        if coming is None or in_endless is None or ours != endless:
+        if ours[:2] != endless[:2] or ours[2] is None or endless[2] is None:
             return False
-        return not num_done or coming.positions[0] == in_endless.positions[0]
+        return ours[2].positions[0] == endless[2].positions[0]
 
     def _run_pass(
         self, state: UnifiedState, number: int, arrived: FrameQueue

@@ -227,6 +227,14 @@ def test_a_field_that_only_one_of_two_programs_knows(tmp_path: Path) -> None:
         load(file)
 
 
+@pytest.mark.parametrize("name", ["two stages", "fifo", "stage 2 only"])
+def test_an_earlier_version_noted_the_settings_of_all_methods(name: str, tmp_path: Path) -> None:
+    file, others = tmp_path / "state", CONFIG.to_dict() | FIFO.to_dict() | {"num_beams": 0, "released_branch": ""}
+    save(STATES[name], file)
+    edit(file, lambda metadata: metadata | {"config": json.dumps(others | json.loads(metadata["config"]))})
+    assert_same(load(file), STATES[name])
+
+
 def parts_of(file: Path) -> tuple[dict[str, Any], bytes]:
     """The JSON header of a safetensors file, and what follows it."""
     content = file.read_bytes()

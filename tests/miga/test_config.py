@@ -10,7 +10,7 @@ import pytest
 
 from miga.backbones.base import BackboneSpec
 from miga.errors import ConfigError
-from miga.profiles import check_overrides, field_names, read_config, resolve_config
+from miga.profiles import check_overrides, field_names, read_config, resolve_config, stored_values
 from miga.profiles import make_config as make_stored
 from tests.miga.closed_form import PROFILES, make_config, make_fifo_config
 
@@ -300,3 +300,39 @@ def test_a_record_that_cannot_be(values: Any, message: str) -> None:
     assert message in caught.value.message
     assert caught.value.hint
     assert len(caught.value.message) < 300
+
+
+# ---- what earlier versions noted: the settings of all methods beside each other ----
+
+EARLIER: dict[str, Any] = {
+    "profile": "paper", "method": "miga", "num_steps": 54, "window": 21, "stride": 10, "unified_stride": 10,
+    "zigzag_width": 7, "handoff_level": 10, "num_guidance_latents": 4, "guidance_scale": 5.0, "guidance_low_level": 1,
+    "guidance_high_level": 54, "solver": "unipc", "eta": 0.0, "flow_shift": 5.0, "timesteps": [], "drain": False,
+    "position_0_context": False, "windows_per_batch": 1, "self_reflection": True, "reflection_threshold": 0.01,
+    "num_eval_latents": 7, "num_reference_latents": 14, "num_reflection_guidance_latents": 14, "num_candidates": 3,
+    "judged_group": 10, "lookahead": True, "num_beams": 0, "released_branch": "",
+}  # fmt: skip
+WITHOUT_QUEUE = {"zigzag_width": 1, "handoff_level": 1, "num_guidance_latents": 0, "self_reflection": False}
+EARLIER_PROFILES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "released": {"method": "released", "released_branch": "wan"},
+    "fifo": {"method": "fifo", **WITHOUT_QUEUE},
+    "scalingnoise": {
+        "method": "fifo", **WITHOUT_QUEUE, "num_beams": 3, "num_candidates": 5, "num_eval_latents": 1
+    },
+    "stage-2-only": {"method": "unified", **WITHOUT_QUEUE},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("profile", EARLIER_PROFILES)
+def test_a_record_of_an_earlier_version_is_read(profile: str) -> None:
+    noted = EARLIER | {"profile": profile} | EARLIER_PROFILES[profile]
+    assert read_config(noted, "run.json") == resolve_config(profile, SPEC)
+    assert stored_values(noted) == json.loads(json.dumps(resolve_config(profile, SPEC).to_dict()))
+
+
+def test_what_no_method_knows_is_not_left_out() -> None:
+    assert stored_values(EARLIER | {"speed": 3})["speed"] == 3
+    assert stored_values({"method": "sora", "drain": 1}) == {"method": "sora", "drain": 1}
+    with pytest.raises(ConfigError, match=r"unknown key sampler\.speed"):
+        read_config(EARLIER | {"speed": 3}, "run.json")

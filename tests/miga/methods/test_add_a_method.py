@@ -255,12 +255,12 @@ def test_a_broken_one_is_refused(code: str, why: str, folder: Path, capsys: pyte
 
 @pytest.mark.ray
 def test_a_run_from_end_to_end(folder: Path, tmp_path: Path, example: str) -> None:
-    """In processes of their own: two workers, one of which helps where the other makes the last video."""
+    """In processes of their own: of two workers one makes the video, and the other its guided calls' second forward."""
     install(folder, "page_method", example)
-    (tmp_path / "prompts.txt").write_text("a red ball\na boat\na dog runs\n")
+    (tmp_path / "prompts.txt").write_text("a red ball\n")
     (tmp_path / "run.toml").write_text('[workers]\nshare = "windows"\n')
     command = [sys.executable, "-m", "jobs.cli", "generate", str(tmp_path / "prompts.txt"), str(tmp_path / "out")]
-    model = "simulated:wan?call_s=0&decode_s=0&load_s=0"
+    model = "simulated:wan?call_s=0.02&decode_s=0&load_s=0"
     options = ["--config", str(tmp_path / "run.toml"), "--model", model, "--profile", "chain", "--num-actors", "2"]
     done = subprocess.run(
         [*command, *options, "--num-frames", "161", "--quiet", "--json"],
@@ -273,7 +273,8 @@ def test_a_run_from_end_to_end(folder: Path, tmp_path: Path, example: str) -> No
     assert done.returncode == 0, done.stderr
     (shard,) = (tmp_path / "out" / "manifest").glob("*.parquet")
     rows = pq.read_table(shard).to_pylist()
-    assert [(row["status"], row["profile"]) for row in rows] == [("ok", "chain")] * 3
-    assert all(json.loads(row["config"])["num_kept"] == 2 for row in rows)
+    assert [(row["status"], row["profile"]) for row in rows] == [("ok", "chain")]
+    assert json.loads(rows[0]["config"])["num_kept"] == 2
     num_windows = 1 + math.ceil((41 - 21) / 19)
-    assert json.loads(done.stdout.splitlines()[-1])["network_calls"] == 3 * 54 * num_windows
+    assert rows[0]["network_calls"] == 54 * num_windows
+    assert rows[0]["helper_calls"] > 0
