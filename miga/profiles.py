@@ -67,8 +67,11 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
     method = methods()[overrides.get("method", fixed["method"])]
     _check_used(method, profile, overrides)
     values = _layers(method, spec, {**spec.sampler, **fixed}, overrides)
-    values = {**values, **known[profile].derive(values), **overrides}
+    if method.name == fixed["method"]:  # what a profile derives, it derives from its own method's settings
+        values = {**values, **known[profile].derive(values), **overrides}
     values = {**method.settings.implied(values), **values}
+    if missing := [name for name in _types_of(method) if name not in values]:
+        raise ConfigError(f"sampler.{missing[0]} is not said", f"method {method.name!r} needs it; say it in [sampler]")
     config = method.settings(profile=profile, **_of_method(method, values))
     _check_solver_fits(config, spec.family)
     return config

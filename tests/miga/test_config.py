@@ -10,6 +10,7 @@ import pytest
 
 from miga.backbones.base import BackboneSpec
 from miga.errors import ConfigError
+from miga.methods import methods
 from miga.profiles import check_overrides, field_names, read_config, resolve_config, stored_values
 from miga.profiles import make_config as make_stored
 from tests.miga.closed_form import PROFILES, make_config, make_fifo_config
@@ -184,6 +185,21 @@ def test_unknown_method() -> None:
         resolve_config("paper", SPEC, {"method": "swift"})
     assert caught.value.message == "sampler.method = 'swift' is unknown"
     assert caught.value.hint == "it is one of 'miga', 'released', 'fifo', 'scalingnoise', 'unified'"
+
+
+@pytest.mark.parametrize("family", ["wan", "mine"])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_under_another_method(profile: str, family: str) -> None:
+    """It is resolved, or refused by the name of a setting that the other method needs and nobody says."""
+    refused = []
+    for method in methods():
+        try:
+            config = resolve_config(profile, replace(SPEC, family=family), {"method": method})
+        except ConfigError as error:
+            refused.append(error.message.partition(" is ")[0].partition(" = ")[0])
+        else:
+            assert (config.method, config.profile) == (method, profile)
+    assert set(refused) <= {"sampler.released_branch", "sampler.num_beams"}
 
 
 def test_an_override_that_the_profile_does_not_read_is_refused() -> None:
