@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.generate import EXIT_OK, EXIT_QUARANTINED, Plan, generate, make_plan, run_record
-from miga.config import SamplerConfig, resolve_config
+from miga.config import SamplerConfig
 from miga.errors import ConfigError, InputError, OutputError, UsageError
 from miga.metrics.features import FeatureExtractor, FrameFeatures, SpriteFeatures
 from miga.metrics.sprites import SpriteMeter, scenes_of, wanted_scenes
 from miga.metrics.video import LongVideoMeter, chunks_of
+from miga.profiles import resolve_config
 from pipeline import terminal
 from pipeline.ablation import (
     FilledTable,

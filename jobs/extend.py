@@ -33,6 +33,7 @@ from miga.backbones.registry import load_spec
 from miga.config import SamplerConfig
 from miga.errors import ModelError, OutputError, RowError, UsageError, WorkerError
 from miga.outside_data import OutsideDataError, parse_json_object
+from miga.profiles import read_config
 from pipeline.config import RunConfig, override
 from pipeline.lease import Lease
 from pipeline.manifest import Manifest
@@ -150,7 +151,7 @@ def plan_extension(
         record=record,
         config=config,
         spec=spec,
-        sampler=SamplerConfig.from_values(record.sampler, storage.uri(RUN_FILE)),
+        sampler=read_config(record.sampler, storage.uri(RUN_FILE)),
         row=row,
         kept=kept,
         num_frames=num_frames,

@@ -28,9 +28,10 @@ from miga.backbones.options import ModelOptions, architecture_of, configured_spe
 from miga.backbones.registry import check_schedule, check_weights, is_on_hub, load_spec
 from miga.backbones.simulated import is_simulated
 from miga.backbones.wan_attention import check_attention_backend
-from miga.config import SamplerConfig, resolve_config
+from miga.config import SamplerConfig
 from miga.cost import count_calls
 from miga.errors import BadRowError, LeaseHeldError, MigaError, OutputError, UsageError
+from miga.profiles import resolve_config
 from miga.sharing import Share
 from miga.virtual_time import useful_slots
 from pipeline.config import RunConfig

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from miga.backbones.base import BackboneSpec
-from miga.config import ABLATIONS, FIELD_NAMES, PROFILES, PUBLISHED, USED_FIELDS, resolve_config
 from miga.cost import count_calls
 from miga.errors import ConfigError
+from miga.profiles import field_names, profiles, published, resolve_config
 
 NOT_READ = "-"
 
@@ -15,7 +15,7 @@ NOT_READ = "-"
 def profiles_as_dict(spec: BackboneSpec) -> dict[str, dict[str, Any]]:
     """Profile → its resolved settings for the model, or why it has none."""
     result: dict[str, dict[str, Any]] = {}
-    for name, profile in PROFILES.items():
+    for name, profile in profiles().items():
         try:
             settings = resolve_config(name, spec).to_dict()
         except ConfigError as error:
@@ -30,12 +30,14 @@ def profile_table(spec: BackboneSpec) -> str:
     A setting that a profile does not read is `-`. The ablations follow, each with what it changes in `paper`.
     """
     resolved = {name: values for name, values in profiles_as_dict(spec).items() if "error" not in values}
-    shown = [name for name in resolved if not name.startswith("no-")]
-    published = PUBLISHED.get(spec.family, {})
+    known, paper = profiles(), published(spec.family)
+    shown = [name for name in resolved if not known[name].ablates]
+    ablations = {part: changes for profile in known.values() for part, changes in profile.ablates.items()}
+    num_ablated = sum(bool(profile.ablates) for profile in known.values())
     header = ["setting", *shown, f"paper ({spec.family})"]
     rows = [
-        [field, *(_cell(resolved[name], field) for name in shown), _text(published.get(field, ""))]
-        for field in FIELD_NAMES
+        [field, *(_cell(resolved[name], field) for name in shown), _text(paper.get(field, ""))]
+        for field in field_names()
         if field != "profile"
     ]
     rows.append([f"calls, {spec.default_num_frames} frames", *(_calls(name, spec) for name in shown), ""])
@@ -48,18 +50,18 @@ def profile_table(spec: BackboneSpec) -> str:
             "",
             *lines,
             "",
-            *(f"{name}: {PROFILES[name].summary}" for name in shown),
+            *(f"{name}: {known[name].summary}" for name in shown),
             "",
-            "Ablations of `paper`, joined with `-` in this order (15 profiles):",
+            f"Ablations of `paper`, joined with `-` in this order ({num_ablated} profiles):",
             *(f"  {name}: {', '.join(f'{key} = {_text(value)}' for key, value in changes.items())}"
-              for name, changes in ABLATIONS.items()),
-            *(f"not for this model: {name} ({PROFILES[name].summary})" for name in PROFILES if name not in resolved),
+              for name, changes in ablations.items()),
+            *(f"not for this model: {name} ({known[name].summary})" for name in known if name not in resolved),
         ]
     )  # fmt: skip
 
 
 def _cell(settings: dict[str, Any], field: str) -> str:
-    return _text(settings[field]) if field in USED_FIELDS[settings["method"]] else NOT_READ
+    return _text(settings[field]) if field in settings else NOT_READ
 
 
 def _calls(name: str, spec: BackboneSpec) -> str:

@@ -16,8 +16,8 @@ from typing import Any, Final
 from jobs.bench.table import format_table
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_spec
-from miga.config import resolve_config
 from miga.errors import OutputError, UsageError
+from miga.profiles import resolve_config
 from miga.sharing import Share
 from pipeline.ledger import Assign, Decision, Ledger
 from pipeline.rows import PromptRow

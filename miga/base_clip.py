@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 import torch
 
@@ -13,6 +14,8 @@ from miga.schedule import NoiseSchedule
 from miga.solvers import DDIMSolver, History
 from miga.solvers.base import WithoutHistory
 from miga.windows import plan_pass
+
+PART: Final = "base clip"
 
 
 class ScaledSolver(WithoutHistory):
@@ -60,4 +63,4 @@ def start_base_clip(config: SamplerConfig, stepper: Stepper) -> FrameQueue:
 
 def advance_base_clip(queue: FrameQueue, config: SamplerConfig, stepper: Stepper) -> FrameQueue:
     """One denoise step of the whole clip (its latents are stepped again as part of the video: other names of noise)."""
-    return stepper.named("base/").pass_over(queue, plan_pass(len(queue), config.window, config.stride))
+    return stepper.named("base/").in_part(PART).pass_over(queue, plan_pass(len(queue), config.window, config.window))

@@ -35,7 +35,9 @@ from safetensors.torch import save_file
 from miga.config import SamplerConfig
 from miga.errors import CheckpointError
 from miga.generate import VideoState
+from miga.methods import methods
 from miga.outside_data import parse_json, shown
+from miga.profiles import stored_values
 from miga.queue import FrameQueue
 
 FORMAT: Final = "miga checkpoint"
@@ -190,10 +192,15 @@ class _Video:
     seed: int
     num_prompts: int = 1
 
+    @property
+    def method_state(self) -> type:
+        """What the state of its method is."""
+        return methods()[self.config.method].state
+
 
 def _save(value: VideoState | VideoCheckpoint, kind: type, file: Path, video: _Video) -> None:
     tensors: dict[str, torch.Tensor] = {}
-    content = _encode(value, kind, "", tensors)
+    content = _encode(value, kind, "", tensors, video.method_state)
     metadata = {
         "format": FORMAT,
         "version": json.dumps(VERSION),
@@ -285,7 +292,7 @@ def _load(kind: type[_T], file: Path, video: _Video, device: torch.device | str)
             tensor: torch.Tensor = opened.get_tensor(name).to(where, copy=True)  # not a view of the mapped file
             return tensor
 
-        value: _T = _decode(content, kind, "", read)
+        value: _T = _decode(content, kind, "", read, video.method_state)
         if unread:
             raise ValueError(f"it holds tensors of no state: {', '.join(sorted(unread))}")
     return value
@@ -359,7 +366,7 @@ def _check_same(file: Path, metadata: Mapping[str, str], video: _Video) -> Json:
     if _is_longer(wanted, num_latents) and isinstance(content, dict) and content.get("is_open") is True:
         wanted = num_latents
     before: dict[str, Json] = {"seed": seed, "num_latents": num_latents}
-    before |= {f"sampler.{name}": value for name, value in config.items()}
+    before |= {f"sampler.{name}": value for name, value in stored_values(config).items()}
     now: dict[str, Json] = {"seed": video.seed, "num_latents": wanted}
     now |= {f"sampler.{name}": value for name, value in json.loads(json.dumps(video.config.to_dict())).items()}
     if before != now:
@@ -381,12 +388,12 @@ def _check_same(file: Path, metadata: Mapping[str, str], video: _Video) -> Json:
     return content
 
 
-def _was_queued_alike(config: SamplerConfig, num_latents: int | None) -> bool:
+def _was_queued_alike(config: Any, num_latents: int | None) -> bool:
     """Whether a video's queue was as long in version 1, which did not ask for the groups that are dropped."""
     if config.method != "released" or num_latents is None:
         return True
     num_kept = -(-num_latents // config.zigzag_width)
-    return num_kept == config.num_groups_asked(num_latents) or num_kept > config.num_initial_passes
+    return bool(num_kept == config.num_groups_asked(num_latents) or num_kept > config.num_initial_passes)
 
 
 def _was_shared_alike(video: _Video, content: Json) -> bool:
@@ -405,31 +412,31 @@ def _shown(values: Mapping[str, Json], name: str) -> str:
     return repr(values[name]) if name in values else "missing"
 
 
-def _encode(value: Any, hint: Any, path: str, tensors: dict[str, torch.Tensor]) -> Json:
-    """JSON of a value of that type; its tensors go to `tensors`, named by their paths."""
+def _encode(value: Any, hint: Any, path: str, tensors: dict[str, torch.Tensor], method: type) -> Json:
+    """JSON of a value of that type; its tensors go to `tensors`, named by their paths; `method` is a method's state."""
     hint = _member(hint, lambda kind: _holds(kind, value), path, type(value).__name__)
     if hint is torch.Tensor:
         tensors[path] = value
         return {"class": "Tensor"}
     if is_dataclass(hint):
-        hints = get_type_hints(hint)
+        hints = _hints(hint, method)
         return {"class": type(value).__name__} | {
-            field.name: _encode(getattr(value, field.name), hints[field.name], _below(path, field.name), tensors)
-            for field in fields(hint)
+            name: _encode(getattr(value, name), kind, _below(path, name), tensors, method)
+            for name, kind in hints.items()
         }
     if get_origin(hint) is tuple:
         kinds = _kinds(hint, len(value), path)
         return [
-            _encode(item, kind, _below(path, number), tensors)
+            _encode(item, kind, _below(path, number), tensors, method)
             for number, (item, kind) in enumerate(zip(value, kinds, strict=True))
         ]
     if get_origin(hint) is dict:
         kind = get_args(hint)[1]
-        return {name: _encode(item, kind, _below(path, name), tensors) for name, item in value.items()}
+        return {name: _encode(item, kind, _below(path, name), tensors, method) for name, item in value.items()}
     return value
 
 
-def _decode(content: Json, hint: Any, path: str, read: ReadTensor) -> Any:
+def _decode(content: Json, hint: Any, path: str, read: ReadTensor, method: type) -> Any:
     """The value that `_encode` made this of.
 
     Raises:
@@ -439,24 +446,31 @@ def _decode(content: Json, hint: Any, path: str, read: ReadTensor) -> Any:
     if hint is torch.Tensor:
         return read(path)
     if is_dataclass(hint):
-        hints = get_type_hints(hint)
-        names = [field.name for field in fields(hint)]
+        hints = _hints(hint, method)
+        names = list(hints)
         if set(content) != {"class", *names}:
             raise ValueError(f"{path or 'the state'} has fields {sorted(set(content) - {'class'})}, not {names}")
-        values = {name: _decode(content[name], hints[name], _below(path, name), read) for name in names}
+        values = {name: _decode(content[name], hints[name], _below(path, name), read, method) for name in names}
         if hint is FrameQueue:
             _check_lengths(path, **values)
         return hint(**values)  # type: ignore[operator]
     if get_origin(hint) is tuple:
         kinds = _kinds(hint, len(content), path)
         return tuple(
-            _decode(item, kind, _below(path, number), read)
+            _decode(item, kind, _below(path, number), read, method)
             for number, (item, kind) in enumerate(zip(content, kinds, strict=True))
         )
     if get_origin(hint) is dict:
         kind = get_args(hint)[1]
-        return {name: _decode(item, kind, _below(path, name), read) for name, item in content.items()}
+        return {name: _decode(item, kind, _below(path, name), read, method) for name, item in content.items()}
     return content
+
+
+def _hints(kind: Any, method: type) -> dict[str, Any]:
+    """The types of a dataclass's fields; of a video, its method's state is of that type."""
+    hints = get_type_hints(kind)
+    found = {field.name: hints[field.name] for field in fields(kind)}
+    return found | {"method": method | None} if kind is VideoState else found
 
 
 def _check_lengths(

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
 import torch
+
+from miga.queue import FrameQueue
 
 
 def consistency_score(eval_FCHW: torch.Tensor, reference_FCHW: torch.Tensor, average_latents: bool = False) -> float:
@@ -21,6 +27,37 @@ def consistency_score(eval_FCHW: torch.Tensor, reference_FCHW: torch.Tensor, ave
         eval_FCHW, reference_FCHW = (x.float().mean(0, keepdim=True) for x in (eval_FCHW, reference_FCHW))
     eval_FN, reference_FN = _directions(eval_FCHW), _directions(reference_FCHW)
     return float((eval_FN @ reference_FN.T).mean())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One question of a search to its judge: how well do these latents go on from those?
+
+    Attributes:
+        judged: the latents that are judged; no others are looked at, and need be there.
+        reference: those they are compared with.
+        averages_latents: see `consistency_score`.
+        candidate: which candidate of a search they are; 0 for what stands in the queue.
+        search: the passes that grow one candidate, should this evaluation start a search; None: none can.
+        num_candidates: candidates of that search.
+    """
+
+    judged: FrameQueue
+    reference: FrameQueue
+    averages_latents: bool = False
+    candidate: int = 0
+    search: Callable[[], Any] | None = None
+    num_candidates: int = 0
+
+
+Judge: TypeAlias = Callable[[Evaluation], float]
+"""Answers an evaluation: the higher, the better."""
+
+
+def judge_consistency(evaluation: Evaluation) -> float:
+    """The consistency score."""
+    judged, reference = evaluation.judged, evaluation.reference
+    return consistency_score(judged.x_FCHW, reference.x_FCHW, evaluation.averages_latents)
 
 
 class ConsistencyMeter:

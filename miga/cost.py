@@ -1,15 +1,28 @@
-"""How many calls of the network a video takes, and how many forwards, counted without making it.
+"""How many calls of the network a video takes, and how many forwards, counted off its plan without making it.
 
 A call is one window; where classifier-free guidance acts the network runs twice in it. The base clip counts; searches
 of self-reflection depend on the video and are given per search.
+
+A full queue does the same over and over. So the plan of a video without end is followed until it repeats itself, and
+longer videos are counted by multiplying: what a method does there is not known here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import bisect
+import functools
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
 
-from miga import guided_calls
+from miga.base_clip import PART as BASE_CLIP
 from miga.config import SamplerConfig
+from miga.generate import VideoState
+from miga.plan import PlannedAdvance, PlannedPass, Planner, Shape, flattened, num_alive
+from miga.windows import Window
 
 
 @dataclass(frozen=True)
@@ -17,20 +30,35 @@ class CallCount:
     """Network calls of one video, by what they are for.
 
     Attributes:
-        base_clip, stage1, stage2: calls that every such video takes.
-        per_search: calls of one search of self-reflection.
+        by_part: calls that every such video takes, by part of the method.
+        per_search: calls of one search of self-reflection, of all its candidates.
         num_evaluations: evaluations of self-reflection; each but the first may start a search.
+        num_candidates: candidates of one search; 0 if nothing is evaluated.
         num_guided: calls, all but searches, in which the network runs twice.
         guided_per_search: the same of one search.
     """
 
-    base_clip: int
-    stage1: int
-    stage2: int
+    by_part: Mapping[str, int]
     per_search: int = 0
     num_evaluations: int = 0
+    num_candidates: int = 0
     num_guided: int = 0
     guided_per_search: int = 0
+
+    @property
+    def base_clip(self) -> int:
+        """Calls of the base clip."""
+        return self.by_part.get(BASE_CLIP, 0)
+
+    @property
+    def stage1(self) -> int:
+        """Calls of the queue."""
+        return self.by_part.get("stage 1", 0)
+
+    @property
+    def stage2(self) -> int:
+        """Calls of the unified denoising, the second included."""
+        return self.by_part.get("stage 2", 0) + self.by_part.get("second", 0)
 
     @property
     def forwards(self) -> int:
@@ -45,7 +73,7 @@ class CallCount:
     @property
     def total(self) -> int:
         """All but searches."""
-        return self.base_clip + self.stage1 + self.stage2
+        return sum(self.by_part.values())
 
     @property
     def most(self) -> int:
@@ -55,185 +83,219 @@ class CallCount:
 
 def count_calls(config: SamplerConfig, num_latents: int) -> CallCount:
     """The calls that `Sampler` makes for a video of `num_latents`, exactly, but for searches."""
-    count = _count(config, num_latents)
+    tally = _counting(config).of(num_latents)
+    num_evaluations = tally[_EVALUATIONS]
+    of_one = {name: tally[name] // max(1, num_evaluations) for name in (_SEARCH, _SEARCH_GUIDED, _CANDIDATES)}
+    return CallCount(
+        by_part={part: calls for (kind, part), calls in sorted(tally.items()) if kind == "calls"},
+        per_search=of_one[_SEARCH],
+        num_evaluations=num_evaluations,
+        num_candidates=of_one[_CANDIDATES],
+        num_guided=tally[_GUIDED],
+        guided_per_search=of_one[_SEARCH_GUIDED],
+    )
+
+
+def most_latents_held(config: SamplerConfig) -> int:
+    """Latents that a video of whatever length has in the making at most, those that a pass pushes included."""
+    return _counting(config).most_held()
+
+
+_Tally: TypeAlias = Counter[tuple[str, str]]
+"""Calls by part, and all else that is counted; whatever is counted adds up."""
+_GUIDED: Final = ("guided", "")
+_EVALUATIONS: Final = ("evaluations", "")
+_CANDIDATES: Final = ("candidates", "")
+_SEARCH: Final = ("search", "")
+_SEARCH_GUIDED: Final = ("guided in searches", "")
+
+
+def _tally(config: SamplerConfig, planned: PlannedAdvance) -> _Tally:
+    tally: _Tally = Counter()
+    for each in planned.passes:
+        tally["calls", each.part] += len(each.windows)
+    tally[_GUIDED] += _num_guided(config, planned.passes)
+    for evaluation in planned.evaluations:
+        tally[_EVALUATIONS] += 1
+        tally[_CANDIDATES] += evaluation.num_candidates
+        tally[_SEARCH] += evaluation.num_candidates * sum(len(each.windows) for each in evaluation.search)
+        tally[_SEARCH_GUIDED] += evaluation.num_candidates * _num_guided(config, evaluation.search)
+    return tally
+
+
+def _num_guided(config: SamplerConfig, passes: Iterable[PlannedPass]) -> int:
     if config.guidance_scale == 1.0:
-        return count
-    if guided_calls.guides_all(config):  # every window steps a latent of some level
-        return replace(count, num_guided=count.total, guided_per_search=count.per_search)
-    per_search = config.num_candidates * guided_calls.in_search(config) if count.per_search else 0
-    return replace(count, num_guided=_num_guided(config, num_latents), guided_per_search=per_search)
+        return 0
+    lowest, highest = config.guidance_low_level, config.guidance_high_level
+    return sum(_guided_windows(each.levels, each.windows, lowest, highest) for each in passes)
 
 
-def _count(config: SamplerConfig, num_latents: int) -> CallCount:
-    if config.method == "fifo":
-        return _count_fifo(config, num_latents)
-    if config.method == "released":
-        return _count_released(config, num_latents)
-    stage2 = _stage2_windows(config, num_latents)
-    if config.method == "unified":
-        return CallCount(0, 0, config.num_steps * stage2)
-    capacity = config.window - max(config.num_guidance_latents, config.lead)
-    lengths, judged = _stage1_lengths(config, num_latents)
-    return CallCount(
-        base_clip=config.num_steps,
-        stage1=sum(_windows(length, config.window, capacity, config.stride) for length in lengths),
-        stage2=(config.handoff_level - 1) * stage2,
-        per_search=_search_calls(config) if config.self_reflection else 0,
-        num_evaluations=sum(_is_evaluated(config, length) for length in judged) if config.self_reflection else 0,
-    )
+@functools.lru_cache(maxsize=4096)
+def _guided_windows(levels: tuple[int, ...], windows: tuple[Window, ...], lowest: int, highest: int) -> int:
+    """Calls that show a latent of a guided level."""
+    is_guided = [lowest <= level <= highest for level in levels]
+    return sum(any(map(is_guided.__getitem__, window.positions)) for window in windows)
 
 
-def _num_guided(config: SamplerConfig, num_latents: int) -> int:
-    """Calls, all but searches, that guidance acts on."""
-    base_clip = guided_calls.num_guided_levels(config, config.num_steps)
-    if config.method == "fifo":
-        return base_clip + _guided_fifo(config, num_latents)
-    if config.method == "released":
-        return base_clip + _guided_released(config, num_latents)
-    stage2 = _stage2_windows(config, num_latents)
-    if config.method == "unified":
-        return base_clip * stage2
-    lengths, pushed = _stage1_lengths(config, num_latents)
-    tails = [config.num_steps - max(0, number + 1 - len(pushed)) for number in range(len(lengths))]
-    stage1 = guided_calls.in_queue(config, zip(lengths, tails, strict=True))
-    return base_clip + stage1 + stage2 * guided_calls.num_guided_levels(config, config.handoff_level - 1)
+def _plus(tally: _Tally, other: _Tally, times: int = 1) -> _Tally:
+    return Counter({name: tally[name] + times * other[name] for name in tally.keys() | other.keys()})
 
 
-def _stage2_windows(config: SamplerConfig, num_latents: int) -> int:
-    """Windows of a pass of Stage 2."""
-    return _windows(num_latents, config.window, config.window - config.lead, config.unified_stride)
+@functools.lru_cache(maxsize=128)
+def _counting(config: SamplerConfig) -> _Counting:
+    return _Counting(config)
 
 
-def _count_fifo(config: SamplerConfig, num_latents: int) -> CallCount:
-    per_pass = -(-config.num_steps // config.stride)
-    if not config.lookahead:
-        per_pass = _windows(config.num_steps, config.window, config.window, config.stride)
-    return CallCount(config.num_steps, _fifo_calls(config, num_latents, per_pass, _common_windows(config)), 0)
+@dataclass(frozen=True)
+class _Mark:
+    """Where the video without end is after so many advances.
 
-
-def _guided_fifo(config: SamplerConfig, num_latents: int) -> int:
-    is_guided = guided_calls.in_diagonal(config)
-    return _fifo_calls(config, num_latents, sum(is_guided), sum(is_guided[: _common_windows(config)]))
-
-
-def _fifo_calls(config: SamplerConfig, num_latents: int, per_pass: int, common: int) -> int:
-    """Calls of all passes, so many in a pass over one queue, `common` of which do not see its tail.
-
-    In a search, windows that see the tail run once per candidate, the others once per beam.
+    Attributes:
+        state: there.
+        shape, numbers: see `miga.plan.flattened`.
+        tally: of all advances so far.
+        kind: a number that advances share which do the same, a repetition apart.
     """
-    num_passes = num_latents + config.num_steps - config.window
-    if not config.num_beams:
-        return num_passes * per_pass
-    num_searches = num_passes - 1
-    num_from_one_beam = min(1, num_searches)  # the first search starts from the base clip's only beam
-    num_common = num_from_one_beam + config.num_beams * (num_searches - num_from_one_beam)
-    grown = num_searches * config.num_beams * config.num_candidates
-    return per_pass + num_common * common + grown * (per_pass - common)
+
+    state: VideoState
+    shape: Shape
+    numbers: tuple[int, ...]
+    tally: _Tally
+    kind: int
+
+    @property
+    def num_finished(self) -> int:
+        """Latents handed out."""
+        return self.state.num_finished
 
 
-def _common_windows(config: SamplerConfig) -> int:
-    """Windows of a pass that do not see the queue's tail."""
-    half = config.window - config.window // 2
-    return -(-(config.num_steps - half) // config.stride)
+@dataclass(frozen=True)
+class _Period:
+    """What the video without end repeats.
 
-
-def _count_released(config: SamplerConfig, num_latents: int) -> CallCount:
-    """Source: decisions/0009."""
-    window, stride, width = config.window, config.stride, config.zigzag_width
-    held, capacity = config.num_reflection_guidance_latents, window - config.num_guidance_latents
-    num_groups = config.num_groups_asked(num_latents)
-    initial, stage1 = _released_lengths(config, num_groups)
-    offsets = _released_offsets(config)
-    searched = [held + pushes * width for pushes in range(1, config.judged_group + 1)]
-    per_search = config.num_candidates * sum(_windows(length, window, window, stride) for length in searched)
-    first_judged = max(window, held) + config.judged_group * width
-    return CallCount(
-        base_clip=config.num_steps,
-        stage1=sum(_windows(length, window, capacity, stride) for length in initial)
-        + sum(_windows(length, window, capacity, stride, number % stride) for number, length in enumerate(stage1)),
-        stage2=sum(_windows(num_groups * width, window, window, stride, offset % stride) for offset in offsets),
-        per_search=per_search if config.self_reflection else 0,
-        num_evaluations=sum(length >= first_judged for length in initial) if config.self_reflection else 0,
-    )
-
-
-def _released_offsets(config: SamplerConfig) -> list[int]:
-    """Border offsets of the passes of Stage 2 and of the second denoising, before their remainder by the stride."""
-    num_once = config.handoff_level - (config.released_branch != "wan")
-    return [*range(num_once), *range(config.handoff_level)]
-
-
-def _guided_released(config: SamplerConfig, num_latents: int) -> int:
-    is_wan, width = config.released_branch == "wan", config.zigzag_width
-    num_groups = config.num_groups_asked(num_latents)
-    initial, stage1 = _released_lengths(config, num_groups)
-    found = guided_calls.in_released(config, initial, stage1, is_full=num_groups > len(initial))
-    once = config.handoff_level - (not is_wan)  # passes down to the clean level, then as many as levels once more
-    levels = [*range(config.handoff_level, 0, -1)][:once]
-    levels += range(config.handoff_level + (not is_wan), not is_wan, -1)
-    for level, offset in zip(levels, _released_offsets(config), strict=True):
-        if guided_calls.is_guided(config, [level]):
-            found += _windows(num_groups * width, config.window, config.window, config.stride, offset % config.stride)
-    return found
-
-
-def _released_lengths(config: SamplerConfig, num_groups: int) -> tuple[list[int], list[int]]:
-    """Lengths of the queue pass by pass, in initialisation and in Stage 1, for so many groups to leave it."""
-    width, num_base, most = config.zigzag_width, config.num_base_groups, config.num_initial_passes
-    num_initial = min(num_groups, most)
-    is_full = num_groups > most  # initialisation ends with a push, and Stage 1 pushes after every pass
-    num_before = 1 + most - num_initial  # passes of Stage 1 before the first that a group is popped after
-    initial = [(num_base + number) * width for number in range(1, num_initial + 1)]
-    stage1 = [
-        (num_base + num_initial + is_full * (1 + number) - max(0, number - num_before)) * width
-        for number in range(num_before + num_groups)
-    ]
-    return initial, stage1
-
-
-def _stage1_lengths(config: SamplerConfig, num_latents: int) -> tuple[list[int], list[int]]:
-    """Lengths of Stage 1's queue pass by pass, and those of them that a push came before."""
-    width, num_early = config.zigzag_width, config.num_early_groups
-    num_initial = max(0, config.num_steps - config.num_base_groups - config.handoff_level)
-    num_passes = num_initial + max(0, -(-num_latents // width) - num_early)
-    num_pushed = num_passes
-    if config.drain:
-        num_pushed = min(num_passes, -(-max(0, num_latents + width - config.window) // width))
-    length = config.window - width * num_early
-    lengths = [
-        length + width * (min(number + 1, num_pushed) - max(0, number - num_initial)) for number in range(num_passes)
-    ]
-    return lengths, lengths[:num_pushed]
-
-
-def _is_evaluated(config: SamplerConfig, num_latents: int) -> bool:
-    """Whether a queue of that length is long enough for self-reflection to judge it."""
-    return num_latents - config.judged_group * config.zigzag_width >= config.num_reflection_guidance_latents
-
-
-def _windows(num_latents: int, window: int, capacity: int, stride: int, offset: int = 0) -> int:
-    """Windows of a pass: `miga.windows.plan_pass` in closed form.
-
-    The border offset is taken as 0 where less than `capacity` would be left behind it.
+    Attributes:
+        start: latents handed out once it is known to do so.
+        num_latents: handed out in one period.
+        tally: of one period.
     """
-    if num_latents <= window:
-        return 1
-    if num_latents - offset < capacity:
-        offset = 0
-    return -(-(num_latents - capacity - offset) // stride) + 1 + (offset > 0)
+
+    start: int
+    num_latents: int
+    tally: _Tally
 
 
-def _search_calls(config: SamplerConfig) -> int:
-    """Calls of one search: per candidate, a pass for every push but the last, over the windows that keep samples."""
-    held = config.num_reflection_guidance_latents
-    capacity = config.window - max(config.num_guidance_latents, config.lead)
-    calls = 0
-    for pushes in range(1, config.judged_group):
-        length = held + pushes * config.zigzag_width
-        if length <= config.window:
-            calls += 1
-            continue
-        last = length - capacity
-        borders = [*range(0, last, config.stride), last, length]
-        calls += sum(stop > held for stop in borders[1:])
-    return calls * config.num_candidates
+class _Counting:
+    """Counts the videos of one config, and keeps what it has found.
+
+    Of two videos the first advances are the same, as far as the shorter one is open (`VideoCourse.is_open`). So a video
+    is followed from where it may leave the video without end, which is not before a shorter one does.
+    """
+
+    SPACING: Final = 32
+    """Latents between videos that are followed on the way to a longer one, so that none is followed from far back."""
+
+    LONGEST: Final = 10_000
+    """Advances after which a video without end is taken to hold no more, whether it repeats itself or not."""
+
+    def __init__(self, config: SamplerConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()
+        self._endless = Planner(config, None)
+        state = self._endless.start()
+        self._marks = [_Mark(state, *flattened(state), Counter(), 0)]
+        self._kinds: dict[object, int] = {}
+        self._period: _Period | None = None
+        self._tallies: dict[int, _Tally] = {}
+        self._lengths: list[int] = []  # of the videos followed, ascending
+        self._num_shared: dict[int, int] = {}  # of each, advances that it shares with the video without end
+
+    def of(self, num_latents: int) -> _Tally:
+        """The tally of a video."""
+        with self._lock:
+            if num_latents not in self._tallies:
+                self._tallies[num_latents] = self._multiplied(num_latents)
+            return self._tallies[num_latents]
+
+    def most_held(self) -> int:
+        """The most latents that the video without end holds before it repeats itself."""
+        with self._lock:
+            while self._period is None and len(self._marks) <= self.LONGEST:
+                self._go_on()
+            return max(
+                num_alive(mark.state) + mark.num_finished - before.num_finished
+                for before, mark in itertools.pairwise(self._marks)
+            )
+
+    def _multiplied(self, num_latents: int) -> _Tally:
+        """A long video is as many periods longer than a short one; which are long enough, two of them tell."""
+        while self._period is None and self._marks[-1].num_finished < num_latents:
+            self._go_on()
+        if self._period is None:
+            return self._followed(num_latents)
+        period, least = self._period, self._period.start
+        while (shorter := least + (num_latents - least) % period.num_latents) + period.num_latents < num_latents:
+            tally = self._followed(shorter)
+            if self._followed(shorter + period.num_latents) == _plus(tally, period.tally):
+                return _plus(tally, period.tally, (num_latents - shorter) // period.num_latents)
+            least *= 2
+        return self._followed(num_latents)
+
+    def _followed(self, num_latents: int) -> _Tally:
+        """The tally of a video that is followed to its end."""
+        if num_latents not in self._num_shared:
+            nearest = bisect.bisect(self._lengths, num_latents) - 1
+            shortest = self._lengths[nearest] if nearest >= 0 else 0
+            for length in (*range(shortest + self.SPACING, num_latents, self.SPACING), num_latents):
+                self._tallies[length] = self._follow(length)
+        return self._tallies[num_latents]
+
+    def _follow(self, num_latents: int) -> _Tally:
+        place = bisect.bisect(self._lengths, num_latents)
+        num_shared = self._num_shared[self._lengths[place - 1]] if place else 0
+        video, mark = Planner(self._config, num_latents), self._marks[num_shared]
+        state, tally, is_shared = mark.state, mark.tally, True
+        while not video.is_done(state):
+            state, planned = video.advance(state)
+            tally = _plus(tally, _tally(self._config, planned))
+            is_shared = is_shared and video.is_open(state) and self._is_at(num_shared + 1, state)
+            num_shared += is_shared
+        self._lengths.insert(place, num_latents)
+        self._num_shared[num_latents] = num_shared
+        return tally
+
+    def _is_at(self, number: int, state: VideoState) -> bool:
+        """Whether the video without end is in that state after so many advances."""
+        while len(self._marks) <= number:
+            self._go_on()
+        return (self._marks[number].shape, self._marks[number].numbers) == flattened(state)
+
+    def _go_on(self) -> None:
+        """One advance of the video without end."""
+        before = self._marks[-1]
+        state, planned = self._endless.advance(before.state)
+        shape, numbers = flattened(state)
+        steps = tuple(now - then for now, then in zip(numbers, before.numbers, strict=False))
+        passes = tuple((each.part, each.levels, each.windows) for each in planned.passes)
+        same = (shape, steps, passes, len(planned.evaluations))
+        kind = self._kinds.setdefault(same, len(self._kinds))
+        tally = _plus(before.tally, _tally(self._config, planned))
+        self._marks.append(_Mark(state, shape, numbers, tally, kind))
+        if self._period is None:
+            self._period = self._repeated()
+
+    def _repeated(self) -> _Period | None:
+        """The shortest period that the last advances went through twice, latents coming out of it."""
+        last = len(self._marks) - 1
+        for length in range(1, last // 2 + 1):
+            if self._marks[last].kind != self._marks[last - length].kind:
+                continue
+            before, now = self._marks[last - length], self._marks[last]
+            is_twice = all(
+                self._marks[number].kind == self._marks[number - length].kind
+                for number in range(last - length + 1, last + 1)
+            )
+            if is_twice and now.num_finished > before.num_finished:
+                return _Period(
+                    now.num_finished, now.num_finished - before.num_finished, _plus(now.tally, before.tally, -1)
+                )
+        return None

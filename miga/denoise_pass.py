@@ -16,6 +16,7 @@ from typing import TypeAlias
 import torch
 
 from miga.backbones.base import BranchedDenoiser, Condition, Denoiser
+from miga.consistency import Judge, judge_consistency
 from miga.noise import NoiseSource
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
@@ -97,6 +98,8 @@ class Stepper:
         purpose: what its noise is named by, beside the step: searches and second denoisings meet a latent at a level
             where another pass has met it.
         candidate: which candidate of a search its noise is for.
+        part: which part of the method its passes are, for whoever reads the plan (`plan.py`).
+        judge: answers the evaluations of searches.
     """
 
     schedule: NoiseSchedule
@@ -106,6 +109,12 @@ class Stepper:
     run_windows: RunWindows
     purpose: str = ""
     candidate: int = 0
+    part: str = "passes"
+    judge: Judge = judge_consistency
+
+    def in_part(self, part: str) -> Stepper:
+        """The same, its passes those of another part."""
+        return replace(self, part=part)
 
     def named(self, purpose: str, candidate: int = 0) -> Stepper:
         """The same, its noise under another name."""
@@ -177,6 +186,15 @@ class Stepper:
         first = queue.first + len(queue)
         noise = self.noise(purpose, range(first, first + count), self.candidate).to(queue.like)
         return queue.append(self.fresh(noise, torch.full((count,), level), first))
+
+    def push_renoised(
+        self, queue: FrameQueue, clean_1CHW: torch.Tensor, count: int, level: int, purpose: str
+    ) -> FrameQueue:
+        """The queue with `count` copies of a clean latent behind it, each brought to a level by noise of its own."""
+        first, level_F = queue.first + len(queue), torch.full((count,), level)
+        noise_FCHW = self.noise(purpose, range(first, first + count), self.candidate).to(queue.like)
+        x_FCHW = self.schedule.add_noise(clean_1CHW.to(queue.like), noise_FCHW, level_F)
+        return queue.append(self.fresh(x_FCHW, level_F, first))
 
     def renoised(self, clean_FCHW: torch.Tensor, level: int | torch.Tensor, first: int) -> FrameQueue:
         """Clean latents brought to a level (or to one each), no step taken on them. Source: MIGA Eq. A1."""

@@ -8,47 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import torch
 
 from miga.backbones.base import Denoiser
 from miga.base_clip import advance_base_clip, base_clip_stepper, start_base_clip
-from miga.beam_search import BeamSearch, BeamSearchState, Features
 from miga.config import SamplerConfig
+from miga.consistency import Judge, judge_consistency
 from miga.denoise_pass import RunWindows, Stepper, WindowCall, run_in_batches
 from miga.errors import NonFiniteError, UsageError
-from miga.fifo import Fifo, FifoState
+from miga.methods import methods
+from miga.methods.base import Begin, Features
 from miga.noise import NoiseSource
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue, map_queues
 from miga.reflection import GrowAll, ReflectionTrace
-from miga.released import Released, ReleasedState
 from miga.solvers import make_solver
 from miga.solvers.check import check_steps
-from miga.two_stage import TwoStage, TwoStageState
-from miga.unified import UnifiedOnly, UnifiedOnlyState
 from miga.wavefront import LazyStepper, Wavefront, WindowExecutor
-
-MethodState: TypeAlias = TwoStageState | FifoState | BeamSearchState | UnifiedOnlyState | ReleasedState
-
-
-class Method(Protocol):
-    """A way to make a video longer than a clip; its state is a value, what self-reflection did is `state.trace`."""
-
-    needs_base_clip: bool
-
-    def start(self, clean_FCHW: Any) -> Any:
-        """The state behind a clean base clip of `f0` latents (None where none is needed)."""
-        ...
-
-    def advance(self, state: Any) -> tuple[Any, FrameQueue | None]:
-        """One pass further: the state, and the latents that are finished (None if there are none)."""
-        ...
-
-    def is_open(self, state: Any) -> bool:
-        """Whether that many passes over a longer video would have come to the same state, whatever its length."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -62,13 +40,71 @@ class VideoState:
     """
 
     base: FrameQueue | None = None
-    method: MethodState | None = None
+    method: Any = None
     num_finished: int = 0
 
     @property
     def trace(self) -> ReflectionTrace:
         """What self-reflection did so far (of a video without end, the last evaluation alone)."""
-        return ReflectionTrace() if self.method is None else self.method.trace
+        trace: ReflectionTrace = getattr(self.method, "trace", ReflectionTrace())
+        return trace
+
+
+class VideoCourse:
+    """One video from its first pass to its last: the base clip where the method needs one, then the method.
+
+    Args:
+        config: the settings.
+        begin: what it begins with.
+
+    Raises:
+        ConfigError: if the schedule is not one that the method can follow.
+        UsageError: if features are given to a method that takes none.
+    """
+
+    def __init__(self, config: SamplerConfig, begin: Begin) -> None:
+        kind = methods()[config.method]
+        if begin.features is not None and not kind.takes_features:
+            takers = [name for each in methods().values() if each.takes_features for name in each.profiles]
+            raise UsageError(
+                f"features do nothing in profile {config.profile!r}",
+                f"they judge the candidates of a beam search: take profile {' or '.join(map(repr, takers))}, or leave "
+                "them out",
+            )
+        self.config = config
+        self.num_latents = begin.num_latents
+        self.needs_base_clip = kind.needs_base_clip
+        self.base_stepper = base_clip_stepper(begin.stepper, config.eta)
+        self.method = kind.begin(config, begin)
+
+    def start(self, base_clip_FCHW: torch.Tensor | None = None) -> VideoState:
+        """A video of which nothing is made yet, or only a clean base clip of `f0` latents."""
+        if base_clip_FCHW is not None or not self.needs_base_clip:
+            return VideoState(method=self.method.start(base_clip_FCHW))
+        return VideoState(base=start_base_clip(self.config, self.base_stepper))
+
+    def is_done(self, state: VideoState) -> bool:
+        """Whether all latents have been handed out."""
+        return self.num_latents is not None and state.num_finished >= self.num_latents
+
+    def advance(self, state: VideoState) -> tuple[VideoState, FrameQueue | None]:
+        """One pass further: the state, and the latents that follow those handed out before (None if there are none)."""
+        if state.base is not None:
+            base = advance_base_clip(state.base, self.config, self.base_stepper)
+            if int(base.level_F[0]) > 0:
+                return VideoState(base=base), None
+            return VideoState(method=self.method.start(base.x_FCHW)), None
+        method, finished = self.method.advance(state.method)
+        if finished is None:
+            return VideoState(method=method, num_finished=state.num_finished), None
+        assert finished.first == state.num_finished, "latents leave in the order of the video"
+        return VideoState(method=method, num_finished=state.num_finished + len(finished)), finished
+
+    def is_open(self, state: VideoState) -> bool:
+        """Whether nothing of the state depends on the video's length yet."""
+        if self.num_latents is None:
+            return False
+        return state.base is not None or self.method.is_open(state.method)
 
 
 class Sampler:
@@ -85,7 +121,8 @@ class Sampler:
         executor: runs the windows of many passes at once (`wavefront.py`), each as soon as its latents are there; the
             video is the same, bit for bit, as with `windows_per_batch` 1. It takes the place of `run_windows` and
             `grow_all`.
-        features: (scalingnoise) what the candidates of its search are judged by; by default the latents themselves.
+        features: what the candidates of a beam search are judged by; by default the latents themselves.
+        judge: answers the evaluations of searches; by default the consistency score.
 
     Raises:
         ValueError: if `num_latents` is no whole number above 0.
@@ -104,6 +141,7 @@ class Sampler:
         grow_all: GrowAll | None = None,
         features: Features | None = None,
         executor: WindowExecutor | None = None,
+        judge: Judge = judge_consistency,
     ) -> None:
         if num_latents is not None and (type(num_latents) is not int or num_latents < 1):
             raise ValueError(f"num_latents must be at least 1, a whole number, not {num_latents!r}")
@@ -116,14 +154,18 @@ class Sampler:
             assert run_windows is None, "windows run in one place"
             assert grow_all is None, "candidates grow where windows run"
             self._run = self.wavefront.run_windows
-        self._is_lazy = self.wavefront is not None and not config.num_beams
+        self._is_lazy = self.wavefront is not None and methods()[config.method].is_lazy
         check_steps(config, denoiser.schedule)
         solver = make_solver(config.solver, denoiser.schedule, config.eta)
-        self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted)
+        self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted, judge=judge)
         if self.wavefront is not None and self._is_lazy:
             self.stepper = LazyStepper.of(self.stepper, self.wavefront, self._count)
-        self.base_stepper = base_clip_stepper(self.stepper, config.eta)
-        self.method = _method(config, self.stepper, num_latents, grow_all, features)
+        self.course = VideoCourse(config, Begin(self.stepper, num_latents, grow_all, features))
+
+    @property
+    def method(self) -> Any:
+        """The method at work."""
+        return self.course.method
 
     def start(self, base_clip_FCHW: torch.Tensor | None = None) -> VideoState:
         """A video of which nothing is made yet, or only the given clean base clip of `f0` latents.
@@ -136,13 +178,11 @@ class Sampler:
         """
         if base_clip_FCHW is not None:
             base_clip_FCHW = self._checked(base_clip_FCHW)
-        if base_clip_FCHW is not None or not self.method.needs_base_clip:
-            return VideoState(method=self.method.start(base_clip_FCHW))
-        return VideoState(base=start_base_clip(self.config, self.base_stepper))
+        return self.course.start(base_clip_FCHW)
 
     def is_done(self, state: VideoState) -> bool:
         """Whether all latents have been handed out."""
-        return self.num_latents is not None and state.num_finished >= self.num_latents
+        return self.course.is_done(state)
 
     def advance(self, state: VideoState) -> tuple[VideoState, torch.Tensor | None]:
         """One pass further.
@@ -164,27 +204,15 @@ class Sampler:
         at is waited for.
         """
         if self.wavefront is None:
-            return self._advance(state)
+            return self.course.advance(state)
         self.wavefront.wait_for_room()
         with self.wavefront.on_stream():
-            return self._advance(map_queues(state, self.wavefront.lazy) if self._is_lazy else state)
+            return self.course.advance(map_queues(state, self.wavefront.lazy) if self._is_lazy else state)
 
     def close(self) -> None:
         """Drops the windows that are planned and not done; without an executor there are none."""
         if self.wavefront is not None:
             self.wavefront.close()
-
-    def _advance(self, state: VideoState) -> tuple[VideoState, FrameQueue | None]:
-        if state.base is not None:
-            base = advance_base_clip(state.base, self.config, self.base_stepper)
-            if int(base.level_F[0]) > 0:
-                return VideoState(base=base), None
-            return VideoState(method=self.method.start(base.x_FCHW)), None
-        method, finished = self.method.advance(state.method)
-        if finished is None:
-            return VideoState(method=method, num_finished=state.num_finished), None
-        assert finished.first == state.num_finished, "latents leave in the order of the video"
-        return VideoState(method=method, num_finished=state.num_finished + len(finished)), finished
 
     def is_open(self, state: VideoState) -> bool:
         """Whether nothing of the state depends on the video's length yet.
@@ -192,9 +220,7 @@ class Sampler:
         If so, a sampler of a larger `num_latents` (all else the same) is in this very state after as many passes, and
         may go on from it.
         """
-        if self.num_latents is None:
-            return False
-        return state.base is not None or self.method.is_open(state.method)
+        return self.course.is_open(state)
 
     def run(self, state: VideoState | None = None) -> Iterator[tuple[VideoState, torch.Tensor | None]]:
         """Advances to the end of the video (for ever if it has none)."""
@@ -245,26 +271,3 @@ def finite_latents(queue: FrameQueue) -> torch.Tensor:
             "too strong; if it happens on one GPU alone, that GPU is broken",
         )
     return x_FCHW
-
-
-def _method(
-    config: SamplerConfig,
-    stepper: Stepper,
-    num_latents: int | None,
-    grow_all: GrowAll | None,
-    features: Features | None,
-) -> Method:
-    if config.method == "fifo" and config.num_beams:
-        return BeamSearch(config, stepper, features)
-    if features is not None:
-        raise UsageError(
-            f"features do nothing in profile {config.profile!r}",
-            "they judge the candidates of a beam search: take profile 'scalingnoise', or leave them out",
-        )
-    if config.method == "fifo":
-        return Fifo(config, stepper)
-    if config.method == "unified":
-        return UnifiedOnly(config, stepper, num_latents)
-    if config.method == "released":
-        return Released(config, stepper, num_latents, grow_all)
-    return TwoStage(config, stepper, num_latents, grow_all)

@@ -12,9 +12,10 @@ import torch
 from miga.backbones.base import Backbone, BackboneSpec
 from miga.backbones.options import ModelOptions, configure, configured_spec
 from miga.backbones.registry import load_backbone, load_spec
-from miga.beam_search import Features
-from miga.config import SamplerConfig, resolve_config
+from miga.config import SamplerConfig
 from miga.errors import UsageError
+from miga.methods.base import Features
+from miga.profiles import resolve_config
 from miga.reflection import ReflectionTrace
 from miga.video import Progress, make_video
 
@@ -80,7 +81,7 @@ class LongVideoPipeline:
 
         Args:
             name_or_dir: "sprites" (the embedded model), a folder in diffusers layout, or a hub name.
-            profile: a name of `miga.config.PROFILES`.
+            profile: a name of `miga.profiles.profiles()`.
             sampler: fields of `SamplerConfig` to override.
             revision: of a hub name.
             device: by default a GPU if there is one.

@@ -6,14 +6,21 @@ Source: MIGA section 3.3, Alg. 6; decisions/0002 (its indices, and what a candid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
-from miga.config import SamplerConfig
-from miga.consistency import consistency_score
+import torch
+
+from miga.consistency import Evaluation
 from miga.denoise_pass import Pass, PassSteps, Stepper, run_steps, run_steps_together
 from miga.queue import FrameQueue
 from miga.windows import plan_pass
+
+if TYPE_CHECKING:
+    from miga.methods.queue_settings import QueueSettings
+
+SEARCH: Final = "search"
+"""Part of a method that grows candidates: it is made for those evaluations alone that ask for it."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,13 @@ class CandidateTask:
         guidance: the latents before the judged one, held fixed.
         number: of the candidate, from 1 (the tail that is there is number 0).
         tail_levels: levels of the tail it would replace.
+        last_base_1CHW: the base clip's last latent, clean, where candidates are pushed copies of it.
     """
 
     guidance: FrameQueue
     number: int
     tail_levels: tuple[int, ...]
+    last_base_1CHW: torch.Tensor | None = None
 
 
 GrowAll: TypeAlias = Callable[[Sequence[CandidateTask], Callable[[CandidateTask], FrameQueue]], list[FrameQueue]]
@@ -78,11 +87,16 @@ class SelfReflection:
 
     Attributes:
         grow_all: grows the candidates of a search elsewhere; None: here, side by side.
+        lead: latents of context before a plain window's kept ones.
     """
 
-    config: SamplerConfig
+    config: QueueSettings
     stepper: Stepper
     grow_all: GrowAll | None = None
+    lead: int = 0
+
+    averages_latents: ClassVar[bool] = False
+    """See `miga.consistency.consistency_score`."""
 
     def judged_position(self, queue: FrameQueue) -> int | None:
         """`J`, position of the first judged latent; None while too few latents stand before or behind it."""
@@ -90,8 +104,15 @@ class SelfReflection:
         enough_before = position >= self.config.num_reflection_guidance_latents
         return position if enough_before and position + self.config.num_eval_latents <= len(queue) else None
 
-    def reflect(self, queue: FrameQueue, trace: ReflectionTrace) -> tuple[FrameQueue, ReflectionTrace]:
+    def reflect(
+        self, queue: FrameQueue, trace: ReflectionTrace, last_base_1CHW: torch.Tensor | None = None
+    ) -> tuple[FrameQueue, ReflectionTrace]:
         """Evaluates the queue, and corrects its tail if a search finds a better one.
+
+        Args:
+            queue: to be evaluated.
+            trace: of the evaluations before.
+            last_base_1CHW: see `CandidateTask`.
 
         Returns:
             The queue, its tail (solver history too) replaced where that raised the score, and the longer trace.
@@ -99,27 +120,35 @@ class SelfReflection:
         position = self.judged_position(queue)
         if position is None:
             return queue, trace
-        latent = queue.first + position
-        score = self._score(queue, position)
-        if not trace.scores or trace.scores[-1] - score <= self.config.reflection_threshold:
+        config, latent = self.config, queue.first + position
+        guidance = queue[position - config.num_reflection_guidance_latents : position]
+        tail_levels = tuple(queue.level_F[position:].tolist())
+        numbers = range(1, config.num_candidates + 1)
+        tasks = [CandidateTask(guidance, number, tail_levels, last_base_1CHW) for number in numbers]
+        score = self._score(queue[position:], tasks[0], candidate=0)
+        if not trace.scores or trace.scores[-1] - score <= config.reflection_threshold:
             return queue, trace.add(latent, score, searched=False, corrected=False)
-        best, best_score = self._search(queue, position)
-        if best_score > score:
-            return queue[:position].append(best), trace.add(latent, best_score, searched=True, corrected=True)
+        candidates = self.grow_all(tasks, self.grow) if self.grow_all else self.grow_together(tasks)
+        scores = [self._score(candidate, tasks[0], number) for number, candidate in enumerate(candidates, 1)]
+        best = max(range(len(scores)), key=scores.__getitem__)
+        if scores[best] > score:
+            queue = queue[:position].append(candidates[best])
+            return queue, trace.add(latent, scores[best], searched=True, corrected=True)
         return queue, trace.add(latent, score, searched=True, corrected=False)
 
     def grow(self, task: CandidateTask) -> FrameQueue:
         """One candidate for the tail, at the tail's levels, grown from noise beside its fixed guidance."""
-        return run_steps(self._grow(task))
+        return run_steps(self.steps(task))
 
     def grow_together(self, tasks: Sequence[CandidateTask]) -> list[FrameQueue]:
         """All candidates side by side: pass by pass, the windows of all of them are one list of calls."""
-        return run_steps_together([self._grow(task) for task in tasks])
+        return run_steps_together([self.steps(task) for task in tasks])
 
-    def _grow(self, task: CandidateTask) -> PassSteps:
+    def steps(self, task: CandidateTask) -> PassSteps:
+        """The passes that grow one candidate."""
         config, guidance = self.config, task.guidance
         purpose = f"search@{guidance.first + len(guidance)}"
-        stepper = self.stepper.named(f"{purpose}/", task.number)
+        stepper = self.stepper.named(f"{purpose}/", task.number).in_part(SEARCH)
         queue = guidance
         for _ in range(config.judged_group):
             queue = stepper.push_noise(queue, config.zigzag_width, config.num_steps, purpose)
@@ -132,32 +161,28 @@ class SelfReflection:
                 config.num_guidance_latents,
                 config.zigzag_width,
                 0,
-                config.lead,
+                self.lead,
             )
-            wanted = [
-                replace(window, keep_start=max(window.keep_start, len(guidance)))
-                for window in plan
-                if window.keep_stop > len(guidance)
-            ]
-            queue = guidance.append((yield Pass(stepper, queue, wanted)))
-        candidate = queue[len(guidance) :]
-        assert tuple(candidate.level_F.tolist()) == task.tail_levels, "a candidate must end at the tail's levels"
-        return candidate
+            kept = [window.keeping_from(len(guidance)) for window in plan if window.keep_stop > len(guidance)]
+            queue = guidance.append((yield Pass(stepper, queue, kept)))
+        return candidate_of(task, queue)
 
-    def _search(self, queue: FrameQueue, position: int) -> tuple[FrameQueue, float]:
-        guidance = queue[position - self.config.num_reflection_guidance_latents : position]
-        tail_levels = tuple(queue[position:].level_F.tolist())
-        tasks = [CandidateTask(guidance, number, tail_levels) for number in range(1, self.config.num_candidates + 1)]
-        candidates = self.grow_all(tasks, self.grow) if self.grow_all else self.grow_together(tasks)
-        reference = guidance[-self.config.num_reference_latents :]
-        scores = [self.judge(candidate[: self.config.num_eval_latents], reference) for candidate in candidates]
-        best = max(range(len(scores)), key=scores.__getitem__)
-        return candidates[best], scores[best]
+    def _score(self, judged: FrameQueue, task: CandidateTask, candidate: int) -> float:
+        """How well latents go on from those before the judged one."""
+        return self.stepper.judge(
+            Evaluation(
+                judged[: self.config.num_eval_latents],
+                task.guidance[-self.config.num_reference_latents :],
+                self.averages_latents,
+                candidate,
+                lambda: self.steps(task),
+                self.config.num_candidates,
+            )
+        )
 
-    def _score(self, queue: FrameQueue, position: int) -> float:
-        judged = queue[position : position + self.config.num_eval_latents]
-        return self.judge(judged, queue[position - self.config.num_reference_latents : position])
 
-    def judge(self, judged: FrameQueue, reference: FrameQueue) -> float:
-        """The score of latents against those before them; no others are looked at, and need be there."""
-        return consistency_score(judged.x_FCHW, reference.x_FCHW)
+def candidate_of(task: CandidateTask, grown: FrameQueue) -> FrameQueue:
+    """What was grown behind a task's guidance, which must have come to the tail's levels."""
+    candidate = grown[len(task.guidance) :]
+    assert tuple(candidate.level_F.tolist()) == task.tail_levels, "a candidate must end at the tail's levels"
+    return candidate

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from miga.config import SamplerConfig
 
 NUM_TRAIN_TIMESTEPS: Final = 1000
 DDIM_LINEAR_START: Final = 0.00085
@@ -76,6 +79,20 @@ def check_levels(schedule: NoiseSchedule) -> None:
         level = int((falls | is_same).int().argmax())
         before, after = float(schedule.sigma[level + 1]), float(schedule.sigma[level])
         raise ValueError(f"no step leads from level {level + 1}, sigma {before:.9g}, to level {level}, {after:.9g}")
+
+
+def schedule_for(config: SamplerConfig) -> NoiseSchedule:
+    """A schedule that a config's solver can step through: DDIM's, or the flow-matching one that goes with the solver.
+
+    Raises:
+        ValueError: if there is none of so many steps.
+    """
+    if config.solver == "ddim":
+        return ddim_schedule(config.num_steps)
+    if config.timesteps:
+        return few_step_schedule(config.timesteps, config.flow_shift)
+    make = flow_unipc_schedule if config.solver == "unipc" else flow_euler_schedule
+    return make(config.num_steps, config.flow_shift)
 
 
 def flow_unipc_schedule(

@@ -11,15 +11,13 @@ Between calls at most `P * (f0 - 1)` latents are alive, `P` the number of passes
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from miga.config import SamplerConfig
 from miga.denoise_pass import Stepper
 from miga.queue import FrameQueue
-from miga.reflection import ReflectionTrace
 from miga.windows import Window, plan_streamed
 
 _T = TypeVar("_T")
@@ -33,11 +31,13 @@ class StreamedPass:
         offset: border offset of its windows.
         renoise_to: level that its latents, clean by then, are first noised to again; None for none.
         purpose: what its noise is named by, where levels are passed twice.
+        part: which part of the method it is.
     """
 
     offset: int = 0
     renoise_to: int | None = None
     purpose: str = ""
+    part: str = "stage 2"
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,17 @@ class Unified:
     """Stage 2 of one video.
 
     Attributes:
+        window: `f0`.
+        stride: `S`, latents kept of every window but a pass's last.
+        lead: latents of context before every window but the first.
+        stepper: takes the steps.
         num_latents: how many the video has; None if it has no end.
         passes: the passes, in order.
     """
 
-    config: SamplerConfig
+    window: int
+    stride: int
+    lead: int
     stepper: Stepper
     num_latents: int | None
     passes: Sequence[StreamedPass]
@@ -91,19 +97,27 @@ class Unified:
 
     def is_open(self, state: UnifiedState) -> bool:
         """Whether the windows done so far, and where the next ones begin, are those of any longer video too."""
-        for number, num_done in enumerate(state.num_done):
-            ours = list(itertools.islice(self._windows_from(number, 0), num_done + 1))
-            endless = list(itertools.islice(replace(self, num_latents=None)._windows_from(number, 0), num_done + 1))
-            if ours[:num_done] != endless[:num_done] or len(ours) <= num_done:
-                return False
-            if num_done and ours[num_done].positions[0] != endless[num_done].positions[0]:
-                return False
-        return True
+        return all(
+            self._is_open(streamed.offset, num_done)
+            for streamed, num_done in zip(self.passes, state.num_done, strict=True)
+        )
+
+    def _is_open(self, offset: int, num_done: int) -> bool:
+        """The same of one pass. Borders are a stride apart: those of the first and the last window tell of all."""
+        if not num_done:
+            return True
+        ours, endless = (
+            [next(self._windows(num_latents, offset, number), None) for number in (0, num_done - 1, num_done)]
+            for num_latents in (self.num_latents, None)
+        )
+        if ours[:2] != endless[:2] or ours[2] is None or endless[2] is None:
+            return False
+        return ours[2].positions[0] == endless[2].positions[0]
 
     def _run_pass(
         self, state: UnifiedState, number: int, arrived: FrameQueue
     ) -> tuple[UnifiedState, FrameQueue | None]:
-        stepper = self.stepper.named(self.passes[number].purpose)
+        stepper = self.stepper.named(self.passes[number].purpose).in_part(self.passes[number].part)
         level = self.passes[number].renoise_to
         if level is not None:
             arrived = stepper.renoised(arrived.x_FCHW, level, arrived.first)
@@ -111,7 +125,7 @@ class Unified:
         waiting = arrived if held is None else held.append(arrived)
         ready: list[Window] = []
         next_start = 0
-        for window in self._windows_from(number, state.num_done[number]):
+        for window in self._windows(self.num_latents, self.passes[number].offset, state.num_done[number]):
             next_start = window.positions[0]
             if window.stop > waiting.first + len(waiting):
                 break
@@ -131,60 +145,27 @@ class Unified:
             stepped,
         )
 
-    def _windows_from(self, number: int, first: int) -> Iterator[Window]:
+    def _windows(self, num_latents: int | None, offset: int, skip: int) -> Iterator[Window]:
         """A pass's windows from the given one on, counted from the video's first latent."""
-        windows = plan_streamed(
-            self.num_latents,
-            self.config.window,
-            self.config.unified_stride,
-            self.passes[number].offset,
-            self.config.lead,
-        )
-        return itertools.islice(windows, first, None)
+        return plan_streamed(num_latents, self.window, self.stride, offset, self.lead, skip=skip)
 
 
-@dataclass(frozen=True)
-class UnifiedOnlyState:
-    """Alg. 8 of one video: the wavefront, and how many latents of noise have entered it."""
-
-    unified: UnifiedState
-    num_pushed: int = 0
-    trace: ReflectionTrace = field(default_factory=ReflectionTrace)
+def implied_stride(values: Mapping[str, Any]) -> int:
+    """Stage 2's stride where it is not said: Stage 1's, and one more where context takes a window's position 0."""
+    stride: int = values.get("stride", values["window"] // 2)
+    return stride + bool(values.get("position_0_context"))
 
 
-@dataclass(frozen=True)
-class UnifiedOnly:
-    """Stage 2 alone, from pure noise: no queue, so nothing passes from latent to latent but through windows.
+def require_strides(config: SamplerConfig, lead: int, **strides: int) -> None:
+    """Refuses strides that leave a window no room for its context.
 
-    Source: Alg. 8 ("stage 2 only"), here as a stream.
+    Raises:
+        ConfigError: naming the stride.
     """
-
-    needs_base_clip = False
-    config: SamplerConfig
-    stepper: Stepper
-    num_latents: int | None
-
-    @property
-    def unified(self) -> Unified:
-        """All `T` passes."""
-        return Unified(self.config, self.stepper, self.num_latents, [StreamedPass()] * self.config.num_steps)
-
-    def start(self, clean_FCHW: object = None) -> UnifiedOnlyState:
-        """No noise yet; a base clip is of no use."""
-        return UnifiedOnlyState(self.unified.start())
-
-    def advance(self, state: UnifiedOnlyState) -> tuple[UnifiedOnlyState, FrameQueue | None]:
-        """A stride of noise enters; the wavefront goes as far as it can."""
-        count = self.config.unified_stride
-        if self.num_latents is not None:
-            count = min(count, self.num_latents - state.num_pushed)
-        pushed = self.stepper.noise_queue(state.num_pushed, count, self.config.num_steps, "push")
-        unified, finished = self.unified.advance(state.unified, pushed)
-        return UnifiedOnlyState(unified, state.num_pushed + count), finished
-
-    def is_open(self, state: UnifiedOnlyState) -> bool:
-        """While whole strides have entered, and no pass has come near the end."""
-        return state.num_pushed % self.config.unified_stride == 0 and self.unified.is_open(state.unified)
+    room = config.window - lead
+    for name, stride in strides.items():
+        held = 1 <= stride <= room
+        config.require(held, name, f"1 to {room}: a window must hold what it keeps beside its context")
 
 
 def _with(values: tuple[_T, ...], index: int, value: _T) -> tuple[_T, ...]:

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from miga.backbones.base import Backbone
-from miga.beam_search import Features
 from miga.checkpoint import START_AGAIN, VideoCheckpoint
 from miga.config import SamplerConfig
 from miga.decoding import Consume, Decoded, Decoding, FinishedLatents
 from miga.denoise_pass import RunWindows
 from miga.errors import CheckpointError
 from miga.generate import Sampler, VideoState
+from miga.methods.base import Features
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue, map_queues

@@ -14,22 +14,20 @@ import math
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import torch
 
 from miga.config import SamplerConfig
+from miga.consistency import Evaluation, Judge
 from miga.cost import count_calls
 from miga.denoise_pass import WindowCall, run_call
 from miga.generate import Sampler
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
-from miga.queue import FrameQueue
-from miga.reflection import SelfReflection
-from miga.schedule import NoiseSchedule, ddim_schedule, few_step_schedule, flow_euler_schedule, flow_unipc_schedule
+from miga.schedule import schedule_for
 from miga.sharing import Share, WaitingCalls, slots_of
-from miga.two_stage import TwoStage
 
 _Task: TypeAlias = tuple[WindowCall, "Future[torch.Tensor]"]
 
@@ -149,6 +147,7 @@ def make_virtual_video(
     search_share: float = 0.0,
     has_branches: bool = True,
     share: Share = "windows",
+    judge: Judge | None = None,
 ) -> VirtualVideo:
     """Makes a video of tiny latents in virtual time.
 
@@ -160,6 +159,7 @@ def make_virtual_video(
         search_share: share of self-reflection's evaluations that start a search (each finds a better tail).
         has_branches: whether the two forwards of a guided call may run on two GPUs.
         share: what helpers take.
+        judge: answers self-reflection's evaluations in place of one that starts `search_share` of the searches.
     """
     denoiser: _PlainDenoiser = _BranchedDenoiser(config) if has_branches else _PlainDenoiser(config)
 
@@ -168,10 +168,9 @@ def make_virtual_video(
         return num_forwards * forward_s * len(call.level_F) / config.window
 
     executor = VirtualExecutor(num_slots, lambda call: run_call(denoiser, call), call_s, share)
-    sampler = Sampler(denoiser, config, PromptTrack([0.0]), NamedNoise(0, _TINY), num_latents, executor=executor)
-    if isinstance(sampler.method, TwoStage) and sampler.method.zigzag.reflection is not None:
-        scripted = ScriptedReflection(config, sampler.stepper, None, _Script(config, search_share))
-        sampler.method.zigzag = replace(sampler.method.zigzag, reflection=scripted)
+    prompts, noise = PromptTrack([0.0]), NamedNoise(0, _TINY)
+    judge = judge or ScriptedJudge(search_share)
+    sampler = Sampler(denoiser, config, prompts, noise, num_latents, executor=executor, judge=judge)
     state, finished = sampler.start(), []
     while not sampler.is_done(state):
         state, queue = sampler.advance_queue(state)
@@ -200,7 +199,7 @@ def useful_slots(config: SamplerConfig, num_latents: int, share: Share) -> int:
         return max(1, math.ceil(count_calls(config, num_latents).forwards / chain))
     count = count_calls(config, num_latents)
     may_search = count.per_search > 0 and count.num_evaluations > 1
-    return 1 + config.num_candidates if share == "candidates" and may_search else 1
+    return 1 + count.num_candidates if share == "candidates" and may_search else 1
 
 
 def _chain_forwards(config: SamplerConfig, num_latents: int) -> float:
@@ -213,8 +212,8 @@ def _chain_forwards(config: SamplerConfig, num_latents: int) -> float:
 
 @functools.cache
 def _measured_chain(config: SamplerConfig, num_latents: int) -> float:
-    config = replace(config, self_reflection=False)  # its scores are scripted in the method of the paper alone
-    return make_virtual_video(config, num_latents, _NO_END, forward_s=1.0).seconds
+    rising = itertools.count(0.0, 1e6)  # starts no search, and waits for nothing
+    return make_virtual_video(config, num_latents, _NO_END, forward_s=1.0, judge=lambda _: next(rising)).seconds
 
 
 _NO_END: Final = 100_000
@@ -228,7 +227,7 @@ class _PlainDenoiser:
 
     def __init__(self, config: SamplerConfig) -> None:
         self.window = config.window
-        self.schedule = _any_schedule(config)
+        self.schedule = schedule_for(config)
         self._scale = config.guidance_scale
         self._levels = (config.guidance_low_level, config.guidance_high_level)
 
@@ -259,46 +258,28 @@ class _BranchedDenoiser(_PlainDenoiser):
         return predictions[0]
 
 
-class _Script:
-    """Scores that start a search as often as asked for, evenly: an evaluation that is to be searched falls by far, and
-    the first candidate of its search is as good as what was before."""
+class ScriptedJudge:
+    """Looks at what it judges, and finds what starts as many searches as asked for, evenly; each finds a better tail.
 
-    def __init__(self, config: SamplerConfig, share: float) -> None:
+    An evaluation that is to be searched falls by far, and every candidate of its search is as good as what was before.
+
+    Args:
+        share: of the evaluations.
+        looks: whether it waits for the latents that it judges.
+    """
+
+    def __init__(self, share: float, *, looks: bool = True) -> None:
         self._share = share
-        self._fall = -1.0 - config.reflection_threshold
-        self._num_candidates = config.num_candidates
-        self._num_evaluations = self._num_to_come = 0
+        self._looks = looks
+        self._num_evaluations = 0
 
-    def next(self) -> float:
-        if self._num_to_come:
-            self._num_to_come -= 1
+    def __call__(self, evaluation: Evaluation) -> float:
+        """See `miga.consistency.Judge`."""
+        if self._looks:
+            _ = evaluation.judged.x_FCHW, evaluation.reference.x_FCHW  # waits for them
+        if evaluation.candidate:
             return 0.0
         before = math.floor(self._num_evaluations * self._share)
         self._num_evaluations += 1
-        if math.floor(self._num_evaluations * self._share) == before or self._num_evaluations == 1:
-            return 0.0
-        self._num_to_come = self._num_candidates
-        return self._fall
-
-
-@dataclass(frozen=True)
-class ScriptedReflection(SelfReflection):
-    """Self-reflection that looks at what it judges, and finds what it is told."""
-
-    script: _Script | None = None
-
-    def judge(self, judged: FrameQueue, reference: FrameQueue) -> float:
-        """See `SelfReflection.judge`."""
-        assert self.script is not None
-        _ = judged.x_FCHW, reference.x_FCHW  # waits for them
-        return self.script.next()
-
-
-def _any_schedule(config: SamplerConfig) -> NoiseSchedule:
-    """One that the solver can step through; which, takes no time."""
-    if config.solver == "ddim":
-        return ddim_schedule(config.num_steps)
-    if config.timesteps:
-        return few_step_schedule(config.timesteps, config.flow_shift)
-    make = flow_unipc_schedule if config.solver == "unipc" else flow_euler_schedule
-    return make(config.num_steps, config.flow_shift)
+        is_searched = math.floor(self._num_evaluations * self._share) > before and self._num_evaluations > 1
+        return -math.inf if is_searched else 0.0

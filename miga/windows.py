@@ -5,15 +5,15 @@ Source: MIGA Alg. 3 and Alg. 7; decisions/0001 (which of the readings, and why).
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from miga.guidance import guidance_indices
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """One call of the network; every number is a position in the queue.
 
     Attributes:
@@ -44,6 +44,10 @@ class Window:
         guidance = tuple(position + by for position in self.guidance)
         return Window(guidance, self.start + by, self.stop + by, self.keep_start + by, self.keep_stop + by)
 
+    def keeping_from(self, position: int) -> Window:
+        """The same window, where nothing before a position is kept."""
+        return self._replace(keep_start=max(self.keep_start, position))
+
 
 def tile(num_latents: int, capacity: int, stride: int, offset: int = 0) -> Iterator[tuple[int, int, int]]:
     """Starts and kept ranges that keep every latent of a queue exactly once.
@@ -68,6 +72,7 @@ def tile(num_latents: int, capacity: int, stride: int, offset: int = 0) -> Itera
         yield start, start, end
 
 
+@functools.lru_cache(maxsize=4096)
 def plan_pass(
     num_latents: int,
     window: int,
@@ -76,7 +81,7 @@ def plan_pass(
     zigzag_width: int = 1,
     offset: int = 0,
     lead: int = 0,
-) -> list[Window]:
+) -> tuple[Window, ...]:
     """The windows of one pass over a queue.
 
     Args:
@@ -92,7 +97,7 @@ def plan_pass(
         Windows in order; together they keep every latent exactly once.
     """
     if num_latents <= window:
-        return [Window((), 0, num_latents, 0, num_latents)]
+        return (Window((), 0, num_latents, 0, num_latents),)
     capacity = window - max(num_guidance, lead)
     plan = []
     for start, keep_start, keep_stop in tile(num_latents, capacity, stride, offset):
@@ -102,11 +107,11 @@ def plan_pass(
         stop = min(num_latents, start + window - len(guidance))
         plan.append(Window(guidance, start, stop, keep_start, keep_stop))
     assert_partition(plan, num_latents)
-    return plan
+    return tuple(plan)
 
 
 def plan_streamed(
-    num_latents: int | None, window: int, stride: int, offset: int = 0, lead: int = 0
+    num_latents: int | None, window: int, stride: int, offset: int = 0, lead: int = 0, *, skip: int = 0
 ) -> Iterator[Window]:
     """The windows of a pass of Stage 2, which has no long-range guidance, one by one.
 
@@ -116,27 +121,39 @@ def plan_streamed(
         stride: `S`.
         offset: border offset, taken as 0 where less than a window would be left behind it.
         lead: latents of context put before every window but the first; it sees as many fewer of its own.
+        skip: windows that are left out before the first, at no cost.
 
     Yields:
         Windows in order, positions counted from the video's first latent; `num_latents` known, they are exactly those
         of a pass over the whole queue.
     """
     if num_latents is not None and num_latents <= window:
-        yield Window((), 0, num_latents, 0, num_latents)
+        if not skip:
+            yield Window((), 0, num_latents, 0, num_latents)
         return
-    capacity = window - lead
-    if num_latents is None:
-        borders = itertools.chain([0] if offset else [], itertools.count(offset, stride))
-        tiles: Iterator[tuple[int, int, int]] = ((start, start, end) for start, end in itertools.pairwise(borders))
-    else:
-        tiles = tile(num_latents, capacity, stride, offset if num_latents - offset >= capacity else 0)
-    for start, keep_start, keep_stop in tiles:
+    if num_latents is not None and num_latents - offset < window - lead:
+        offset = 0
+    last = None if num_latents is None else num_latents - (window - lead)  # the last window's first latent
+    for number in itertools.count(skip):
+        start, end = (_border(place, stride, offset) for place in (number, number + 1))
+        if last is not None and num_latents is not None and start >= last:
+            if number and _border(number - 1, stride, offset) >= last:
+                return
+            start, end = last, num_latents
+        elif last is not None:
+            end = min(end, last)
         before = tuple(range(start - lead, start)) if start else ()
         stop = start + window - len(before)
-        yield Window(before, start, stop if num_latents is None else min(stop, num_latents), keep_start, keep_stop)
+        yield Window(before, start, stop if num_latents is None else min(stop, num_latents), start, end)
 
 
-def plan_lookahead(num_context: int, num_latents: int, window: int, stride: int) -> list[Window]:
+def _border(number: int, stride: int, offset: int) -> int:
+    """Where a window begins in a pass without end; before a border offset there is one window more."""
+    return max(0, offset + (number - 1) * stride) if offset else number * stride
+
+
+@functools.lru_cache(maxsize=64)
+def plan_lookahead(num_context: int, num_latents: int, window: int, stride: int) -> tuple[Window, ...]:
     """FIFO-Diffusion's plan: windows over context and queue together keep their right half.
 
     Args:
@@ -154,10 +171,10 @@ def plan_lookahead(num_context: int, num_latents: int, window: int, stride: int)
         start = max(0, min(keep_start - num_context, total - window))
         plan.append(Window((), start, min(total, start + window), keep_start, min(total, keep_start + stride)))
     assert_partition(plan, total, num_context)
-    return plan
+    return tuple(plan)
 
 
-def assert_partition(plan: list[Window], num_latents: int, first: int = 0) -> None:
+def assert_partition(plan: Sequence[Window], num_latents: int, first: int = 0) -> None:
     """Every position from `first` on is kept exactly once, by a window that sees it."""
     expected = first
     for window in plan:

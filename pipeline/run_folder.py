@@ -286,7 +286,10 @@ def open_run(storage: Storage, record: RunRecord) -> tuple[RunRecord, bool]:
 
 def differences(earlier: RunRecord, now: RunRecord) -> list[tuple[str, str, str]]:
     """Key, earlier and present value of whatever keeps `now` from resuming `earlier`."""
-    before, after = _flat(asdict(earlier)), _flat(asdict(now))
+    from miga.profiles import stored_values  # not at the top: whoever only reads a record needs no torch
+
+    before = _flat({**asdict(earlier), "sampler": stored_values(earlier.sampler)})  # of an earlier version, maybe
+    after = _flat(asdict(now))
     defaults = _flat(RunConfig().to_dict(), "config.")
     changed = []
     for key in sorted(before.keys() | after.keys()):

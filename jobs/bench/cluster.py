@@ -24,8 +24,8 @@ from jobs.bench.profile_choice import split_profile
 from jobs.generate import make_ledger, make_plan, make_rows, run_parts, run_record
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_spec
-from miga.config import resolve_config
 from miga.errors import MigaError, UsageError
+from miga.profiles import resolve_config
 from miga.sharing import Share
 from miga.virtual_time import make_virtual_video
 from pipeline.config import RunConfig, WorkersConfig

@@ -33,9 +33,9 @@ from miga.backbones.base import BackboneSpec
 from miga.backbones.memory_plan import plan_memory
 from miga.backbones.random_model import FULL_SIZE, Reduction, planned_spec, random_model, wan_architecture
 from miga.backbones.weight_files import first_line
-from miga.config import resolve_config
 from miga.cost import count_calls
 from miga.errors import ModelError, OutputError, UsageError
+from miga.profiles import resolve_config
 
 GROUPS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("wan-1.3b", ("calls", "decode", "frames", "dce", "overlap")),

@@ -14,7 +14,7 @@ from miga.backbones.sprites.evaluate import (
     world_scores,
 )
 from miga.backbones.sprites.world import held_out_scenes
-from miga.config import resolve_config
+from miga.profiles import resolve_config
 
 
 def bench_model(num_prompts: int) -> dict[str, list[dict[str, Any]]]:

@@ -21,7 +21,8 @@ from miga.backbones.wan import WanBackbone
 from miga.backbones.wan_attention import attention_backends
 from miga.backbones.wan_per_latent import use_per_latent_timesteps
 from miga.backbones.wan_spec import NUM_TEXT_TOKENS
-from miga.config import SamplerConfig, resolve_config
+from miga.config import SamplerConfig
+from miga.profiles import resolve_config
 
 PLAIN: Final = "diffusers' own, one time step"
 PER_TOKEN: Final = "diffusers' own, a time step per token"

@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 from miga.backbones.base import BackboneSpec
-from miga.config import SamplerConfig, resolve_config
+from miga.config import SamplerConfig
 from miga.errors import UsageError
+from miga.profiles import resolve_config
 
 
 def parse_profile(text: str, spec: BackboneSpec) -> SamplerConfig:

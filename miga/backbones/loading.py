@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -27,9 +26,9 @@ from miga.backbones.weight_files import (
     visible_files,
     weight_files,
 )
-from miga.config import SamplerConfig, check_overrides
 from miga.errors import ConfigError, MigaError, ModelError
 from miga.outside_data import shown
+from miga.profiles import check_overrides, field_names
 
 _T = TypeVar("_T")
 
@@ -400,7 +399,7 @@ def _problems(key: str, value: Any, types: Mapping[str, Any]) -> list[str]:
 
 
 def _sampler_problems(values: Mapping[str, Any]) -> list[str]:
-    known = {field.name for field in fields(SamplerConfig)} - {"profile"}
+    known = set(field_names()) - {"profile"}
     if unknown := sorted(values.keys() - known):
         return [f"unknown key {name!r} in sampler" for name in unknown]
     try:

@@ -18,6 +18,7 @@ import torch
 
 from miga.backbones.base import BackboneSpec
 from miga.config import SamplerConfig
+from miga.cost import most_latents_held
 from miga.errors import ModelError
 
 CARDS_GB: Final = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
@@ -335,15 +336,12 @@ def _where_text_is(plan: MemoryPlan, architecture: Footprint, spare: int) -> str
 
 
 def queue_bytes(spec: BackboneSpec, sampler: SamplerConfig) -> int:
-    """Latents of Stage 1's queue and of Stage 2's wavefront in float32, with what the solver keeps of each.
+    """Latents in the making in float32, as many as a video of any length has, with what the solver keeps of each.
 
     UniPC keeps three tensors a latent beside the latent itself; a pass holds the old latents beside the new.
     """
-    in_flight = spec.num_latents(spec.default_num_frames)
-    if sampler.method != "unified":
-        in_flight = sampler.queue_length + (sampler.handoff_level - 1) * (sampler.window - 1)
     kept = 4 if sampler.solver == "unipc" else 1
-    return in_flight * spec.latent_channels * spec.latent_height * spec.latent_width * 4 * (kept + 1)
+    return most_latents_held(sampler) * spec.latent_channels * spec.latent_height * spec.latent_width * 4 * (kept + 1)
 
 
 def _smaller_sizes(architecture: Footprint, spec: BackboneSpec) -> Iterator[BackboneSpec]:

@@ -16,7 +16,7 @@ def schedule_of(config: SamplerConfig) -> NoiseSchedule:
     """The schedule that a config's solver and method step through."""
     if config.timesteps:
         return few_step_schedule(config.timesteps, config.flow_shift)
-    if config.method == "released":
+    if config.takes_wan_program_steps:
         return released_flow_schedule(config.num_steps, config.flow_shift)
     if config.solver == "euler":
         return flow_euler_schedule(config.num_steps, config.flow_shift)

@@ -11,7 +11,7 @@ from actors.backbone import BackboneWorker
 from actors.messages import VideoEvent, VideoFailed, VideoFinished, VideoSuspended, VideoTask, WorkerSettings
 from actors.text_encoder import TextEncoderWorker
 from miga.backbones.registry import load_spec
-from miga.config import resolve_config
+from miga.profiles import resolve_config
 from pipeline.config import VideoConfig
 from tests.pace import Limit, paced
 

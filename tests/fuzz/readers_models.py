@@ -18,8 +18,8 @@ from miga.backbones.videocrafter2.footprint import modules_of_folder as videocra
 from miga.backbones.wan_lora import check_lora, find_loras, parse_lora
 from miga.backbones.wan_spec import load_architecture
 from miga.backbones.wan_spec import modules_of_folder as wan_modules
-from miga.config import resolve_config
 from miga.errors import MigaError
+from miga.profiles import resolve_config
 from tests.fuzz.reader import Reader
 from tests.tiny_videocrafter2 import architecture, build_tiny_videocrafter2
 from tests.tiny_wan import build_tiny_wan, shard

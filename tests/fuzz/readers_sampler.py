@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from miga.checkpoint import VideoCheckpoint, check_file, load_checkpoints, save_checkpoint
-from miga.config import SamplerConfig
 from miga.errors import ConfigError
 from miga.generate import VideoState
+from miga.methods.miga.two_stage import TwoStageState
 from miga.outside_data import OutsideDataError, parse_json_object
+from miga.profiles import read_config
 from miga.queue import FrameQueue
 from miga.reflection import ReflectionTrace
-from miga.two_stage import TwoStageState
 from miga.unified import UnifiedState
 from tests.fuzz.reader import Reader
 from tests.miga.closed_form import make_config
@@ -100,7 +100,7 @@ def _record(_: Path, data: bytes) -> None:
         values = parse_json_object(data)
     except OutsideDataError as error:
         raise ConfigError(str(error)) from error
-    SamplerConfig.from_values(values, "run.json")
+    read_config(values, "run.json")
 
 
 READERS = [

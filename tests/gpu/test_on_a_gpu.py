@@ -19,8 +19,8 @@ from jobs.bench.overlap import make_apart, make_overlapped
 from miga.backbones.options import ModelOptions
 from miga.backbones.random_model import RandomModel, Reduction, random_model
 from miga.backbones.registry import load_backbone, load_spec
-from miga.config import resolve_config
 from miga.errors import WorkerError
+from miga.profiles import resolve_config
 from miga.video import make_video
 from pipeline.config import VideoConfig
 from tests.tiny_videocrafter2 import build_tiny_videocrafter2

@@ -12,8 +12,8 @@ from jobs.ablation_plots import draw_plot
 from jobs.held_out_prompts import held_out_lines
 from miga.backbones.registry import load_spec
 from miga.backbones.sprites.world import parse_caption
-from miga.config import resolve_config
 from miga.cost import count_calls
+from miga.profiles import resolve_config
 from pipeline.ablation import Plot, Row, ScoredVideo, Table, fill_table
 from tests.ablation_grid import GRID
 from tests.cli import run

@@ -29,8 +29,8 @@ from jobs.bench.video_score import MEASURES, caption_of, measure, omitted
 from jobs.cli import main
 from miga.backbones.registry import load_spec
 from miga.backbones.sprites.world import OMISSIBLE, Placement, Scene, held_out_scenes, render
-from miga.config import resolve_config
 from miga.errors import ConfigError, InputError, UsageError
+from miga.profiles import resolve_config
 from tests.pace import paced
 
 SCENE = Scene("red", "circle", "grey", "horizontal")

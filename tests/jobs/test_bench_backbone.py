@@ -36,9 +36,9 @@ from miga.backbones.random_model import (
 )
 from miga.backbones.wan import WanBackbone
 from miga.backbones.wan_spec import ARCHITECTURES, NUM_TEXT_TOKENS
-from miga.config import resolve_config
 from miga.cost import count_calls
 from miga.errors import UsageError
+from miga.profiles import resolve_config
 from tests.alive_bytes import shapes_only
 from tests.tiny_wan import TRANSFORMER_CONFIG, build_tiny_wan
 

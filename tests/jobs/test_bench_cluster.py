@@ -12,8 +12,8 @@ import pytest
 from jobs.bench.cluster import BusyTimes, ClusterRun, _at, bench_reflection
 from jobs.bench.coordinator_speed import bench_memory_of_rows
 from jobs.cli import main
-from miga.config import resolve_config
 from miga.cost import count_calls
+from miga.profiles import resolve_config
 from tests.actors.hosts import SPEC, embeddings, settings, task
 
 pytestmark = pytest.mark.ray

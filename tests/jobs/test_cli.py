@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from miga.backbones.registry import load_spec
-from miga.config import resolve_config
 from miga.cost import count_calls
+from miga.profiles import resolve_config
 from tests.cli import refused, run
 
 LARGE, SMALL = "Wan-AI/Wan2.1-T2V-14B-Diffusers", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"

@@ -15,8 +15,8 @@ import pytest
 
 from actors.runtime import ray_session
 from miga.backbones.registry import load_spec
-from miga.config import resolve_config
 from miga.cost import count_calls
+from miga.profiles import resolve_config
 from pipeline.config import WorkersConfig
 from pipeline.manifest import Manifest
 from pipeline.run_folder import manifest_path

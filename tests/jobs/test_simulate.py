@@ -10,8 +10,8 @@ import pytest
 from jobs.cli import main
 from jobs.simulate import bench_ledger, play_ledger
 from miga.backbones.registry import load_spec
-from miga.config import resolve_config
 from miga.cost import count_calls
+from miga.profiles import resolve_config
 
 SMALL = ["simulate", "--quiet", "--gpus", "8", "--videos", "16", "--profile", "swift"]
 

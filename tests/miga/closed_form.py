@@ -11,20 +11,17 @@ from typing import Any
 
 import torch
 
-from miga.config import PROFILES, SamplerConfig
+from miga.config import SamplerConfig
 from miga.denoise_pass import RunWindows, WindowCall
 from miga.generate import Sampler, VideoState
+from miga.methods import methods
 from miga.noise import NamedNoise, NoiseSource
+from miga.profiles import field_names, profiles
 from miga.prompts import PromptTrack
 from miga.reflection import GrowAll
-from miga.schedule import (
-    NoiseSchedule,
-    ddim_schedule,
-    few_step_schedule,
-    flow_euler_schedule,
-    flow_unipc_schedule,
-)
+from miga.schedule import NoiseSchedule, schedule_for
 
+PROFILES = profiles()
 SHAPE = (4, 2, 3)
 SHIFT = 5.0
 SMALL: dict[str, dict[str, Any]] = {
@@ -37,8 +34,8 @@ FEW_STEPS = (1000, 900, 780, 650, 500, 350, 200, 90)
 """Time steps of a distilled model, enough of them for every profile's queue."""
 
 
-def make_config(**settings: Any) -> SamplerConfig:
-    """A small config of the whole method, self-reflection off."""
+def make_config(**settings: Any) -> Any:
+    """A small config of the whole method, self-reflection off; what another method does not read is left out."""
     small: dict[str, Any] = {
         "profile": "test",
         "method": "miga",
@@ -64,24 +61,25 @@ def make_config(**settings: Any) -> SamplerConfig:
         "position_0_context": False,
         "windows_per_batch": 1,
         "lookahead": True,
-        "num_beams": 0,
+        "num_beams": 2,
         "released_branch": "",
     }
     small |= settings
     small.setdefault("stride", small["window"] // 2)
     small.setdefault("unified_stride", small["stride"])
     small.setdefault("guidance_high_level", small["num_steps"])
-    return SamplerConfig(**small)
+    method = small["method"]
+    return methods()[method].settings(**{name: small[name] for name in field_names(method)})
 
 
-def make_fifo_config(**settings: Any) -> SamplerConfig:
+def make_fifo_config(**settings: Any) -> Any:
     """A small config of FIFO-Diffusion."""
     return make_config(
         **{"method": "fifo", "zigzag_width": 1, "handoff_level": 1, "num_guidance_latents": 0} | settings
     )
 
 
-def profile_config(profile: str, **settings: Any) -> SamplerConfig:
+def profile_config(profile: str, **settings: Any) -> Any:
     """A small config of a named profile; a profile with self-reflection searches at every evaluation."""
     own = PROFILES[profile].settings | SMALL.get(profile, {})
     return make_config(**{"profile": profile, "reflection_threshold": -10.0, **own, **settings})
@@ -89,13 +87,7 @@ def profile_config(profile: str, **settings: Any) -> SamplerConfig:
 
 def make_schedule(config: SamplerConfig) -> NoiseSchedule:
     """The schedule that fits the solver."""
-    if config.solver == "ddim":
-        return ddim_schedule(config.num_steps)
-    if config.timesteps:
-        return few_step_schedule(config.timesteps, config.flow_shift)
-    if config.solver == "unipc":
-        return flow_unipc_schedule(config.num_steps, config.flow_shift)
-    return flow_euler_schedule(config.num_steps, config.flow_shift)
+    return schedule_for(config)
 
 
 class GaussianDenoiser:
@@ -261,3 +253,8 @@ def in_order(
         return [outputs[number] for number in range(len(calls))]
 
     return run
+
+
+def reflects(config: SamplerConfig) -> bool:
+    """Whether a config judges the tail of its queue."""
+    return bool(getattr(config, "self_reflection", False))

@@ -1,7 +1,7 @@
 """What every profile makes, written down: `python -m tests.miga.record_profiles` adds what is missing.
 
 The figures of `tests/fixtures/profiles_recorded.json` are of the version before methods got folders of their own
-(commit 3d632d8); `test_profiles_recorded.py` makes the same again. Delete an entry only for a reason that the
+; `test_profiles_recorded.py` makes the same again. Delete an entry only for a reason that the
 changelog gives, for it means that videos change.
 
 A video: the embedded model (float32, one thread), or a small VideoCrafter2 with the recorded weights; one of three
@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from miga.backbones.registry import load_backbone, load_spec
-from miga.config import PROFILES, resolve_config
 from miga.cost import count_calls
+from miga.profiles import profiles, resolve_config
 from miga.video import VideoRun
 from tests.tiny_videocrafter2 import build_tiny_videocrafter2
 
@@ -62,7 +62,7 @@ class Case:
 def cases() -> list[Case]:
     """All of them."""
     found = []
-    for model, profiles in (("sprites", tuple(PROFILES)), (SMALL_MODEL, SMALL_MODEL_PROFILES)):
+    for model, profiles in (("sprites", tuple(profiles())), (SMALL_MODEL, SMALL_MODEL_PROFILES)):
         for profile in profiles:
             sizes = ["short", "long", "two prompts"] + ["searches"] * (profile in FORCED)
             found += [Case(model, profile, size) for size in sizes]
@@ -124,7 +124,10 @@ def make(case: Case) -> dict[str, Any]:
         "corrections": sum(trace.corrected),
         "latents_sha256": hashlib.sha256(latents_FCHW.contiguous().numpy().tobytes()).hexdigest(),
         "frames_sha256": hashlib.sha256(frames_FHWC.tobytes()).hexdigest(),
-        "latents_mean_std": [round(float(latents_FCHW.double().mean()), 6), round(float(latents_FCHW.double().std()), 6)],
+        "latents_mean_std": [
+            round(float(latents_FCHW.double().mean()), 6),
+            round(float(latents_FCHW.double().std()), 6),
+        ],
         "frames_mean": round(float(frames_FHWC.mean()), 3),
     }
 

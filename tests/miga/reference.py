@@ -19,6 +19,7 @@ from diffusers import UniPCMultistepScheduler
 
 from miga.config import SamplerConfig
 from miga.noise import NoiseSource
+from tests.miga.closed_form import reflects
 
 
 @dataclass
@@ -144,7 +145,7 @@ class Reference:
     def one_pass(self, queue: list[Latent], num_guidance: int, held: int = 0) -> None:
         """All latents of the queue one level down, but for the first `held`."""
         c, length = self.config, len(queue)
-        before = 1 if c.position_0_context else 0
+        before = 1 if getattr(c, "position_0_context", False) else 0
         local = c.window - max(num_guidance, before)
         starts = [0] if length <= c.window else [*range(0, length - local, c.stride), length - local]
         clean: dict[int, torch.Tensor] = {}
@@ -179,7 +180,7 @@ class Reference:
     def reflect(self, queue: list[Latent]) -> list[Latent]:
         c = self.config
         judged = len(queue) - c.judged_group * c.zigzag_width
-        if not c.self_reflection or judged < c.num_reflection_guidance_latents:
+        if not reflects(c) or judged < c.num_reflection_guidance_latents:
             return queue
         reference = queue[judged - c.num_reference_latents : judged]
         score = self.score(queue[judged:], reference)
@@ -215,7 +216,7 @@ class Reference:
         return float(sum(cosines) / len(cosines))
 
     def push(self, queue: list[Latent], purpose: str, candidate: int = 0, count: int | None = None) -> None:
-        for _ in range(count or (1 if self.config.method == "fifo" else self.config.zigzag_width)):
+        for _ in range(count or getattr(self.config, "zigzag_width", 1)):
             index = queue[-1].index + 1 if queue else 0
             queue.append(self.entering(self.noise(purpose, [index], candidate)[0], index, self.config.num_steps))
 

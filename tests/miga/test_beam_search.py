@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from miga.backbones.base import BackboneSpec
-from miga.beam_search import BeamSearch, BeamSearchState, Features
-from miga.config import SamplerConfig, resolve_config
+from miga.config import SamplerConfig
 from miga.cost import count_calls
 from miga.errors import ConfigError, NonFiniteError, UsageError
 from miga.generate import Sampler, VideoState
+from miga.methods.base import Features
+from miga.methods.scalingnoise.beam_search import BeamSearch, BeamSearchState
 from miga.noise import NamedNoise, NoiseSource
+from miga.profiles import resolve_config
 from miga.prompts import PromptTrack
 from miga.schedule import flow_unipc_schedule
 from tests.miga.closed_form import (
@@ -28,6 +30,7 @@ from tests.miga.closed_form import (
     LabelDenoiser,
     LabelledNoise,
     in_order,
+    make_config,
     make_fifo_config,
     sample,
 )
@@ -38,7 +41,8 @@ MEANS = [0.5, -1.0, 0.2]
 
 def make_search_config(**settings: Any) -> SamplerConfig:
     """Three beams of two candidates."""
-    return make_fifo_config(**{"num_beams": 3, "num_candidates": 2, "num_eval_latents": 2, "num_steps": 8} | settings)
+    small = {"num_beams": 3, "num_candidates": 2, "num_eval_latents": 2, "num_steps": 8}
+    return make_config(**{"method": "scalingnoise"} | small | settings)
 
 
 class MixingDenoiser:
@@ -244,7 +248,7 @@ def test_one_beam_of_one_candidate_is_fifo(solver: str) -> None:
     def as_candidate_one(purpose: str, latents: Sequence[int], candidate: int = 0) -> torch.Tensor:
         return torch.cat([named(purpose, [latent], int(latent >= config.window)) for latent in latents])
 
-    plain = make_fifo_config(**config.to_dict() | {"num_beams": 0})
+    plain = make_fifo_config(**config.to_dict() | {"method": "fifo"})
     fifo = make_search(plain, 12, noise=as_candidate_one)
     search = make_search(config, 12)
     assert isinstance(search.method, BeamSearch)
@@ -393,8 +397,9 @@ def test_the_profile(family: str, window: int, num_latents: int, expected: int) 
 @pytest.mark.parametrize(
     ("settings", "name", "allowed"),
     [
-        ({"num_beams": -1}, "num_beams", "0 (no search) or more"),
-        ({"lookahead": False}, "lookahead", "true for a search: clean context is what candidates are held against"),
+        ({"num_beams": 0}, "num_beams", "at least 1"),
+        ({"num_steps": 5}, "num_steps", "at least window = 6: the base clip fills the last `window` places"),
+        ({"stride": 4}, "stride", "1 to 3: each window writes its right half"),
         ({"num_candidates": 0}, "num_candidates", "at least 1"),
         ({"num_eval_latents": 0}, "num_eval_latents", "1 to 3, the right half of a window"),
         ({"num_eval_latents": 4}, "num_eval_latents", "1 to 3, the right half of a window"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from miga.checkpoint import (
@@ -30,15 +32,18 @@ from miga.checkpoint import (
 )
 from miga.config import SamplerConfig
 from miga.errors import CheckpointError, MigaError
-from miga.fifo import FifoState
 from miga.generate import VideoState
+from miga.methods.fifo.fifo import FifoState
+from miga.methods.miga.two_stage import TwoStageState
+from miga.methods.unified.unified_only import UnifiedOnlyState
 from miga.queue import FrameQueue
 from miga.reflection import ReflectionTrace
-from miga.two_stage import TwoStageState
-from miga.unified import UnifiedOnlyState, UnifiedState
-from tests.miga.closed_form import GaussianDenoiser, make_config, make_sampler
+from miga.unified import UnifiedState
+from tests.miga.closed_form import GaussianDenoiser, make_config, make_fifo_config, make_sampler
 
 CONFIG = make_config()
+FIFO = make_fifo_config()
+UNIFIED = make_config(method="unified")
 
 
 def make_queue(first: int, count: int, dtype: torch.dtype = torch.float32) -> FrameQueue:
@@ -87,12 +92,22 @@ def assert_same(found: Any, expected: Any) -> None:
         assert found == expected
 
 
+def config_of(state: VideoState) -> SamplerConfig:
+    """One of the method whose state it is."""
+    return {FifoState: FIFO, UnifiedOnlyState: UNIFIED}.get(type(state.method), CONFIG)
+
+
 def save(state: VideoState, file: Path, **other: Any) -> None:
-    save_state(state, file, **({"config": CONFIG, "num_latents": 9, "seed": 1} | other))
+    save_state(state, file, **({"config": config_of(state), "num_latents": 9, "seed": 1} | other))
 
 
 def load(file: Path, **other: Any) -> VideoState:
-    return load_state(file, **({"config": CONFIG, "num_latents": 9, "seed": 1} | other))
+    """Of whatever method the file says it is, unless `other` says."""
+    config = CONFIG
+    with contextlib.suppress(Exception), safe_open(file, framework="pt") as opened:
+        method = json.loads(opened.metadata()["config"])["method"]
+        config = {"fifo": FIFO, "unified": UNIFIED}.get(method, CONFIG)
+    return load_state(file, **({"config": config, "num_latents": 9, "seed": 1} | other))
 
 
 @pytest.mark.parametrize("name", STATES)
@@ -210,6 +225,14 @@ def test_a_field_that_only_one_of_two_programs_knows(tmp_path: Path) -> None:
     edit(file, lambda metadata: metadata | {"config": json.dumps({**json.loads(metadata["config"]), "speed": 3})})
     with pytest.raises(CheckpointError, match=r"sampler\.speed 3 there, missing here"):
         load(file)
+
+
+@pytest.mark.parametrize("name", ["two stages", "fifo", "stage 2 only"])
+def test_an_earlier_version_noted_the_settings_of_all_methods(name: str, tmp_path: Path) -> None:
+    file, others = tmp_path / "state", CONFIG.to_dict() | FIFO.to_dict() | {"num_beams": 0, "released_branch": ""}
+    save(STATES[name], file)
+    edit(file, lambda metadata: metadata | {"config": json.dumps(others | json.loads(metadata["config"]))})
+    assert_same(load(file), STATES[name])
 
 
 def parts_of(file: Path) -> tuple[dict[str, Any], bytes]:
@@ -411,7 +434,7 @@ WRONG_STATES: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (set_class("Path"), "method is a Path, not a"),
     (set_class("SamplerConfig"), "method is a SamplerConfig, not a"),
     (set_class("FrameQueue"), "method is a FrameQueue, not a"),
-    (set_class("UnifiedOnlyState"), "method has fields"),
+    (set_class("UnifiedOnlyState"), "method is a UnifiedOnlyState, not a TwoStageState"),
     (lambda state: state.update({"class": "ReflectionTrace"}), "the state is a ReflectionTrace, not a VideoState"),
     (lambda state: state["method"]["queue"].pop("first"), "method.queue has fields"),
     (lambda state: state["method"]["queue"].update(extra=1), "method.queue has fields"),
@@ -560,7 +583,7 @@ def load_parts(files: list[Path], **other: Any) -> VideoCheckpoint:
 
 
 def test_parts_are_joined_and_the_last_state_counts(tmp_path: Path) -> None:
-    first = make_checkpoint(0, 4, state=replace(STATES["fifo"], num_finished=4), num_calls=20)
+    first = make_checkpoint(0, 4, state=replace(STATES["two stages"], num_finished=4), num_calls=20)
     files = save_parts(tmp_path, first, make_checkpoint(4, 0), make_checkpoint(4, 2))
     found = load_parts(files)
     assert_same(found.state, make_checkpoint().state)

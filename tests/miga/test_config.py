@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from miga.backbones.base import BackboneSpec
-from miga.config import FIELD_NAMES, PROFILES, PUBLISHED, SamplerConfig, check_overrides, resolve_config
 from miga.errors import ConfigError
-from tests.miga.closed_form import make_config, make_fifo_config
+from miga.methods import methods
+from miga.profiles import check_overrides, field_names, read_config, resolve_config, stored_values
+from miga.profiles import make_config as make_stored
+from tests.miga.closed_form import PROFILES, make_config, make_fifo_config
 
 SPEC = BackboneSpec("wan", "test", "0", 21, 16, 60, 104, 480, 832, 16)
 
@@ -24,7 +26,7 @@ def test_the_published_settings_of_wan() -> None:
     assert (config.num_eval_latents, config.num_reference_latents, config.judged_group) == (7, 14, 10)
     assert (config.num_base_groups, config.queue_length) == (3, 315)
     fifo = resolve_config("fifo", SPEC)
-    assert (fifo.method, fifo.num_guidance_latents, fifo.self_reflection, fifo.queue_length) == ("fifo", 0, False, 54)
+    assert (fifo.method, fifo.lookahead, fifo.queue_length) == ("fifo", True, 54)
 
 
 def test_later_layers_win() -> None:
@@ -37,11 +39,11 @@ def test_later_layers_win() -> None:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("family", PUBLISHED)
+@pytest.mark.parametrize("family", ["wan", "videocrafter2"])
 def test_every_profile_resolves_and_can_be_stored(profile: str, family: str) -> None:
     config = resolve_config(profile, replace(SPEC, family=family, window={"wan": 21, "videocrafter2": 16}[family]))
-    assert SamplerConfig(**json.loads(json.dumps(config.to_dict()))) == config
-    assert tuple(config.to_dict()) == FIELD_NAMES
+    assert make_stored(json.loads(json.dumps(config.to_dict()))) == config
+    assert set(config.to_dict()) == set(field_names(config.method))
 
 
 REFLECT = {"self_reflection": True}
@@ -182,7 +184,22 @@ def test_unknown_method() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_config("paper", SPEC, {"method": "swift"})
     assert caught.value.message == "sampler.method = 'swift' is unknown"
-    assert caught.value.hint == "it is one of 'miga', 'fifo', 'unified', 'released'"
+    assert caught.value.hint == "it is one of 'miga', 'released', 'fifo', 'scalingnoise', 'unified'"
+
+
+@pytest.mark.parametrize("family", ["wan", "mine"])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_profile_under_another_method(profile: str, family: str) -> None:
+    """It is resolved, or refused by the name of a setting that the other method needs and nobody says."""
+    refused = []
+    for method in methods():
+        try:
+            config = resolve_config(profile, replace(SPEC, family=family), {"method": method})
+        except ConfigError as error:
+            refused.append(error.message.partition(" is ")[0].partition(" = ")[0])
+        else:
+            assert (config.method, config.profile) == (method, profile)
+    assert set(refused) <= {"sampler.released_branch", "sampler.num_beams"}
 
 
 def test_an_override_that_the_profile_does_not_read_is_refused() -> None:
@@ -264,7 +281,7 @@ def test_what_is_no_profile_and_no_settings(profile: Any, overrides: Any) -> Non
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_record_is_read_back(profile: str) -> None:
     config = resolve_config(profile, SPEC)
-    assert SamplerConfig.from_values(json.loads(json.dumps(config.to_dict())), "run.json") == config
+    assert read_config(json.loads(json.dumps(config.to_dict())), "run.json") == config
 
 
 RECORD = resolve_config("paper", SPEC).to_dict()
@@ -294,8 +311,44 @@ RECORD = resolve_config("paper", SPEC).to_dict()
 )
 def test_a_record_that_cannot_be(values: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        SamplerConfig.from_values(values, "s3://bucket/run.json")
+        read_config(values, "s3://bucket/run.json")
     assert caught.value.message.startswith("s3://bucket/run.json: ")
     assert message in caught.value.message
     assert caught.value.hint
     assert len(caught.value.message) < 300
+
+
+# ---- what earlier versions noted: the settings of all methods beside each other ----
+
+EARLIER: dict[str, Any] = {
+    "profile": "paper", "method": "miga", "num_steps": 54, "window": 21, "stride": 10, "unified_stride": 10,
+    "zigzag_width": 7, "handoff_level": 10, "num_guidance_latents": 4, "guidance_scale": 5.0, "guidance_low_level": 1,
+    "guidance_high_level": 54, "solver": "unipc", "eta": 0.0, "flow_shift": 5.0, "timesteps": [], "drain": False,
+    "position_0_context": False, "windows_per_batch": 1, "self_reflection": True, "reflection_threshold": 0.01,
+    "num_eval_latents": 7, "num_reference_latents": 14, "num_reflection_guidance_latents": 14, "num_candidates": 3,
+    "judged_group": 10, "lookahead": True, "num_beams": 0, "released_branch": "",
+}  # fmt: skip
+WITHOUT_QUEUE = {"zigzag_width": 1, "handoff_level": 1, "num_guidance_latents": 0, "self_reflection": False}
+EARLIER_PROFILES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "released": {"method": "released", "released_branch": "wan"},
+    "fifo": {"method": "fifo", **WITHOUT_QUEUE},
+    "scalingnoise": {
+        "method": "fifo", **WITHOUT_QUEUE, "num_beams": 3, "num_candidates": 5, "num_eval_latents": 1
+    },
+    "stage-2-only": {"method": "unified", **WITHOUT_QUEUE},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("profile", EARLIER_PROFILES)
+def test_a_record_of_an_earlier_version_is_read(profile: str) -> None:
+    noted = EARLIER | {"profile": profile} | EARLIER_PROFILES[profile]
+    assert read_config(noted, "run.json") == resolve_config(profile, SPEC)
+    assert stored_values(noted) == json.loads(json.dumps(resolve_config(profile, SPEC).to_dict()))
+
+
+def test_what_no_method_knows_is_not_left_out() -> None:
+    assert stored_values(EARLIER | {"speed": 3})["speed"] == 3
+    assert stored_values({"method": "sora", "drain": 1}) == {"method": "sora", "drain": 1}
+    with pytest.raises(ConfigError, match=r"unknown key sampler\.speed"):
+        read_config(EARLIER | {"speed": 3}, "run.json")

@@ -11,16 +11,19 @@ import pytest
 import torch
 
 from miga.backbones.base import BackboneSpec
-from miga.config import PROFILES, SamplerConfig, resolve_config
+from miga.config import SamplerConfig
 from miga.cost import count_calls
+from miga.profiles import resolve_config
 from miga.reflection import ReflectionTrace
 from tests.miga.closed_form import (
+    PROFILES,
     VIDEOCRAFTER2,
     MixingDenoiser,
     make_config,
     make_fifo_config,
     make_sampler,
     profile_config,
+    reflects,
 )
 
 SPECS = {
@@ -111,7 +114,7 @@ def calls_made(config: SamplerConfig, num_latents: int) -> tuple[int, Reflection
 SEARCHES = [
     (profile, searched)
     for profile in PROFILES
-    for searched in (("all", "some", "none") if profile_config(profile).self_reflection else ("all",))
+    for searched in (("all", "some", "none") if reflects(profile_config(profile)) else ("all",))
 ]
 
 
@@ -121,8 +124,7 @@ def test_of_every_profile_searches_included(profile: str, searched: str, monkeyp
     threshold = {"all": -10.0, "some": 0.0, "none": 10.0}[searched]
     config = profile_config(profile, reflection_threshold=threshold)
     chance = random.Random(0)
-    for module in ("reflection", "released"):
-        monkeypatch.setattr(f"miga.{module}.consistency_score", lambda *_, **__: chance.random())
+    monkeypatch.setattr("miga.consistency.consistency_score", lambda *_, **__: chance.random())
     num_searched = 0
     for num_latents in (1, 2, 3, 7, 18, 19, 37, 54):
         num_calls, trace = calls_made(config, num_latents)
@@ -133,7 +135,7 @@ def test_of_every_profile_searches_included(profile: str, searched: str, monkeyp
         if searched == "all":
             assert num_calls == counted.most
         num_searched += num_searches
-    assert (num_searched > 0) == (config.self_reflection and searched != "none")
+    assert (num_searched > 0) == (reflects(config) and searched != "none")
 
 
 REFLECTING = [

@@ -9,7 +9,7 @@ import torch
 
 from miga.config import SamplerConfig
 from miga.cost import count_calls
-from miga.fifo import Fifo
+from miga.methods.fifo.fifo import Fifo
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
 from tests.miga.closed_form import (

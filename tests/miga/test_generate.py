@@ -23,6 +23,7 @@ from tests.miga.closed_form import (
     make_fifo_config,
     make_sampler,
     make_schedule,
+    reflects,
     sample,
 )
 from tests.miga.reference import Reference
@@ -99,7 +100,7 @@ def test_equals_the_paper_written_out(settings: dict[str, Any], num_latents: int
     assert sampler.num_calls == reference.num_calls
     assert (sum(trace.searched), sum(trace.corrected)) == (reference.num_searches, reference.num_corrections)
     assert trace.scores == pytest.approx(reference.scores, abs=1e-5)
-    if sampler.config.self_reflection:
+    if reflects(sampler.config):
         assert reference.num_searches > 0
 
 

@@ -17,18 +17,20 @@ from typing import Any
 import pytest
 import torch
 
-from miga.config import PROFILES, SamplerConfig
+from miga.config import SamplerConfig
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
 from miga.schedule import NoiseSchedule
 from miga.solvers import make_solver
 from tests.miga.closed_form import (
+    PROFILES,
     SHAPE,
     VIDEOCRAFTER2,
     GaussianDenoiser,
     make_sampler,
     make_schedule,
     profile_config,
+    reflects,
     sample,
 )
 
@@ -77,9 +79,10 @@ class ExactFlow:
             last = self(noise.entered["base", config.window - 1][0], config.num_steps)
             answers += [self(self.noised(last, x, config.num_steps), config.num_steps) for x in entered]
         if latent < config.window:
-            level = config.num_steps - config.num_base_groups + latent // config.zigzag_width
-            if config.method == "fifo":
+            if config.method in ("fifo", "scalingnoise"):
                 level = config.num_steps - config.window + latent + 1
+            else:
+                level = config.num_steps - config.num_base_groups + latent // config.zigzag_width
             clean = self(noise.entered["base", latent][0], config.num_steps)
             answers.append(self(self.noised(clean, noise.entered["renoise", latent][0], level), level))
         if config.method == "released":  # noised again and denoised once more
@@ -102,7 +105,7 @@ def errors(profile: str, num_steps: int, settings: dict[str, Any]) -> torch.Tens
     found = []
     for latent, x_CHW in enumerate(video):
         answers = exact.answers(config, noise, latent)
-        assert len(answers) == 1 or config.self_reflection or config.num_beams or config.method == "released"
+        assert len(answers) == 1 or config.method == "scalingnoise" or reflects(config) or config.method == "released"
         found.append(min(float((x_CHW - answer).square().mean().sqrt()) for answer in answers))
     return torch.tensor(found)
 
@@ -128,9 +131,7 @@ def test_the_error_falls_at_the_solvers_order(profile: str, solver: str, setting
     assert found[-1].max() < {"unipc": 1e-3, "euler": 3e-2, "ddim": 4e-2}[solver], "no latent is left behind"
 
 
-SEARCH_FREE = [
-    name for name in PROFILES if not (profile_config(name).self_reflection or profile_config(name).num_beams)
-]
+SEARCH_FREE = [name for name in PROFILES if not (name == "scalingnoise" or reflects(profile_config(name)))]
 
 
 @pytest.mark.parametrize("profile", SEARCH_FREE)

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from miga.config import PROFILES, SamplerConfig
+from miga.config import SamplerConfig
 from miga.denoise_pass import WindowCall, run_in_batches
 from miga.generate import Sampler
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
 from miga.reflection import CandidateTask
 from tests.miga.closed_form import (
+    PROFILES,
     VIDEOCRAFTER2,
     MixingDenoiser,
     in_order,

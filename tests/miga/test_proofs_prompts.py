@@ -14,17 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-from miga.beam_search import BeamSearchState
 from miga.checkpoint import load_state, save_state
-from miga.config import PROFILES, SamplerConfig
-from miga.fifo import FifoState
+from miga.config import SamplerConfig
 from miga.generate import Sampler, VideoState
+from miga.methods.fifo.fifo import FifoState
+from miga.methods.miga.two_stage import TwoStageState
+from miga.methods.scalingnoise.beam_search import BeamSearchState
+from miga.methods.unified.unified_only import UnifiedOnlyState
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
-from miga.two_stage import TwoStageState
-from miga.unified import UnifiedOnlyState, UnifiedState
-from tests.miga.closed_form import FEW_STEPS, SHAPE, make_sampler, make_schedule, profile_config
+from miga.unified import UnifiedState
+from tests.miga.closed_form import FEW_STEPS, PROFILES, SHAPE, make_sampler, make_schedule, profile_config
 
 PROMPTS = [1.0, 2.0, 3.0, 4.0]
 MARK = 3
@@ -73,18 +74,18 @@ class Marks:
         """Of the window that keeps a latent of the queue that began with latent `first`."""
         config, position = self.config, latent - first
         start = position // config.stride * config.stride
-        if length is None or (config.method == "fifo" and config.lookahead):
+        if length is None or config.method == "scalingnoise" or getattr(config, "lookahead", False):
             return first + start
         if length <= config.window:
             return first
-        last = length - config.window + max(num_guidance, config.lead)
+        last = length - config.window + max(num_guidance, getattr(config, "lead", 0))
         return first + (last if position >= last else start)
 
     def check_queue(self, before: FrameQueue, after: FrameQueue) -> None:
         """A queue, and what it is after a push and a pass (and a pop)."""
-        num_guidance, pushed = self.config.num_guidance_latents, after.first + len(after)
-        if self.config.method == "fifo":
-            pushed, num_guidance = before.first + self.config.num_steps, 0
+        num_guidance, pushed = getattr(self.config, "num_guidance_latents", 0), after.first + len(after)
+        if self.config.method in ("fifo", "scalingnoise"):
+            pushed = before.first + self.config.num_steps
         length = pushed - before.first
         for latent in range(before.first, pushed):
             self.from_stage_1[latent] = self.prompt(self.first_kept(latent, before.first, length, num_guidance))
@@ -121,7 +122,7 @@ class Marks:
             self.check_queue(old.beams[0].queue, new.beams[0].queue)
         if finished is not None:
             latents = range(before.num_finished, after.num_finished)
-            ends_in_stage_1 = self.config.handoff_level == 1 and self.config.method != "unified"
+            ends_in_stage_1 = self.config.method != "unified" and getattr(self.config, "handoff_level", 1) == 1
             expected = self.from_stage_1 if ends_in_stage_1 else self.of_stage_2(latents)
             level = torch.zeros(len(latents), dtype=torch.int64)
             self.check(FrameQueue(finished, level, {}, before.num_finished), expected)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from miga.checkpoint import load_state, save_state
-from miga.config import PROFILES, SamplerConfig
+from miga.config import SamplerConfig
 from miga.generate import Sampler, VideoState
 from miga.prompts import PromptTrack
-from tests.miga.closed_form import FEW_STEPS, VIDEOCRAFTER2, MixingDenoiser, make_sampler, profile_config
+from tests.miga.closed_form import FEW_STEPS, PROFILES, VIDEOCRAFTER2, MixingDenoiser, make_sampler, profile_config
 
 NUM_LATENTS = 9
 STOCHASTIC: dict[str, dict[str, Any]] = {

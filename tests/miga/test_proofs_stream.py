@@ -9,16 +9,17 @@ import pytest
 import torch
 
 from miga.base_clip import advance_base_clip, start_base_clip
-from miga.config import PROFILES, SamplerConfig
+from miga.config import SamplerConfig
 from miga.generate import Sampler, VideoState
+from miga.methods.miga.two_stage import TwoStageState
+from miga.methods.released.released import ReleasedState
+from miga.methods.unified.unified_only import UnifiedOnlyState
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
 from miga.reflection import ReflectionTrace
-from miga.released import ReleasedState
-from miga.two_stage import TwoStageState
-from miga.unified import UnifiedOnlyState
 from miga.windows import plan_pass
 from tests.miga.closed_form import (
+    PROFILES,
     VIDEOCRAFTER2,
     MixingDenoiser,
     make_sampler,
@@ -72,7 +73,7 @@ def test_equals_passes_over_the_whole_video(profile: str, lead: bool) -> None:
     longest = handed_over(new_sampler(config, LENGTHS[-1]), LENGTHS[-1])
     for num_latents in LENGTHS:
         sampler = new_sampler(config, num_latents)
-        queue = handed_over(sampler, num_latents) if config.drain else longest[:num_latents]
+        queue = handed_over(sampler, num_latents) if getattr(config, "drain", False) else longest[:num_latents]
         while int(queue.level_F[0]) > 0:
             plan = plan_pass(num_latents, config.window, config.stride, lead=config.lead)
             queue = sampler.stepper.pass_over(queue, plan)
@@ -112,7 +113,7 @@ def test_an_endless_video_begins_like_one_with_an_end(profile: str) -> None:
     whatever had not left Stage 1 by then."""
     config = small(profile)
     num_passes = config.num_steps if config.method == "unified" else config.handoff_level - 1
-    reach = num_passes * (config.window - 1) + 1 + (config.queue_length if config.drain else 0)
+    reach = num_passes * (config.window - 1) + 1 + (config.queue_length if getattr(config, "drain", False) else 0)
     endless: list[torch.Tensor] = []
     for state, finished in new_sampler(config, None).run():
         endless += [] if finished is None else [finished]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from miga.consistency import consistency_score
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
@@ -33,7 +34,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Script:
 
     def set_scores(scores: Sequence[float]) -> None:
         coming = iter(scores)
-        monkeypatch.setattr("miga.reflection.consistency_score", lambda *_: next(coming))
+        monkeypatch.setattr("miga.consistency.consistency_score", lambda *_: next(coming))
 
     return set_scores
 
@@ -261,7 +262,11 @@ def test_a_grown_tail_scores_what_was_stored() -> None:
             position = reflection.judged_position(queue)
             after, trace = reflection.reflect(queue, state.trace)
             if position is not None:
-                judged, kept = reflection._score(queue, position), reflection._score(after, position)
+                first, last = position - config.num_reference_latents, position + config.num_eval_latents
+                judged, kept = (
+                    consistency_score(each[position:last].x_FCHW, each[first:position].x_FCHW)
+                    for each in (queue, after)
+                )
                 assert trace.scores[-1] == kept >= judged
                 assert trace.corrected[-1] == (kept > judged)
                 num_better += kept > judged

@@ -15,20 +15,23 @@ from hypothesis import strategies as st
 
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_backbone, load_spec
-from miga.config import PROFILES, SamplerConfig, resolve_config
+from miga.config import SamplerConfig
 from miga.consistency import consistency_score
 from miga.cost import count_calls
 from miga.errors import ConfigError
 from miga.generate import Sampler
+from miga.methods.released.branches import BRANCHES
+from miga.methods.released.reflection import ReleasedReflection
+from miga.methods.released.released import ReleasedState
 from miga.noise import NamedNoise
+from miga.profiles import resolve_config
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
 from miga.reflection import CandidateTask
-from miga.released import BRANCHES, ReleasedReflection, ReleasedState
 from miga.schedule import NoiseSchedule, ddim_schedule, flow_unipc_schedule, released_flow_schedule
 from miga.unified import Unified, UnifiedState
 from miga.windows import plan_pass
-from tests.miga.closed_form import SHAPE, Call, GaussianDenoiser, LabelDenoiser, LabelledNoise, make_config
+from tests.miga.closed_form import PROFILES, SHAPE, Call, GaussianDenoiser, LabelDenoiser, LabelledNoise, make_config
 from tests.miga.reference_released import ReleasedReference
 
 MEANS = [0.5, -1.0, 0.2]
@@ -581,7 +584,6 @@ def test_what_the_programs_fix() -> None:
     [
         ({"released_branch": "sora"}, "released_branch", "one of ('wan', 'videocrafter2')"),
         ({"num_steps": 5}, "num_steps", "at least 6, to initialise the queue"),
-        ({"position_0_context": True}, "position_0_context", "false in this method"),
         ({"handoff_level": 8}, "handoff_level", "1 to 7: initialisation ends two levels above it"),
         ({"stride": 6, "num_guidance_latents": 0}, "stride", "1 to 5: a window must see beyond what it keeps"),
         ({"self_reflection": True, "judged_group": 4}, "judged_group", "at most 3: the tail is judged after"),

@@ -29,13 +29,7 @@ def make_unified(
     offsets: Sequence[int] = (),
 ) -> Unified:
     config = make_config(
-        position_0_context=lead,
-        window=window,
-        stride=stride,
-        zigzag_width=window,
-        num_steps=num_passes + 2,
-        handoff_level=num_passes + 1,
-        num_guidance_latents=0,
+        method="unified", position_0_context=lead, window=window, stride=stride, num_steps=num_passes + 2
     )
     denoiser = GaussianDenoiser(config, correlation=0.9)
     prompts = PromptTrack([0.5, -1.0, 0.2], latents_per_prompt=3)
@@ -43,7 +37,7 @@ def make_unified(
         denoiser.schedule, UniPCSolver(denoiser.schedule), prompts, NamedNoise(0, SHAPE), run_in_batches(denoiser)
     )
     passes = [StreamedPass(offset) for offset in offsets] or [StreamedPass()] * num_passes
-    return Unified(config, stepper, num_latents, passes)
+    return Unified(window, stride, int(lead), stepper, num_latents, passes)
 
 
 def handed_over(unified: Unified, count: int) -> FrameQueue:
@@ -56,13 +50,13 @@ def handed_over(unified: Unified, count: int) -> FrameQueue:
 
 
 def in_whole_passes(unified: Unified, queue: FrameQueue) -> torch.Tensor:
-    config, room = unified.config, unified.config.window - unified.config.lead
+    room = unified.window - unified.lead
     for streamed in unified.passes:
         stepper = unified.stepper.named(streamed.purpose)
         if streamed.renoise_to is not None:
             queue = stepper.renoised(queue.x_FCHW, streamed.renoise_to, 0)
         offset = streamed.offset if len(queue) - streamed.offset >= room else 0
-        plan = plan_pass(len(queue), config.window, config.stride, offset=offset, lead=config.lead)
+        plan = plan_pass(len(queue), unified.window, unified.stride, offset=offset, lead=unified.lead)
         queue = stepper.pass_over(queue, plan)
     return queue.x_FCHW
 

@@ -18,15 +18,16 @@ from miga.backbones.memory_plan import plan_memory
 from miga.backbones.options import ModelOptions, architecture_of, configure
 from miga.backbones.registry import load_backbone
 from miga.checkpoint import VideoCheckpoint, join_checkpoints, load_checkpoints, save_checkpoint
-from miga.config import PROFILES, SamplerConfig, resolve_config
+from miga.config import SamplerConfig
 from miga.denoise_pass import run_call
 from miga.errors import CheckpointError, NonFiniteError
 from miga.generate import Sampler
 from miga.noise import NamedNoise
+from miga.profiles import resolve_config
 from miga.prompts import PromptTrack
 from miga.video import Progress, VideoRun, make_video
 from miga.virtual_time import VirtualExecutor
-from tests.miga.closed_form import SHAPE, VIDEOCRAFTER2, MixingDenoiser, make_config, profile_config
+from tests.miga.closed_form import PROFILES, SHAPE, VIDEOCRAFTER2, MixingDenoiser, make_config, profile_config
 from tests.miga.test_wavefront import RestlessExecutor, assert_same
 from tests.pace import paced
 from tests.tiny_videocrafter2 import build_tiny_videocrafter2

@@ -16,17 +16,19 @@ import pytest
 import torch
 
 from miga.backbones.registry import load_spec
-from miga.config import PROFILES, SamplerConfig, resolve_config
+from miga.config import SamplerConfig
 from miga.cost import count_calls
 from miga.denoise_pass import WindowCall, run_call
 from miga.generate import Sampler, VideoState
 from miga.noise import NamedNoise
+from miga.profiles import resolve_config
 from miga.prompts import PromptTrack
 from miga.sharing import SHARES, Share
 from miga.virtual_time import VirtualExecutor, make_virtual_video, useful_slots
 from miga.wavefront import RUN_AHEAD, WAITING_PER_SLOT, Block, LazyQueue, is_there, materialised
 from tests.miga.closed_form import (
     FEW_STEPS,
+    PROFILES,
     SHAPE,
     VIDEOCRAFTER2,
     LabelDenoiser,
@@ -37,6 +39,7 @@ from tests.miga.closed_form import (
     make_sampler,
     make_schedule,
     profile_config,
+    reflects,
 )
 
 NUM_LATENTS = 9
@@ -214,7 +217,7 @@ def test_whatever_helpers_take(profile: str, settings: dict[str, Any], share: Sh
         found, states = whole(new_sampler(denoiser, config, executor))
         assert torch.equal(found, expected)
         assert states[-1].trace == expected_states[-1].trace
-    if config.self_reflection:
+    if reflects(config):
         assert any(expected_states[-1].trace.searched)
 
 
@@ -296,7 +299,7 @@ def test_later_passes_begin_before_earlier_ones_end(config: SamplerConfig) -> No
         return len(set(call.level_F.tolist())) > 1 and float(call.x_FCHW[-1, 0].mean()) > 0.5
 
     def pass_of(call: WindowCall) -> int:
-        return round(float(call.x_FCHW[-1, 0].mean())) // config.zigzag_width - int(call.level_F[-1])
+        return round(float(call.x_FCHW[-1, 0].mean())) // getattr(config, "zigzag_width", 1) - int(call.level_F[-1])
 
     executor.choose = tail
     sampler = Sampler(denoiser, config, PromptTrack([0.5]), LabelledNoise(), 30, executor=executor)

@@ -22,7 +22,9 @@ class PassSettings:
     offset: int
 
     def plan(self) -> list[Window]:
-        return plan_pass(self.num_latents, self.window, self.stride, self.num_guidance, self.zigzag_width, self.offset)
+        return [
+            *plan_pass(self.num_latents, self.window, self.stride, self.num_guidance, self.zigzag_width, self.offset)
+        ]
 
 
 @st.composite
@@ -91,7 +93,7 @@ def test_number_of_windows_is_that_of_the_paper(chosen: PassSettings) -> None:
     expected = 1
     if chosen.num_latents > chosen.window:
         expected = -(-(chosen.num_latents - chosen.window + chosen.num_guidance) // chosen.stride) + 1
-    plan = plan_pass(chosen.num_latents, chosen.window, chosen.stride, chosen.num_guidance, chosen.zigzag_width)
+    plan = [*plan_pass(chosen.num_latents, chosen.window, chosen.stride, chosen.num_guidance, chosen.zigzag_width)]
     assert len(plan) == expected
 
 
@@ -105,7 +107,7 @@ def with_lead(draw: st.DrawFn) -> tuple[PassSettings, int]:
 @given(with_lead())
 def test_only_the_first_latent_is_kept_from_position_0_of_a_plain_window(chosen: tuple[PassSettings, int]) -> None:
     s, lead = chosen
-    plan = plan_pass(s.num_latents, s.window, s.stride, s.num_guidance, s.zigzag_width, s.offset, lead)
+    plan = [*plan_pass(s.num_latents, s.window, s.stride, s.num_guidance, s.zigzag_width, s.offset, lead)]
     assert kept_positions(plan) == list(range(s.num_latents))
     for window in plan:
         assert len(window.positions) <= s.window
@@ -128,8 +130,10 @@ def test_the_streamed_plan_is_that_of_the_whole_queue(chosen: PassSettings, lead
     if chosen.stride > room:
         return
     offset = chosen.offset if chosen.num_latents - chosen.offset >= room else 0
-    whole = plan_pass(chosen.num_latents, chosen.window, chosen.stride, offset=offset, lead=int(lead))
-    assert list(plan_streamed(chosen.num_latents, chosen.window, chosen.stride, chosen.offset, int(lead))) == whole
+    whole = [*plan_pass(chosen.num_latents, chosen.window, chosen.stride, offset=offset, lead=int(lead))]
+    of_pass = (chosen.window, chosen.stride, chosen.offset, int(lead))
+    for skip in range(len(whole) + 2):
+        assert list(plan_streamed(chosen.num_latents, *of_pass, skip=skip)) == whole[skip:]
     endless = list(
         itertools.islice(plan_streamed(None, chosen.window, chosen.stride, chosen.offset, int(lead)), len(whole))
     )
@@ -142,13 +146,13 @@ def test_the_streamed_plan_is_that_of_the_whole_queue(chosen: PassSettings, lead
 
 
 def test_a_plan_with_context_written_out() -> None:
-    assert plan_pass(12, window=6, stride=3, lead=1) == [
+    assert [*plan_pass(12, window=6, stride=3, lead=1)] == [
         Window((), 0, 6, 0, 3),
         Window((2,), 3, 8, 3, 6),
         Window((5,), 6, 11, 6, 7),
         Window((6,), 7, 12, 7, 12),
     ]
-    assert plan_pass(13, window=6, stride=3, num_guidance=2, zigzag_width=3, offset=1, lead=1) == [
+    assert [*plan_pass(13, window=6, stride=3, num_guidance=2, zigzag_width=3, offset=1, lead=1)] == [
         Window((), 0, 6, 0, 1),
         Window((0,), 1, 6, 1, 4),
         Window((0, 2), 4, 8, 4, 7),
@@ -163,14 +167,14 @@ def test_a_plan_with_context_written_out() -> None:
 
 
 def test_a_plan_written_out() -> None:
-    assert plan_pass(13, window=6, stride=3, num_guidance=2, zigzag_width=2) == [
+    assert [*plan_pass(13, window=6, stride=3, num_guidance=2, zigzag_width=2)] == [
         Window((), 0, 6, 0, 3),
         Window((1, 2), 3, 7, 3, 6),
         Window((3, 5), 6, 10, 6, 9),
         Window((6, 8), 9, 13, 9, 13),
     ]
-    assert plan_pass(14, window=6, stride=3)[-2:] == [Window((), 6, 12, 6, 8), Window((), 8, 14, 8, 14)]
-    assert plan_pass(6, window=6, stride=3, num_guidance=2) == [Window((), 0, 6, 0, 6)]
+    assert [*plan_pass(14, window=6, stride=3)][-2:] == [Window((), 6, 12, 6, 8), Window((), 8, 14, 8, 14)]
+    assert [*plan_pass(6, window=6, stride=3, num_guidance=2)] == [Window((), 0, 6, 0, 6)]
 
 
 def test_border_offset_shifts_all_borders_but_the_last() -> None:
@@ -197,7 +201,7 @@ def lookahead(draw: st.DrawFn) -> tuple[int, int, int, int]:
 @given(lookahead())
 def test_lookahead_keeps_every_queued_latent_once_and_no_context(chosen: tuple[int, int, int, int]) -> None:
     num_context, num_latents, window, stride = chosen
-    plan = plan_lookahead(num_context, num_latents, window, stride)
+    plan = [*plan_lookahead(num_context, num_latents, window, stride)]
     assert kept_positions(plan) == list(range(num_context, num_context + num_latents))
     for entry in plan:
         assert not entry.guidance
@@ -209,7 +213,7 @@ def test_lookahead_keeps_every_queued_latent_once_and_no_context(chosen: tuple[i
 
 
 def test_a_lookahead_plan_written_out() -> None:
-    assert plan_lookahead(num_context=3, num_latents=8, window=6, stride=3) == [
+    assert [*plan_lookahead(num_context=3, num_latents=8, window=6, stride=3)] == [
         Window((), 0, 6, 3, 6),
         Window((), 3, 9, 6, 9),
         Window((), 5, 11, 9, 11),

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from miga.backbones.registry import load_spec
 from miga.errors import InputError, OutputError
+from miga.profiles import resolve_config
 from pipeline.config import RunConfig, override
 from pipeline.run_folder import (
     RUN_FILE,
@@ -174,3 +176,14 @@ def test_names_are_apart_and_storable() -> None:
 def test_config_hash_is_of_the_sampler_alone() -> None:
     assert record().config_hash == record(version="2").config_hash != record(sampler={}).config_hash
     assert differences(record(), record()) == []
+
+
+def test_an_earlier_version_noted_the_settings_of_all_methods() -> None:
+    """Names of videos and configs stay what they are there: what a run is called is what its run.json says."""
+    sampler = resolve_config("fifo", load_spec("simulated:wan")).to_dict()
+    of_others = {"zigzag_width": 1, "self_reflection": False, "num_beams": 0, "released_branch": ""}
+    earlier, now = record(sampler=sampler | of_others), record(sampler=sampler)
+    assert differences(earlier, now) == []
+    assert earlier.config_hash != now.config_hash
+    stride = {"stride": sampler["stride"] - 1}
+    assert [key for key, _, _ in differences(record(sampler=sampler | of_others | stride), now)] == ["sampler.stride"]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from miga.backbones.registry import load_spec
-from miga.config import resolve_config
 from miga.cost import count_calls
 from miga.errors import UsageError
+from miga.profiles import resolve_config
 from miga.virtual_time import make_virtual_video
 from pipeline.simulation import Scenario, VideoCost, measure_speed_up, simulate, video_cost
 

@@ -21,10 +21,11 @@ from miga import LongVideoPipeline
 from miga.backbones.base import Backbone, Denoiser, FrameDecoder
 from miga.backbones.own import is_import_path
 from miga.backbones.registry import load_backbone, load_spec
-from miga.config import PROFILES, resolve_config
 from miga.cost import count_calls
 from miga.errors import ConfigError, ModelError
+from miga.profiles import resolve_config
 from tests import ten_line_backbone
+from tests.miga.closed_form import PROFILES
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "bring-your-own-model.md"

@@ -16,10 +16,11 @@ from miga.backbones import simulated
 from miga.backbones.base import BackboneSpec, BranchedDenoiser
 from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.simulated import SimulatedBackbone, SimulatedGpu, SimulatedOptions, parse_name
-from miga.config import SamplerConfig, resolve_config
+from miga.config import SamplerConfig
 from miga.consistency import consistency_score
 from miga.cost import count_calls
 from miga.errors import BadRowError, ModelError, NonFiniteError
+from miga.profiles import resolve_config
 from miga.video import make_video
 from tests.pace import paced
 from tests.processes import wait_for

@@ -15,8 +15,8 @@ from miga.backbones.sprites.evaluate import base_clip_scores, vae_scores
 from miga.backbones.sprites.world import held_out_scenes
 from miga.backbones.wan import WanBackbone
 from miga.base_clip import advance_base_clip, start_base_clip
-from miga.config import resolve_config
 from miga.denoise_pass import Stepper, run_in_batches
+from miga.profiles import resolve_config
 from miga.prompts import PromptTrack
 from miga.solvers import UniPCSolver
 

@@ -26,8 +26,8 @@ from miga.backbones.memory_plan import (
 from miga.backbones.wan_per_latent import use_per_latent_timesteps
 from miga.backbones.wan_spec import ARCHITECTURES, PUBLISHED, WanArchitecture, load_architecture
 from miga.backbones.wan_vae import WanFrameDecoder
-from miga.config import resolve_config
 from miga.errors import ModelError
+from miga.profiles import resolve_config
 from tests.alive_bytes import AliveBytes, shapes_only
 from tests.tiny_wan import SETTINGS, load_pipeline
 

@@ -16,9 +16,9 @@ from miga.backbones.options import ModelOptions, configure, configured_spec
 from miga.backbones.registry import load_spec
 from miga.backbones.wan import WanBackbone
 from miga.backbones.wan_attention import check_attention_backend
-from miga.config import resolve_config
 from miga.cost import count_calls
 from miga.errors import ModelError
+from miga.profiles import resolve_config
 from pipeline.config import load_config, parse_config
 
 TINY = {"num_guidance_latents": 2, "self_reflection": False}

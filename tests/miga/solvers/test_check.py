@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from miga.backbones.registry import check_schedule, load_spec
 from miga.backbones.wan_schedule import schedule_of
-from miga.config import MAX_GUIDANCE, MAX_STEPS, SamplerConfig, resolve_config
+from miga.config import MAX_GUIDANCE, MAX_STEPS, SamplerConfig
 from miga.errors import ConfigError
 from miga.generate import Sampler
 from miga.noise import NamedNoise
+from miga.profiles import resolve_config
 from miga.prompts import PromptTrack
 from miga.schedule import NoiseSchedule, check_levels, ddim_schedule, flow_unipc_schedule
 from miga.solvers import make_solver

@@ -21,10 +21,10 @@ from miga.backbones.registry import check_schedule, load_backbone, load_spec
 from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
 from miga.backbones.videocrafter2.spec import PUBLISHED_NAME, Settings, forward_flops, settings_of_folder
 from miga.backbones.videocrafter2.unet import UNetConfig, VideoCrafter2UNet
-from miga.config import resolve_config
 from miga.cost import count_calls
 from miga.errors import ConfigError, ModelError
 from miga.long_video import LongVideoPipeline
+from miga.profiles import resolve_config
 from tests.faulty_folder import edit
 from tests.tiny_videocrafter2 import SAMPLER, SETTINGS, architecture
 

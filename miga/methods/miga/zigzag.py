@@ -1,7 +1,7 @@
 """Stage 1: the zigzag queue, whose level changes only every `L_zig` latents. Source: MIGA Alg. 4 and 5.
 
 The steady queue spans levels `e ... T`, `L_zig` latents each, `e` at its head. One advance is one pass over it. Of a
-video of known length the queue may run empty once the last latent is in it (`SamplerConfig.drain`, decisions/0008).
+video of known length the queue may run empty once the last latent is in it (`MigaSettings.drain`, decisions/0008).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from miga.config import SamplerConfig
 from miga.denoise_pass import Stepper
+from miga.methods.miga.settings import MigaSettings
 from miga.queue import FrameQueue
 from miga.reflection import ReflectionTrace, SelfReflection
 from miga.windows import plan_pass
@@ -25,7 +25,7 @@ class Zigzag:
         num_latents: of the video; None if it has no end.
     """
 
-    config: SamplerConfig
+    config: MigaSettings
     stepper: Stepper
     reflection: SelfReflection | None
     num_latents: int | None = None
@@ -34,7 +34,7 @@ class Zigzag:
         """The base clip, its groups noised to levels `T - n_zig ... T - 1`. Source: Alg. 4, lines 7-13.
 
         Groups that would come to stand below the level that Stage 1 hands over at are noised to just that level
-        (`SamplerConfig.num_early_groups`).
+        (`MigaSettings.num_early_groups`).
 
         Args:
             clean_FCHW: the base clip's `f0` clean latents.

@@ -9,14 +9,18 @@ nothing stands before the head. The copies of the base clip's first latent, whic
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 
-from miga.config import SamplerConfig
 from miga.denoise_pass import Stepper
+from miga.methods.base import Begin
+from miga.methods.fifo.settings import DiagonalSettings, FifoSettings
 from miga.queue import FrameQueue
 from miga.reflection import ReflectionTrace
 from miga.windows import plan_lookahead, plan_pass
+
+PART: Final = "stage 1"
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,15 @@ class FifoState:
 
 @dataclass(frozen=True)
 class Fifo:
-    """FIFO-Diffusion of one video."""
+    """FIFO-Diffusion of one video.
 
-    needs_base_clip = True
-    config: SamplerConfig
+    Attributes:
+        lookahead: see `FifoSettings`.
+    """
+
+    config: DiagonalSettings
     stepper: Stepper
+    lookahead: bool = True
 
     @property
     def num_warmup(self) -> int:
@@ -51,7 +59,7 @@ class Fifo:
         source = (torch.arange(num_steps) - self.num_warmup).clamp_min(0)
         first = -self.num_warmup
         queue = self.stepper.renoised(clean_FCHW[source], level, first)
-        if not self.config.lookahead:
+        if not self.lookahead:
             return FifoState(None, queue)
         copies = clean_FCHW[:1].expand(num_context, -1, -1, -1)
         context = self.stepper.renoised(copies, 1, first - num_context)
@@ -80,3 +88,8 @@ class Fifo:
             return self.stepper.pass_over(queue, plan_pass(len(queue), config.window, config.stride))
         plan = plan_lookahead(len(context), len(queue), config.window, config.stride)
         return self.stepper.pass_over(context.append(queue), plan)
+
+
+def begin(config: FifoSettings, begin: Begin) -> Fifo:
+    """Begins one video."""
+    return Fifo(config, begin.stepper.in_part(PART), config.lookahead)

@@ -13,24 +13,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
 
 import torch
 
-from miga.config import SamplerConfig
-from miga.consistency import consistency_score
-from miga.denoise_pass import Stepper
+from miga.consistency import Evaluation
 from miga.errors import NonFiniteError, UsageError
-from miga.fifo import Fifo, FifoState
+from miga.methods.base import Begin
+from miga.methods.fifo.fifo import PART, Fifo, FifoState
+from miga.methods.scalingnoise.settings import ScalingNoiseSettings
 from miga.noise import NoiseSource
 from miga.queue import FrameQueue
 from miga.reflection import ReflectionTrace
 from miga.windows import Window, plan_lookahead
-
-Features: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-"""An extractor to judge by: clean latents `[F, C, H, W]` to one vector each, `[F, D]` (decoding is its own affair)."""
 
 
 @dataclass(frozen=True)
@@ -87,23 +83,19 @@ class _CandidateNoise:
         return torch.cat([self.noise(purpose, [latent], self.candidates[latent - self.first]) for latent in latents])
 
 
-@dataclass(frozen=True)
 class BeamSearch:
     """ScalingNoise of one video.
 
-    Attributes:
-        features: what candidates are judged by; None: the latents themselves.
+    Args:
+        config: the settings.
+        begin: what the video begins with.
     """
 
-    needs_base_clip = True
-    config: SamplerConfig
-    stepper: Stepper
-    features: Features | None = None
-
-    @property
-    def fifo(self) -> Fifo:
-        """The method that this one searches in."""
-        return Fifo(self.config, self.stepper)
+    def __init__(self, config: ScalingNoiseSettings, begin: Begin) -> None:
+        self.config = config
+        self.stepper = begin.stepper.in_part(PART)
+        self.features = begin.features
+        self.fifo = Fifo(config, self.stepper)
 
     def start(self, clean_FCHW: torch.Tensor) -> BeamSearchState:
         """FIFO-Diffusion's queue and context, as one beam."""
@@ -199,7 +191,10 @@ class BeamSearch:
     def _rewards(self, predictions: Sequence[torch.Tensor], context: FrameQueue) -> list[float]:
         """How consistent predicted clean latents are with the context, each in [-1, 1]. Source: MIGA Eq. 5-7."""
         reference = self._described(context.x_FCHW)
-        rewards = [consistency_score(self._described(clean_FCHW), reference) for clean_FCHW in predictions]
+        rewards = [
+            self.stepper.judge(Evaluation(self._described(clean_FCHW), reference, candidate=number))
+            for number, clean_FCHW in enumerate(predictions, 1)
+        ]
         for number, reward in enumerate(rewards):
             if not math.isfinite(reward):
                 raise NonFiniteError(
@@ -208,10 +203,13 @@ class BeamSearch:
                 )
         return rewards
 
-    def _described(self, x_FCHW: torch.Tensor) -> torch.Tensor:
+    def _described(self, x_FCHW: torch.Tensor) -> FrameQueue:
         """What is compared: the latents, or their features as latents of one channel and one row, `[F, 1, 1, D]`."""
-        if self.features is None:
-            return x_FCHW
+        level_F = torch.zeros(len(x_FCHW), dtype=torch.int64)
+        return FrameQueue(x_FCHW if self.features is None else self._features(x_FCHW), level_F, {})
+
+    def _features(self, x_FCHW: torch.Tensor) -> torch.Tensor:
+        assert self.features is not None
         features_FD = self.features(x_FCHW)
         if features_FD.ndim != 2 or len(features_FD) != len(x_FCHW):
             raise UsageError(

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from miga.config import SamplerConfig
-from miga.denoise_pass import Stepper
+from miga.methods.base import Begin
+from miga.methods.miga.settings import MigaSettings
+from miga.methods.miga.zigzag import Zigzag
 from miga.queue import FrameQueue
-from miga.reflection import GrowAll, ReflectionTrace, SelfReflection
+from miga.reflection import ReflectionTrace, SelfReflection
 from miga.unified import StreamedPass, Unified, UnifiedState
-from miga.zigzag import Zigzag
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,18 @@ class TwoStage:
 
     Args:
         config: the settings.
-        stepper: takes the steps.
-        num_latents: of the video; None if it has no end.
-        grow_all: grows the candidates of a search elsewhere; None: here, side by side.
+        begin: what the video begins with.
     """
 
-    needs_base_clip = True
-
-    def __init__(
-        self, config: SamplerConfig, stepper: Stepper, num_latents: int | None, grow_all: GrowAll | None = None
-    ) -> None:
-        self.num_latents = num_latents
-        reflection = SelfReflection(config, stepper, grow_all) if config.self_reflection else None
-        self.zigzag = Zigzag(config, stepper, reflection, num_latents)
-        self.unified = Unified(config, stepper, num_latents, [StreamedPass()] * (config.handoff_level - 1))
+    def __init__(self, config: MigaSettings, begin: Begin) -> None:
+        self.num_latents = begin.num_latents
+        stepper = begin.stepper.in_part("stage 1")
+        reflection = SelfReflection(config, stepper, begin.grow_all, config.lead) if config.self_reflection else None
+        self.zigzag = Zigzag(config, stepper, reflection, begin.num_latents)
+        passes = [StreamedPass()] * (config.handoff_level - 1)
+        self.unified = Unified(
+            config.window, config.unified_stride, config.lead, begin.stepper, begin.num_latents, passes
+        )
 
     def start(self, clean_FCHW: torch.Tensor) -> TwoStageState:
         """The base clip brought to its levels."""

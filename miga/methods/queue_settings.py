@@ -1,0 +1,159 @@
+"""Settings of the methods with a zigzag queue and two stages: the paper's, and its authors' program's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from miga.config import MAX_CANDIDATES, SamplerConfig
+from miga.methods.base import SHARED_PUBLISHED, shared_in_proportion
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueSettings(SamplerConfig):
+    """Of a zigzag queue with long-range guidance and self-reflection, and of what follows it.
+
+    Attributes:
+        stride: `S`, latents kept of every window but a pass's last.
+        zigzag_width: `L_zig`, latents that share a level in Stage 1's queue.
+        handoff_level: `e` (the paper's tau_e), level of the queue's head: Stage 1 hands latents on at level `e - 1`,
+            Stage 2 takes them down the rest together.
+        num_guidance_latents: `m_guid`, earlier latents put before a window (long-range guidance); 0 switches it off.
+        self_reflection: whether Stage 1 evaluates, and where needed searches, the tail of its queue.
+        reflection_threshold: `delta_adju`, fall of the consistency score that starts a search.
+        num_eval_latents: `f_eval`, latents that are judged.
+        num_reference_latents: `f_ref`, latents before them that they are compared with.
+        num_reflection_guidance_latents: `f_guid`, latents before them that a candidate is grown from.
+        num_candidates: `n_samp`, candidates of a search.
+        judged_group: `G`, which group of the queue is judged, counted from the tail (1 is the last).
+    """
+
+    stride: int
+    zigzag_width: int
+    handoff_level: int
+    num_guidance_latents: int
+    self_reflection: bool = False
+    reflection_threshold: float
+    num_eval_latents: int
+    num_reference_latents: int
+    num_reflection_guidance_latents: int
+    num_candidates: int
+    judged_group: int
+
+    @classmethod
+    def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Half a window is kept."""
+        return {"stride": values["window"] // 2}
+
+    @property
+    def num_base_groups(self) -> int:
+        """`n_zig`, groups that the base clip fills."""
+        return self.window // self.zigzag_width
+
+    @property
+    def queue_length(self) -> int:
+        """Latents that a pass over the full queue sees: `(T - e + 1) * L_zig`, levels `e ... T`."""
+        return (self.num_steps - self.handoff_level + 1) * self.zigzag_width
+
+    @property
+    def longest_judged(self) -> int:
+        """Latents of the longest queue whose tail is judged."""
+        return self.queue_length
+
+    def check_queue(self) -> None:
+        """Checks the queue.
+
+        Raises:
+            ConfigError: if a value is out of range.
+        """
+        self.require(1 <= self.stride <= self.window, "stride", f"1 to window = {self.window}")
+        divisors = [width for width in range(1, self.window + 1) if self.window % width == 0]
+        self.require(
+            self.zigzag_width in divisors,
+            "zigzag_width",
+            f"a divisor of window = {self.window}, one of {divisors}: the base clip must fill whole groups",
+        )
+        self.require(
+            1 <= self.handoff_level <= self.num_steps,
+            "handoff_level",
+            f"1 to num_steps = {self.num_steps}: the level that Stage 1's queue begins at",
+        )
+        room = self.window - self.stride
+        self.require(
+            0 <= self.num_guidance_latents <= room, "num_guidance_latents",
+            f"0 to {room}: a guided window must still hold its stride of {self.stride} local latents",
+        )  # fmt: skip
+
+    def check_reflection(self) -> None:
+        """Checks self-reflection, where it is on.
+
+        Raises:
+            ConfigError: if a value is out of range.
+        """
+        if not self.self_reflection:
+            return
+        self.require(math.isfinite(self.reflection_threshold), "reflection_threshold", "a finite number")
+        held = 1 <= self.num_candidates <= MAX_CANDIDATES
+        self.require(held, "num_candidates", f"at least 1, at most {MAX_CANDIDATES}")
+        self.require(self.judged_group >= 1, "judged_group", "at least 1 (the last group of the queue)")
+        tail = self.judged_group * self.zigzag_width
+        self.require(1 <= self.num_eval_latents <= tail, "num_eval_latents", f"1 to {tail}, the latents judged from on")
+        self.require(
+            1 <= self.num_reference_latents <= self.num_reflection_guidance_latents, "num_reference_latents",
+            f"1 to num_reflection_guidance_latents = {self.num_reflection_guidance_latents}: a candidate is compared "
+            "with the latents it is grown from",
+        )  # fmt: skip
+        room = self.longest_judged - tail
+        self.require(
+            self.num_reflection_guidance_latents <= room, "judged_group",
+            f"so small that num_reflection_guidance_latents = {self.num_reflection_guidance_latents} stand before it "
+            f"in the queue (there is room for {max(0, room)})",
+        )  # fmt: skip
+
+
+PUBLISHED: Final[dict[str, dict[str, Any]]] = {
+    "wan": {
+        **SHARED_PUBLISHED["wan"],
+        "zigzag_width": 7,
+        "handoff_level": 10,
+        "num_guidance_latents": 4,
+        "reflection_threshold": 0.01,
+        "num_eval_latents": 7,
+        "num_reference_latents": 14,
+        "num_reflection_guidance_latents": 14,
+        "num_candidates": 3,
+        "judged_group": 10,
+    },
+    "videocrafter2": {
+        **SHARED_PUBLISHED["videocrafter2"],
+        "zigzag_width": 4,
+        "handoff_level": 10,
+        "num_guidance_latents": 6,
+        "reflection_threshold": 0.01,
+        "num_eval_latents": 4,
+        "num_reference_latents": 12,
+        "num_reflection_guidance_latents": 12,
+        "num_candidates": 5,
+        "judged_group": 14,
+    },
+}
+"""Settings of the paper (what it leaves open: of its released program), by family of model."""
+
+
+def in_proportion(window: int, num_steps: int) -> dict[str, Any]:
+    """Settings for models that nothing is published for: Wan's, in proportion to their window and steps."""
+    width = max(width for width in range(1, max(2, window // 3 + 1)) if window % width == 0)
+    handoff = max(1, round(num_steps * 10 / 54))
+    return {
+        **PUBLISHED["wan"],
+        **shared_in_proportion(window, num_steps),
+        "zigzag_width": width,
+        "handoff_level": handoff,
+        "num_guidance_latents": round(window * 4 / 21),
+        "num_eval_latents": width,
+        "num_reference_latents": 2 * width,
+        "num_reflection_guidance_latents": 2 * width,
+        "judged_group": max(1, min(10, num_steps - handoff - 1)),
+    }
