@@ -1,8 +1,8 @@
 """What every profile makes, written down: `python -m tests.miga.record_profiles` adds what is missing.
 
-The figures of `tests/fixtures/profiles_recorded.json` are of the version before methods got folders of their own
-; `test_profiles_recorded.py` makes the same again. Delete an entry only for a reason that the
-changelog gives, for it means that videos change.
+The figures of `tests/fixtures/profiles_recorded.json` are of the version before methods got folders of their own;
+`test_profiles_recorded.py` makes the same again. Delete an entry only for a reason that the changelog gives, for it
+means that videos change.
 
 A video: the embedded model (float32, one thread), or a small VideoCrafter2 with the recorded weights; one of three
 sizes: "short", "long" and "two prompts". SHA-256 is of bytes that a processor's kernels have a say in, so the kind of
@@ -62,8 +62,8 @@ class Case:
 def cases() -> list[Case]:
     """All of them."""
     found = []
-    for model, profiles in (("sprites", tuple(profiles())), (SMALL_MODEL, SMALL_MODEL_PROFILES)):
-        for profile in profiles:
+    for model, names in (("sprites", tuple(profiles())), (SMALL_MODEL, SMALL_MODEL_PROFILES)):
+        for profile in names:
             sizes = ["short", "long", "two prompts"] + ["searches"] * (profile in FORCED)
             found += [Case(model, profile, size) for size in sizes]
     return found
