@@ -119,6 +119,7 @@ SEARCHES = [
 
 
 @pytest.mark.parametrize(("profile", "searched"), SEARCHES)
+@pytest.mark.sampled(2)
 def test_of_every_profile_searches_included(profile: str, searched: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From one latent to three full queues; of the evaluations all but the first, some or none start a search."""
     threshold = {"all": -10.0, "some": 0.0, "none": 10.0}[searched]

@@ -122,6 +122,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("profile", "solver", "settings"), CASES)
+@pytest.mark.sampled(4)
 def test_the_error_falls_at_the_solvers_order(profile: str, solver: str, settings: dict[str, Any]) -> None:
     found = [errors(profile, num_steps, SOLVERS[solver] | settings) for num_steps in (16, 32, 64)]
     coarse, middle, fine = (float(error.square().mean().sqrt()) for error in found)

@@ -45,6 +45,7 @@ def ids(case: tuple[str, dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
+@pytest.mark.sampled(2)
 def test_at_every_pass(case: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     profile, settings = case
     config = profile_config(profile, **settings)

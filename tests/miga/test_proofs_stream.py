@@ -68,6 +68,7 @@ CASES = [(name, False) for name in STREAMED] + [(name, True) for name in ("swift
 
 
 @pytest.mark.parametrize(("profile", "lead"), CASES)
+@pytest.mark.sampled(3)
 def test_equals_passes_over_the_whole_video(profile: str, lead: bool) -> None:
     config = small(profile, position_0_context=lead)
     longest = handed_over(new_sampler(config, LENGTHS[-1]), LENGTHS[-1])
@@ -94,6 +95,7 @@ ENDLESS: list[tuple[str, dict[str, Any], int]] = [
 
 
 @pytest.mark.parametrize(("profile", "settings", "num_passes"), ENDLESS)
+@pytest.mark.sampled(3)
 def test_an_endless_video_holds_a_bounded_number_of_latents(
     profile: str, settings: dict[str, Any], num_passes: int
 ) -> None:

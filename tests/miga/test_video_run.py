@@ -259,6 +259,7 @@ def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("way", ["alone", "executor"])
 @pytest.mark.parametrize(("profile", "settings"), PROFILE_CASES)
+@pytest.mark.sampled(2)
 def test_stopped_at_any_pass_and_gone_on_with(profile: str, settings: dict[str, Any], way: str, tmp_path: Path) -> None:
     """Through files, again and again, by runs that are stopped after a few passes: the frames of the last one are those
     of a run that was never stopped, and no call is counted twice. (With an executor a checkpoint may be some passes
@@ -391,6 +392,7 @@ def other_length_states(config: SamplerConfig, num_latents: int) -> list[Any]:
 
 @pytest.mark.parametrize(("profile", "settings"), PROFILE_CASES)
 @pytest.mark.parametrize("num_latents", [1, 4, 9, 18])
+@pytest.mark.sampled(3)
 def test_an_open_state_is_that_of_every_longer_video(profile: str, settings: dict[str, Any], num_latents: int) -> None:
     config = profile_config(profile, **settings)
     sampler = Sampler(MixingDenoiser(config), config, PromptTrack([0.5]), NamedNoise(SEED, SHAPE), num_latents)

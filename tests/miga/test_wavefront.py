@@ -183,6 +183,7 @@ def whole(sampler: Sampler) -> tuple[torch.Tensor, list[VideoState]]:
 
 @pytest.mark.parametrize("num_slots", [1, 5])
 @pytest.mark.parametrize(("profile", "settings"), CASES)
+@pytest.mark.sampled(3)
 def test_in_any_order_and_time(
     profile: str, settings: dict[str, Any], num_slots: int, restless: Callable[..., RestlessExecutor]
 ) -> None:
@@ -533,6 +534,7 @@ def test_closing_leaves_no_thread_and_cancels_what_waits() -> None:
 
 
 @pytest.mark.parametrize("config", [make_config(), make_config(self_reflection=True), make_fifo_config()])
+@pytest.mark.sampled(3)
 def test_a_video_without_end_keeps_as_many_latents_late_as_early(config: SamplerConfig) -> None:
     gc.collect()
     gc.freeze()  # hides all that is alive already, which makes counting quick
@@ -614,6 +616,7 @@ def test_without_end_of_slots_a_video_takes_its_longest_chain() -> None:
 
 
 @pytest.mark.parametrize(("profile", "search_share"), [("paper", 0.0), ("paper", 0.387), ("swift", 0.0)])
+@pytest.mark.sampled(2)
 def test_a_long_video_on_eight_slots(profile: str, search_share: float) -> None:
     """1,001 frames: at least 6.5 times as fast as on one, and near what the base clip leaves possible: its chain, on
     two slots, and then all slots at work."""
@@ -666,6 +669,7 @@ def test_a_search_takes_the_time_of_one_candidate(search_share: float, monkeypat
 
 
 @pytest.mark.parametrize("num_gpus", [1, 2, 3, 4, 6])
+@pytest.mark.slow
 def test_what_searches_add_where_helpers_take_candidates_alone(num_gpus: int) -> None:
     """Without helpers all their calls, with some never more than their even share of them; and the host, which makes
     all else, is never idle but while it waits for a search."""
@@ -682,6 +686,7 @@ def test_what_searches_add_where_helpers_take_candidates_alone(num_gpus: int) ->
 
 
 @pytest.mark.parametrize(("family", "frames"), [("wan", 1001), ("wan", 321), ("videocrafter2", 160)])
+@pytest.mark.sampled(2)
 def test_reflection_on_four_gpus_at_the_papers_rate(family: str, frames: int) -> None:
     """At most 1.05 times as long as without, where idle GPUs are kept for candidates."""
     spec = load_spec(f"simulated:{family}")
@@ -705,6 +710,7 @@ def test_gpus_that_may_take_nothing_are_of_no_use() -> None:
 
 @pytest.mark.parametrize("num_latents", [20, 41, 100, 251, 600, 5000])
 @pytest.mark.parametrize("family", ["wan", "videocrafter2"])
+@pytest.mark.slow
 def test_as_many_gpus_as_work_is_longer_than_its_chain(family: str, num_latents: int) -> None:
     """Of MIGA: the base clip's steps, the passes of Stage 1, and Stage 2's over the last latents follow one another."""
     config = resolve_config("paper", load_spec(f"simulated:{family}"))

@@ -216,6 +216,7 @@ def test_a_bucket_that_is_full_from_any_write_on(plan: MadeRun, proxy: FaultyS3,
 
 @pytest.mark.s3
 @pytest.mark.parametrize("kind", ["busy", "reset", "lose"])
+@pytest.mark.sampled(2)
 def test_every_write_goes_wrong_once(
     plan: MadeRun, proxy: FaultyS3, s3_root: str, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

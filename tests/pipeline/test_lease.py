@@ -505,6 +505,7 @@ def hold(root: str, ttl_s: float) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.sampled(2)
 def test_a_second_process_is_refused_until_the_first_is_killed(storage: Storage) -> None:
     ttl_s = paced(2.0)
     first = hold(storage.root, ttl_s)

@@ -180,6 +180,7 @@ BREAKS: dict[str, tuple[Callable[[MadeRun], object], list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", BREAKS)
+@pytest.mark.sampled(3)
 def test_every_break_is_found_and_nothing_else(tmp_path: Path, name: str) -> None:
     change, shallow, whole = BREAKS[name]
     run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 8)

@@ -324,12 +324,14 @@ def test_a_fault_that_strikes_once_is_remembered_by_other_processes(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("kind", "number"), [("kill", signal.SIGKILL), ("crash", signal.SIGABRT)])
+@pytest.mark.sampled(3)
 def test_a_prompt_ends_its_process(kind: str, number: signal.Signals) -> None:
     program = f"from tests.miga.backbones.test_simulated import call; call({FAST + '&faults=1'!r}, 'fault: {kind}')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode == -number
 
 
+@pytest.mark.sampled(2)
 def test_it_needs_no_library_that_loads_weights() -> None:
     program = (
         "import sys; from miga.backbones.registry import load_backbone; load_backbone('simulated:wan'); "

@@ -84,6 +84,7 @@ def test_the_vae_keeps_what_the_scorer_reads(backbone: WanBackbone) -> None:
     assert np.mean([one.motion for one in scores]) >= 0.98
 
 
+@pytest.mark.slow
 def test_the_base_model_makes_held_out_prompts(backbone: WanBackbone) -> None:
     """A sample of what `jobs.bench model` measures on 64 prompts (there: at least 90 %)."""
     scores = base_clip_scores(backbone, resolve_config("paper", backbone.spec), held_out_scenes(64, seed=0)[:3])

@@ -27,6 +27,7 @@ from miga.backbones.sprites.world import (
 SCENE = Scene("red", "triangle", "grey", "clockwise")
 
 
+@pytest.mark.slow
 def test_the_scorer_reads_the_world_without_error() -> None:
     """At least 99.5 % of frames, over every colour, shape, ground and motion; the position to half a pixel."""
     rng = np.random.default_rng(0)

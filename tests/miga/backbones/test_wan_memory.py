@@ -74,6 +74,7 @@ def test_fp8_weights() -> None:
 
 @pytest.mark.parametrize("name", [SMALL, LARGE])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.slow
 def test_activations_of_a_call(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype) -> None:
     monkeypatch.setattr(torch.Tensor, "unique", lambda t, **_: (t, torch.arange(len(t))))
     with shapes_only(dtype):

@@ -101,6 +101,7 @@ def test_flops_of_a_small_forward(size: tuple[int, int, int], tolerance: float) 
     assert forward_flops(config, *size) == pytest.approx(counted_flops(config, *size), rel=tolerance)
 
 
+@pytest.mark.slow
 def test_flops_of_a_published_forward() -> None:
     assert load_spec(PUBLISHED_NAME).forward_flops == pytest.approx(counted_flops(UNetConfig(), 16, 40, 64), rel=0)
 
@@ -133,6 +134,7 @@ def backbone(converted: Path) -> VideoCrafter2Backbone:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.sampled(3)
 def test_whole_videos(backbone: VideoCrafter2Backbone, profile: str) -> None:
     config = resolve_config(profile, backbone.spec)
     pipeline = LongVideoPipeline(backbone, config)

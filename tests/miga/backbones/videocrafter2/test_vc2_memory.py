@@ -46,6 +46,7 @@ def test_weights_of_a_folder(converted: Path) -> None:
     assert plan.text_parameters == count(backbone.text.encoder)
 
 
+@pytest.mark.slow
 def test_activations_of_a_call() -> None:
     """What a call over a window takes beyond what one over a single cell takes, where weights are all there is."""
     plan, peaks = VideoCrafter2Architecture(), []
