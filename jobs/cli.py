@@ -86,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_extend(commands)
     _add_convert(commands)
     _add_profiles(commands)
+    _add_plan(commands)
     _add_simulate(commands)
     add_benches(commands.add_parser("bench", help="figures of the embedded model on this machine"))
     return parser
@@ -296,6 +297,26 @@ def _convert(options: argparse.Namespace) -> int:
     from jobs.convert import convert
 
     _show(convert(options.checkpoint, options.out, options.tokenizer), options.json)
+    return 0
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser("plan", help="draw what a profile does, pass by pass")
+    plan.add_argument("--profile", default="paper", metavar="NAME[:FIELD=VALUE,...]", help="default: paper")
+    plan.add_argument("--against", metavar="NAME[:FIELD=VALUE,...]", help="another profile, drawn beside it")
+    plan.add_argument("--model", default="sprites", help="as `miga generate` takes it (default: sprites)")
+    plan.add_argument("--num-frames", type=int, help="length of the video (default: the model's)")
+    plan.add_argument("--out", required=True, metavar="FILE", help="ends in .html or .svg; it is replaced")
+    plan.set_defaults(command=_plan)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from jobs.plan import draw
+
+    texts = [options.profile, *([options.against] if options.against else [])]
+    for drawing in draw(options.model, texts, options.num_frames, options.out):
+        show(f"{drawing.title}: {drawing.num_latents} latents, {drawing.count.total} calls")
+    show(f"drawn: {options.out}")
     return 0
 
 
