@@ -164,18 +164,13 @@ def read_config(values: Any, origin: str) -> SamplerConfig:
         ConfigError: if they are no such record, or one that cannot be.
     """
     try:
-        return make_config(values)
+        return _stored_config(values)
     except ConfigError as error:
         hint = error.hint or "restore the file: it is not as this version wrote it"
         raise ConfigError(f"{origin}: {error.message}", hint) from error
 
 
-def make_config(values: Any) -> SamplerConfig:
-    """A method's settings of plain values, of which none may be missing (see `stored_values`).
-
-    Raises:
-        ConfigError: if they are no such record, or one that cannot be.
-    """
+def _stored_config(values: Any) -> SamplerConfig:
     if not isinstance(values, Mapping):
         raise ConfigError("sampler holds no settings", "")
     for name in ("profile", "method"):
