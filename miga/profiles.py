@@ -190,11 +190,10 @@ def stored_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as this version notes them, of those that it or an earlier version noted.
 
     Earlier versions noted the settings of all methods beside each other: what the method does not read is left out.
-    ScalingNoise was FIFO-Diffusion with beams. What no method knows stays, for whoever reads it to refuse.
+    What no method knows stays, for whoever reads it to refuse.
     """
-    values = dict(values)
-    if values.get("method") == "fifo" and values.get("num_beams"):
-        values["method"] = "scalingnoise"
+    named = [name for name, each in methods().items() if each.had_other_name(values)]
+    values = {**values, "method": named[0]} if named else dict(values)
     method = values.get("method")
     if not isinstance(method, str) or method not in methods():
         return values
