@@ -164,18 +164,13 @@ def read_config(values: Any, origin: str) -> SamplerConfig:
         ConfigError: if they are no such record, or one that cannot be.
     """
     try:
-        return make_config(values)
+        return _stored_config(values)
     except ConfigError as error:
         hint = error.hint or "restore the file: it is not as this version wrote it"
         raise ConfigError(f"{origin}: {error.message}", hint) from error
 
 
-def make_config(values: Any) -> SamplerConfig:
-    """A method's settings of plain values, of which none may be missing (see `stored_values`).
-
-    Raises:
-        ConfigError: if they are no such record, or one that cannot be.
-    """
+def _stored_config(values: Any) -> SamplerConfig:
     if not isinstance(values, Mapping):
         raise ConfigError("sampler holds no settings", "")
     for name in ("profile", "method"):
@@ -195,11 +190,10 @@ def stored_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as this version notes them, of those that it or an earlier version noted.
 
     Earlier versions noted the settings of all methods beside each other: what the method does not read is left out.
-    ScalingNoise was FIFO-Diffusion with beams. What no method knows stays, for whoever reads it to refuse.
+    What no method knows stays, for whoever reads it to refuse.
     """
-    values = dict(values)
-    if values.get("method") == "fifo" and values.get("num_beams"):
-        values["method"] = "scalingnoise"
+    named = [name for name, each in methods().items() if each.had_other_name(values)]
+    values = {**values, "method": named[0]} if named else dict(values)
     method = values.get("method")
     if not isinstance(method, str) or method not in methods():
         return values

@@ -104,6 +104,7 @@ class Method:
         needs_base_clip: whether it starts from a clean clip of one window.
         takes_features: whether `Begin.features` means anything to it.
         is_lazy: whether windows of several of its passes may run at once; not where a pass looks at what it made.
+        had_other_name: whether settings are its own that an earlier version noted under another method's name.
     """
 
     name: str
@@ -116,3 +117,4 @@ class Method:
     needs_base_clip: bool = True
     takes_features: bool = False
     is_lazy: bool = True
+    had_other_name: Callable[[Mapping[str, Any]], bool] = lambda values: False

@@ -12,7 +12,6 @@ from miga.backbones.base import BackboneSpec
 from miga.errors import ConfigError
 from miga.methods import methods
 from miga.profiles import check_overrides, field_names, read_config, resolve_config, stored_values
-from miga.profiles import make_config as make_stored
 from tests.miga.closed_form import PROFILES, make_config, make_fifo_config
 
 SPEC = BackboneSpec("wan", "test", "0", 21, 16, 60, 104, 480, 832, 16)
@@ -42,7 +41,7 @@ def test_later_layers_win() -> None:
 @pytest.mark.parametrize("family", ["wan", "videocrafter2"])
 def test_every_profile_resolves_and_can_be_stored(profile: str, family: str) -> None:
     config = resolve_config(profile, replace(SPEC, family=family, window={"wan": 21, "videocrafter2": 16}[family]))
-    assert make_stored(json.loads(json.dumps(config.to_dict()))) == config
+    assert read_config(json.loads(json.dumps(config.to_dict())), "run.json") == config
     assert set(config.to_dict()) == set(field_names(config.method))
 
 

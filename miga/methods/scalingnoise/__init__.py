@@ -12,4 +12,5 @@ METHOD = Method(
     profiles=PROFILES,
     takes_features=True,
     is_lazy=False,
+    had_other_name=lambda values: values.get("method") == "fifo" and bool(values.get("num_beams")),
 )

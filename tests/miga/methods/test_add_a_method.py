@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,6 +91,14 @@ def whole(sampler: Sampler) -> torch.Tensor:
 
 def test_the_page_quotes_the_example_whole(example: str) -> None:
     assert example == Path(ten_line_method.__file__).read_text()
+
+
+def test_nothing_but_its_folder_names_a_method() -> None:
+    """Only `checkpoint.py` does, of files of version 1, which made one method's videos otherwise."""
+    naming = re.compile(r"\.method (?:==|!=|in) |\[.method.\] (?:==|!=|in) ")
+    files = [file for package in ("miga", "pipeline", "actors", "jobs") for file in (ROOT / package).rglob("*.py")]
+    found = [file.relative_to(ROOT) for file in files if naming.search(file.read_text())]
+    assert [file for file in found if file.parts[:2] != ("miga", "methods")] == [Path("miga/checkpoint.py")]
 
 
 @pytest.mark.usefixtures("package")
