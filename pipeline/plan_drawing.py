@@ -187,7 +187,7 @@ def to_svg(drawings: Sequence[Drawing]) -> str:
         for number, drawing in enumerate(drawings)
         for level in range(drawing.config.num_steps + 1)
     )
-    for number, drawing in enumerate(drawings):
+    for number in range(len(drawings)):
         parts[number] = parts[number].replace('class="n-', f'class="n{number}-')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '

@@ -1,0 +1,69 @@
+"""The drawn plan against the plan: every latent once, windows that keep the queue, the same bytes each time."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import main
+from miga.backbones.registry import load_spec
+from miga.profiles import resolve_config
+from pipeline.plan_drawing import draw_plan, to_page, to_svg
+
+SVG = "{http://www.w3.org/2000/svg}"
+SPEC = load_spec("sprites")
+
+
+@pytest.mark.parametrize("profile", ["paper", "swift", "released", "fifo", "scalingnoise", "stage-2-only"])
+def test_every_latent_of_a_pass_is_drawn_once_at_its_level(profile: str) -> None:
+    drawing = draw_plan(SPEC, resolve_config(profile, SPEC), 61)
+    rows = [*drawing.first, *drawing.last]
+    groups = [group for group in ET.fromstring(to_svg([drawing])).iter(f"{SVG}g") if "data-part" in group.attrib]
+    assert len(groups) == len(rows)
+    for group, row in zip(groups, rows, strict=True):
+        squares = [square for square in group.iter(f"{SVG}rect") if "data-latent" in square.attrib]
+        assert [int(square.attrib["data-latent"]) for square in squares] == list(row.places)
+        assert tuple(int(square.attrib["data-level"]) for square in squares) == row.planned.levels
+        kept = [
+            window.attrib["data-kept"].split("-") for window in group.iter(f"{SVG}g") if "data-kept" in window.attrib
+        ]
+        assert len(kept) == len(row.planned.windows)
+
+
+def test_the_same_plan_gives_the_same_bytes_and_texts_are_escaped() -> None:
+    drawings = [draw_plan(SPEC, resolve_config(profile, SPEC), 133) for profile in ("paper", "fifo")]
+    assert to_svg(drawings) == to_svg(drawings)
+    assert "<b>bad" not in to_page(drawings, "<b>bad</b>")
+
+
+@pytest.mark.parametrize("suffix", [".html", ".svg"])
+def test_the_command_draws_profiles_side_by_side(suffix: str, tmp_path: Path) -> None:
+    out = tmp_path / f"plan{suffix}"
+    assert main(["plan", "--against", "fifo", "--num-frames", "61", "--out", str(out)]) == 0
+    assert "fifo" in out.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "plan.pdf"], "no .html or .svg"),
+        (["--out", "x.svg", "--profile", "papre"], "papre"),
+        (["--out", "x.svg", "--num-frames", "60"], "num_frames 60"),
+        (["--out", "x.svg", "--num-frames", "1000001"], "too long"),
+        (["--out", "missing/x.svg"], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_drawn(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
