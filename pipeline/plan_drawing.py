@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from miga.backbones.base import BackboneSpec
+from miga.base_clip import PART
 from miga.config import SamplerConfig
 from miga.cost import CallCount, count_calls
 from miga.errors import UsageError
@@ -77,6 +78,7 @@ class Drawing:
         count: its calls.
         first, last: the rows drawn, from the beginning and from the end.
         num_left_out: rows between them.
+        num_base_left_out: rows of the base clip beyond those drawn of it.
     """
 
     title: str
@@ -88,6 +90,7 @@ class Drawing:
     first: tuple[Row, ...]
     last: tuple[Row, ...]
     num_left_out: int
+    num_base_left_out: int
 
 
 def draw_plan(spec: BackboneSpec, config: SamplerConfig, num_frames: int) -> Drawing:
@@ -109,7 +112,7 @@ def draw_plan(spec: BackboneSpec, config: SamplerConfig, num_frames: int) -> Dra
     first: list[Row] = []
     num_base, left_out, last = 0, 0, deque[Row](maxlen=LAST_ROWS)
     for row in rows:
-        is_base = row.planned.part == "base clip"
+        is_base = row.planned.part == PART
         num_base += is_base
         if is_base and num_base > BASE_ROWS:
             continue
@@ -129,6 +132,7 @@ def draw_plan(spec: BackboneSpec, config: SamplerConfig, num_frames: int) -> Dra
         tuple(first),
         tuple(last),
         left_out,
+        max(0, num_base - BASE_ROWS),
     )
 
 
@@ -303,6 +307,11 @@ def _panel(panel: Sequence[Row], span: range, drawing: Drawing) -> tuple[str, fl
     """The rows, below an axis of places in the video."""
     out, y = [_axis(span, drawing.num_latents)], 16.0
     for before, row in zip((None, *panel), panel, strict=False):
+        ends_base = before is not None and before.planned.part == PART != row.planned.part
+        if ends_base and drawing.num_base_left_out:
+            words = f"⋮ {drawing.num_base_left_out} more passes of the base clip, one level down each"
+            out.append(_text(_LEFT, y + 10, words))
+            y += 16
         if before is not None and before.number != row.number:
             y += 3
         body, high = _row(row, before, span, drawing)
@@ -373,7 +382,7 @@ def _window(window: Window, row: Row, span: range, y: float, config: SamplerConf
         f'<circle cx="{at + _CELL * position + 3.5:g}" cy="{y:g}" r="1.5" fill="{colour}"/>'
         for position in window.guidance
     )
-    kept = f'data-kept="{row.planned.first + window.keep_start}-{row.planned.first + window.keep_stop}"'
+    kept = f'data-kept="{row.planned.first + window.keep_start}:{row.planned.first + window.keep_stop}"'
     return f"<g {kept}>{line(window.start, window.stop, 0.8)}{line(window.keep_start, window.keep_stop, 2.6)}{dots}</g>"
 
 
@@ -390,7 +399,7 @@ def _evaluation(evaluation: PlannedEvaluation, span: range, y: float) -> str:
 
 def _down(x: float, y: float, count: int, places: range = range(0)) -> str:
     marks = "".join(f"M{x + _CELL * n:g} {y:g}h6l-3 4z" for n in range(count))
-    name = f' data-leaving="{places.start}-{places.stop}"' if places else ""
+    name = f' data-leaving="{places.start}:{places.stop}"' if places else ""
     return f'<path d="{marks}" fill="#111"{name}/>'
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from jobs.cli import main
 from miga.backbones.registry import load_spec
+from miga.base_clip import PART
+from miga.plan import plan_video
 from miga.profiles import resolve_config
 from pipeline.plan_drawing import draw_plan, to_page, to_svg
 
@@ -26,10 +28,25 @@ def test_every_latent_of_a_pass_is_drawn_once_at_its_level(profile: str) -> None
         squares = [square for square in group.iter(f"{SVG}rect") if "data-latent" in square.attrib]
         assert [int(square.attrib["data-latent"]) for square in squares] == list(row.places)
         assert tuple(int(square.attrib["data-level"]) for square in squares) == row.planned.levels
-        kept = [
-            window.attrib["data-kept"].split("-") for window in group.iter(f"{SVG}g") if "data-kept" in window.attrib
-        ]
-        assert len(kept) == len(row.planned.windows)
+        kept = [window for window in group.iter(f"{SVG}g") if "data-kept" in window.attrib]
+        ranges = [tuple(map(int, window.attrib["data-kept"].split(":"))) for window in kept]
+        first = row.planned.first
+        assert ranges == [(first + window.keep_start, first + window.keep_stop) for window in row.planned.windows]
+
+
+@pytest.mark.parametrize("profile", ["paper", "released", "fifo", "stage-2-only"])
+def test_what_is_not_drawn_is_said(profile: str) -> None:
+    """Every pass of the plan is a row, or counted among those left out."""
+    config = resolve_config(profile, SPEC)
+    drawing = draw_plan(SPEC, config, 133)
+    text = to_svg([drawing])
+    numbers = {row.number for row in (*drawing.first, *drawing.last)}
+    num_base = sum(any(one.part == PART for one in each.passes) for each in plan_video(config, drawing.num_latents))
+    assert drawing.num_base_left_out == max(0, num_base - 2)
+    assert (f"{drawing.num_base_left_out} more passes of the base clip" in text) == (num_base > 2)
+    assert (f"{drawing.num_left_out} rows like these" in text) == (drawing.num_left_out > 0)
+    if not drawing.num_left_out:
+        assert max(numbers) == len(numbers) + drawing.num_base_left_out
 
 
 def test_the_same_plan_gives_the_same_bytes_and_texts_are_escaped() -> None:
