@@ -46,10 +46,10 @@ TINY_SETTINGS = {
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Of a test marked `sampled(every)`, each so-many-th case stays a fast one; all are run with the slow ones."""
     if (sampled := item.get_closest_marker("sampled")) is not None:
-        number = SEEN_CASES[item.nodeid.partition("[")[0]]
-        SEEN_CASES[item.nodeid.partition("[")[0]] += 1
-        if number % sampled.args[0]:
+        test = item.nodeid.partition("[")[0]
+        if SEEN_CASES[test] % sampled.args[0]:
             item.add_marker(pytest.mark.slow)
+        SEEN_CASES[test] += 1
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Any:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import shutil
 import signal
 import subprocess
@@ -26,7 +25,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 from jobs.generate import make_plan, run_record
 from miga.outside_data import parse_toml
@@ -35,6 +33,7 @@ from pipeline.manifest import Manifest
 from pipeline.rows import ManifestRow
 from pipeline.storage import LocalStorage
 from pipeline.video import read_frames
+from tests.machine import machine
 from tests.processes import wait_for
 
 ROOT: Final = Path(__file__).parents[2]
@@ -77,15 +76,6 @@ OTHERS: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     ("simulated:videocrafter2", "paper", {"solver": "euler", "self_reflection": False}),
 )
 """Model, profile and settings of the runs of which run.json alone is kept."""
-
-
-def machine() -> dict[str, str]:
-    """What bytes depend on."""
-    return {
-        "torch": torch.__version__.partition("+")[0],
-        "processor": platform.machine(),
-        "kernels": torch.backends.cpu.get_cpu_capability(),
-    }
 
 
 def settings() -> RunConfig:

@@ -27,7 +27,8 @@ from pipeline.run_folder import RunRecord, check_run, read_run
 from pipeline.storage import LocalStorage
 from pipeline.video import write_video
 from tests.cli import run
-from tests.jobs.record_old_out import FIXTURES, LONGER, ROWS, brightness, machine
+from tests.jobs.record_old_out import FIXTURES, LONGER, ROWS, brightness
+from tests.machine import machine
 
 FOLDER = FIXTURES / "old_out"
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
@@ -80,7 +81,7 @@ def test_status_and_report(capsys: pytest.CaptureFixture[str], out: Path) -> Non
 
 
 def test_verify_misses_the_unfinished_row_alone(capsys: pytest.CaptureFixture[str], out: Path) -> None:
-    status, printed, _ = run(capsys, "verify", out, "--json")
+    status, printed, _ = run(capsys, "verify", out, "--prompts", FOLDER / "prompts.jsonl", "--json")
     said = json.loads(printed)
     assert (status, said["rows"], said["ok"]) == (1, LAST, LAST)
     assert [fault["where"] for fault in said["faults"]] == [f"row {LAST}"]
@@ -185,7 +186,7 @@ def test_the_run_is_gone_on_with(
     found = rows(out)
     assert [row.key for row in found] == [made["key"] for made in EXPECTED["rows"]]
     check_video(Path(str(found[LAST].uri)), str(found[LAST].sha256), EXPECTED["rows"][LAST])
-    assert run(capsys, "verify", out, "--quiet")[0] == 0
+    assert run(capsys, "verify", out, "--prompts", FOLDER / "prompts.jsonl", "--quiet")[0] == 0
 
 
 @pytest.mark.parametrize("name", OLD_RUNS)

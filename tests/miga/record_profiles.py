@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from miga.backbones.registry import load_backbone, load_spec
 from miga.cost import count_calls
 from miga.profiles import profiles, resolve_config
 from miga.video import VideoRun
+from tests.machine import machine
 from tests.tiny_videocrafter2 import build_tiny_videocrafter2
 
 FILE: Final = Path(__file__).parents[1] / "fixtures" / "profiles_recorded.json"
@@ -129,15 +129,6 @@ def make(case: Case) -> dict[str, Any]:
             round(float(latents_FCHW.double().std()), 6),
         ],
         "frames_mean": round(float(frames_FHWC.mean()), 3),
-    }
-
-
-def machine() -> dict[str, str]:
-    """What bytes depend on."""
-    return {
-        "torch": torch.__version__.partition("+")[0],
-        "processor": platform.machine(),
-        "kernels": torch.backends.cpu.get_cpu_capability(),
     }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.miga.record_profiles import Case, cases, machine, make, read
+from tests.machine import machine
+from tests.miga.record_profiles import Case, cases, make, read
 
 RECORDED = read()
 EXACT = ("latents_sha256", "frames_sha256")
