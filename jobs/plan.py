@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.bench.profile_choice import parse_profile
+from jobs.options import num_latents_of, write_out
 from miga.backbones.registry import load_spec
-from miga.errors import OutputError, UsageError
+from miga.errors import UsageError
 from pipeline.plan_drawing import Drawing, draw_plan, to_page, to_svg
-
-SUFFIXES = (".html", ".svg")
 
 
 def draw(model: str, texts: Sequence[str], num_frames: int | None, out: str) -> list[Drawing]:
@@ -26,20 +25,13 @@ def draw(model: str, texts: Sequence[str], num_frames: int | None, out: str) -> 
         UsageError: if there is no such file, profile or length.
         OutputError: if the file cannot be written.
     """
-    path = Path(out)
-    if path.suffix.lower() not in SUFFIXES:
+    file = Path(out)
+    suffix = file.suffix.lower()
+    if suffix not in (".html", ".svg"):
         raise UsageError(f"--out {out!r} is no .html or .svg file", "name one, as in --out plan.html")
     spec = load_spec(model)
     length = spec.default_num_frames if num_frames is None else num_frames
-    drawings = [draw_plan(spec, parse_profile(text, spec), length) for text in texts]
-    text = to_svg(drawings) if path.suffix.lower() == ".svg" else to_page(drawings, spec.name)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"--out {out!r} cannot be written: {error.strerror}", "name a file in a folder that is there"
-        ) from error
+    num_latents = num_latents_of(spec, length, "--num-frames", "give one of these lengths")
+    drawings = [draw_plan(spec, parse_profile(text, spec), num_latents) for text in texts]
+    write_out(file, to_svg(drawings) if suffix == ".svg" else to_page(drawings, spec.name))
     return drawings

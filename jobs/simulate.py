@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.bench.table import format_table
+from jobs.options import num_latents_of
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_spec
 from miga.errors import OutputError, UsageError
@@ -96,10 +97,7 @@ def make_scenarios(
 
 
 def _num_latents(spec: BackboneSpec, num_frames: int) -> int:
-    try:
-        return spec.num_latents(num_frames)
-    except ValueError as error:
-        raise UsageError(f"--num-frames: {error}", "choose lengths that the model makes") from None
+    return num_latents_of(spec, num_frames, "--num-frames", "choose lengths that the model makes")
 
 
 def parse_mix(flag: str, texts: Iterable[str], kind: Callable[[str], Any]) -> dict[Any, float]:

@@ -21,8 +21,7 @@ from typing import Final, TypeAlias
 from miga.base_clip import PART as BASE_CLIP
 from miga.config import SamplerConfig
 from miga.generate import VideoState
-from miga.plan import PlannedAdvance, PlannedPass, Planner, Shape, flattened, num_alive
-from miga.windows import Window
+from miga.plan import PlannedAdvance, PlannedPass, Planner, Shape, flattened, guided, num_alive
 
 
 @dataclass(frozen=True)
@@ -124,17 +123,7 @@ def _tally(config: SamplerConfig, planned: PlannedAdvance) -> _Tally:
 
 
 def _num_guided(config: SamplerConfig, passes: Iterable[PlannedPass]) -> int:
-    if config.guidance_scale == 1.0:
-        return 0
-    lowest, highest = config.guidance_low_level, config.guidance_high_level
-    return sum(_guided_windows(each.levels, each.windows, lowest, highest) for each in passes)
-
-
-@functools.lru_cache(maxsize=4096)
-def _guided_windows(levels: tuple[int, ...], windows: tuple[Window, ...], lowest: int, highest: int) -> int:
-    """Calls that show a latent of a guided level."""
-    is_guided = [lowest <= level <= highest for level in levels]
-    return sum(any(map(is_guided.__getitem__, window.positions)) for window in windows)
+    return sum(sum(guided(config, each.levels, each.windows)) for each in passes)
 
 
 def _plus(tally: _Tally, other: _Tally, times: int = 1) -> _Tally:

@@ -8,6 +8,7 @@ Legend: F latents, C channels, H, W cells.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeAlias, cast
@@ -71,6 +72,15 @@ class PlannedAdvance:
     passes: tuple[PlannedPass, ...]
     evaluations: tuple[PlannedEvaluation, ...]
     finished: range
+
+
+@functools.lru_cache(maxsize=4096)
+def guided(config: SamplerConfig, levels: tuple[int, ...], windows: tuple[Window, ...]) -> tuple[bool, ...]:
+    """Of every window of a pass, whether it shows a latent at which classifier-free guidance acts: two forwards."""
+    if config.guidance_scale == 1.0:
+        return (False,) * len(windows)
+    acts = [config.guidance_low_level <= level <= config.guidance_high_level for level in levels]
+    return tuple(any(map(acts.__getitem__, window.positions)) for window in windows)
 
 
 def plan_video(config: SamplerConfig, num_latents: int | None) -> Iterator[PlannedAdvance]:

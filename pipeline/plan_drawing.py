@@ -7,12 +7,12 @@ guidance latents put before it. Nothing here knows a method: all of it is read o
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -22,7 +22,7 @@ from miga.base_clip import PART
 from miga.config import SamplerConfig
 from miga.cost import CallCount, count_calls
 from miga.errors import UsageError
-from miga.plan import PlannedAdvance, PlannedEvaluation, PlannedPass, plan_video
+from miga.plan import PlannedAdvance, PlannedEvaluation, PlannedPass, guided, plan_video
 from miga.profiles import profiles
 from miga.windows import Window
 
@@ -35,6 +35,7 @@ BASE_ROWS: Final = 2
 _CELL, _ROW, _LANE, _GAP = 8, 9, 4, 5
 _LEFT, _RIGHT, _TOP = 176, 96, 42
 _LEGEND: Final = 96
+_LEAST_WIDTH: Final = 620
 _RAMP: Final = ((253, 231, 37), (94, 201, 98), (33, 145, 140), (59, 82, 139), (68, 1, 84))
 """From clean to noise: bright to dark, told apart in print and by the colour-blind (the map viridis)."""
 
@@ -49,7 +50,7 @@ class Row:
         times: how often it is made (candidates and beams do the same side by side).
         in_place: whether each window sees what the ones before it wrote.
         leaving: index in the video of the latents that leave this part of the method with it.
-        evaluation: what is judged after it.
+        evaluations: what is judged after it.
         finished: index in the video of the latents that are handed out clean with it.
     """
 
@@ -58,7 +59,7 @@ class Row:
     times: int = 1
     in_place: bool = False
     leaving: range = range(0)
-    evaluation: PlannedEvaluation | None = None
+    evaluations: tuple[PlannedEvaluation, ...] = ()
     finished: range = range(0)
 
     @property
@@ -93,66 +94,54 @@ class Drawing:
     num_base_left_out: int
 
 
-def draw_plan(spec: BackboneSpec, config: SamplerConfig, num_frames: int) -> Drawing:
-    """Looks at the plan of a video of `num_frames`.
+def draw_plan(spec: BackboneSpec, config: SamplerConfig, num_latents: int) -> Drawing:
+    """Looks at the plan of a video.
 
     Raises:
-        UsageError: if the model makes no such video, or it is too long to be drawn.
+        UsageError: if it is too long to be drawn.
     """
-    try:
-        num_latents = spec.num_latents(num_frames)
-    except ValueError as error:
-        raise UsageError(f"--num-frames: {error}", "give one of these lengths") from error
     if num_latents > MOST_LATENTS:
         most = spec.num_frames(MOST_LATENTS)
         raise UsageError(
-            f"--num-frames {num_frames} is too long a video to be drawn", f"give at most {most}: what comes repeats"
+            f"a video of {num_latents} latents is too long to be drawn",
+            f"ask for at most {most} frames: what comes behind repeats what is there",
         )
-    rows = _linked(_rows(plan_video(config, num_latents)))
-    first: list[Row] = []
-    num_base, left_out, last = 0, 0, deque[Row](maxlen=LAST_ROWS)
-    for row in rows:
-        is_base = row.planned.part == PART
-        num_base += is_base
-        if is_base and num_base > BASE_ROWS:
-            continue
-        if len(first) < FIRST_ROWS + min(num_base, BASE_ROWS):
-            first.append(row)
-            continue
-        left_out += len(last) == LAST_ROWS
-        last.append(row)
+    rows = _rows(plan_video(config, num_latents))
+    base = [row for row in rows if row.planned.part == PART]
+    rest = [row for row in rows if row.planned.part != PART]
+    num_last = min(LAST_ROWS, max(0, len(rest) - FIRST_ROWS))
     known = profiles().get(config.profile)
     return Drawing(
-        config.profile,
-        known.summary if known else "",
-        config,
-        num_latents,
-        num_frames,
-        count_calls(config, num_latents),
-        tuple(first),
-        tuple(last),
-        left_out,
-        max(0, num_base - BASE_ROWS),
+        title=config.profile,
+        summary=known.summary if known else "",
+        config=config,
+        num_latents=num_latents,
+        num_frames=spec.num_frames(num_latents),
+        count=count_calls(config, num_latents),
+        first=(*base[:BASE_ROWS], *rest[:FIRST_ROWS]),
+        last=tuple(rest[len(rest) - num_last :]),
+        num_left_out=max(0, len(rest) - FIRST_ROWS - num_last),
+        num_base_left_out=max(0, len(base) - BASE_ROWS),
     )
 
 
-def _rows(plan: Iterable[PlannedAdvance]) -> Iterator[Row]:
+def _rows(plan: Iterable[PlannedAdvance]) -> list[Row]:
     """A row for every pass; what is done to the same latents one after the other, or several times, is one."""
+    found: list[Row] = []
     for number, advance in enumerate((each for each in plan if each.passes), 1):
-        rows: list[Row] = []
-        for planned in advance.passes:
-            last = rows[-1] if rows else None
-            if last is not None and planned == last.planned:
+        rows = [Row(number, advance.passes[0], evaluations=advance.evaluations)]
+        for planned in advance.passes[1:]:
+            last = rows[-1]
+            if planned == last.planned:
                 rows[-1] = replace(last, times=last.times + 1)
-            elif last is not None and _goes_on(last.planned, planned):
+            elif _goes_on(last.planned, planned):
                 windows = (*last.planned.windows, *planned.windows)
                 rows[-1] = replace(last, planned=replace(last.planned, windows=windows), in_place=True)
             else:
                 rows.append(Row(number, planned))
         rows[-1] = replace(rows[-1], finished=advance.finished)
-        if advance.evaluations:
-            rows[0] = replace(rows[0], evaluation=advance.evaluations[-1])
-        yield from rows
+        found += rows
+    return _with_leaving(found)
 
 
 def _goes_on(before: PlannedPass, planned: PlannedPass) -> bool:
@@ -161,43 +150,73 @@ def _goes_on(before: PlannedPass, planned: PlannedPass) -> bool:
     return same and len(planned.windows) == 1 and before.windows[-1].keep_stop == planned.windows[0].keep_start
 
 
-def _linked(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows, each with the latents that its part of the method has no longer in the part's next pass."""
-    waiting: deque[Row] = deque()
-    for row in rows:
-        for at, earlier in enumerate(waiting):
-            alike = earlier.planned.part == row.planned.part and earlier.number != row.number
-            if alike and not earlier.leaving and earlier.places.start < row.places.start <= earlier.places.stop:
-                kept = any(other.places.start <= earlier.places.start for other in itertools.islice(waiting, at + 1, None)
-                           if other.planned.part == row.planned.part)  # fmt: skip
-                if not kept:
-                    waiting[at] = replace(earlier, leaving=range(earlier.places.start, row.places.start))
-        waiting.append(row)
-        while waiting and waiting[0].number < row.number - 1:
-            yield waiting.popleft()
-    yield from waiting
+def _with_leaving(rows: list[Row]) -> list[Row]:
+    """The rows, where the first latent of a part of the method moves on, with those that are in it no longer."""
+    rows, heads = list(rows), dict[str, int]()  # part → which row had its first latent last
+    for _, of_advance in itertools.groupby(range(len(rows)), key=lambda at: rows[at].number):
+        now: dict[str, int] = {}
+        for at in of_advance:
+            part = rows[at].planned.part
+            if part not in now or rows[at].places.start <= rows[now[part]].places.start:
+                now[part] = at
+        for part, at in now.items():
+            if part in heads:
+                before = rows[heads[part]]
+                rows[heads[part]] = replace(before, leaving=range(before.places.start, rows[at].places.start))
+        heads |= now
+    return rows
 
 
-def to_svg(drawings: Sequence[Drawing]) -> str:
-    """One picture of one or more plans side by side; the same bytes for the same plans."""
-    parts, at, height = [], 0.0, 0.0
-    for drawing in drawings:
-        body, wide, high = _picture(drawing)
-        parts.append(f'<g transform="translate({at:g} 0)" data-profile="{escape(drawing.title)}">{body}</g>')
-        at, height = at + wide + 24, max(height, high)
-    width = at - 24
-    styles = "".join(
-        f".n{number}-{level}{{fill:{_colour(level / drawing.config.num_steps)}}}"
-        for number, drawing in enumerate(drawings)
-        for level in range(drawing.config.num_steps + 1)
-    )
-    for number in range(len(drawings)):
-        parts[number] = parts[number].replace('class="n-', f'class="n{number}-')
+@dataclass(frozen=True)
+class _Panel:
+    """Rows below one axis.
+
+    Attributes:
+        drawing: which they are of.
+        style: begins the names of its colours, which no other plan on a page shares.
+        rows: they.
+    """
+
+    drawing: Drawing
+    style: str
+    rows: tuple[Row, ...]
+
+    @functools.cached_property
+    def span(self) -> range:
+        """Index in the video of all latents shown."""
+        return range(min(row.places.start for row in self.rows), max(row.places.stop for row in self.rows))
+
+    def x(self, place: int) -> int:
+        """Where a latent stands."""
+        return _LEFT + _CELL * (place - self.span.start)
+
+    def is_of_video(self, place: int) -> bool:
+        """Whether a latent is handed out."""
+        return 0 <= place < self.drawing.num_latents
+
+
+def to_svg(drawings: Sequence[Drawing], first: int = 0) -> str:
+    """One picture of one or more plans side by side; the same bytes for the same plans.
+
+    Args:
+        drawings: the plans.
+        first: number of the first one on its page: styles are of a page, not of a picture.
+    """
+    parts: list[str] = []
+    styles: list[str] = []
+    width, height = 0, 0.0
+    for number, drawing in enumerate(drawings, first):
+        body, wide, high = _picture(drawing, f"n{number}")
+        at = width + 24 if parts else 0
+        parts.append(f'<g transform="translate({at} 0)" data-profile="{escape(drawing.title)}">{body}</g>')
+        width, height = at + wide, max(height, high)
+        num_steps = drawing.config.num_steps
+        styles += [f".n{number}-{level}{{fill:{_colour(level / num_steps)}}}" for level in range(num_steps + 1)]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:g}" width="{width}" '
         f'height="{height:g}" role="img" font-family="sans-serif" font-size="9">'
         f"<title>{escape(' and '.join(each.title for each in drawings))}: the plan of a video</title>"
-        f"<style>{styles}.beyond{{opacity:.3}}</style>"
+        f"<style>{''.join(styles)}.beyond{{opacity:.3}}</style>"
         f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
     )
 
@@ -208,7 +227,7 @@ def to_page(drawings: Sequence[Drawing], model: str) -> str:
     return environment.get_template("plan.html").render(
         drawings=drawings,
         model=model,
-        pictures=[Markup(to_svg([drawing])) for drawing in drawings],
+        pictures=[Markup(to_svg([drawing], number)) for number, drawing in enumerate(drawings)],
         numbers=_numbers(drawings),
     )
 
@@ -216,7 +235,7 @@ def to_page(drawings: Sequence[Drawing], model: str) -> str:
 def _numbers(drawings: Sequence[Drawing]) -> list[tuple[str, list[Any]]]:
     """Name → of every plan."""
     counts = [drawing.count for drawing in drawings]
-    rows: list[tuple[str, list[Any]]] = [
+    return [
         ("frames", [drawing.num_frames for drawing in drawings]),
         ("latents", [drawing.num_latents for drawing in drawings]),
         ("calls of the network, searches apart", [count.total for count in counts]),
@@ -227,7 +246,6 @@ def _numbers(drawings: Sequence[Drawing]) -> list[tuple[str, list[Any]]]:
         ("calls of one search", [count.per_search for count in counts]),
         ("latents that the longest pass drawn sees", [max(len(r.places) for r in d.first + d.last) for d in drawings]),
     ]
-    return rows
 
 
 def _colour(share: float) -> str:
@@ -237,170 +255,152 @@ def _colour(share: float) -> str:
     return "#" + "".join(f"{value:02x}" for value in mixed)
 
 
-def _picture(drawing: Drawing) -> tuple[str, float, float]:
+def _picture(drawing: Drawing, style: str) -> tuple[str, int, float]:
     """SVG elements of one plan, and their width and height."""
-    panels = [panel for panel in (drawing.first, drawing.last) if panel]
-    spans = [_span(panel) for panel in panels]
-    width = _LEFT + _RIGHT + _CELL * max(len(span) for span in spans)
-    width = max(width, 620)
+    panels = [_Panel(drawing, style, rows) for rows in (drawing.first, drawing.last) if rows]
+    width = max(_LEAST_WIDTH, _LEFT + _RIGHT + _CELL * max(len(panel.span) for panel in panels))
     out = [
         _text(0, 14, drawing.title, size=14, bold=True),
         _text(0, 28, f"{drawing.num_frames} frames, {drawing.num_latents} latents, {drawing.count.total} calls"),
+        _legend(_TOP, drawing.config.num_steps),
     ]
-    y = float(_TOP)
-    out.append(_legend(y, drawing.config.num_steps))
-    y += _LEGEND
-    for number, (panel, span) in enumerate(zip(panels, spans, strict=True)):
-        if number and drawing.num_left_out:
+    y = float(_TOP + _LEGEND)
+    for panel in panels:
+        if panel.rows is drawing.last and drawing.num_left_out:
             out.append(_text(_LEFT, y + 12, f"⋮ {drawing.num_left_out} rows like these are left out", size=10))
             y += 24
-        body, high = _panel(panel, span, drawing)
+        body, high = _panel(panel)
         out.append(f'<g transform="translate(0 {y:g})">{body}</g>')
         y += high
     return "".join(out), width, y + 8
 
 
-def _span(panel: Sequence[Row]) -> range:
-    return range(min(row.places.start for row in panel), max(row.places.stop for row in panel))
-
-
 def _legend(y: float, num_steps: int) -> str:
-    squares = "".join(
+    x = _LEFT + 20
+    ramp = "".join(
         f'<rect x="{_LEFT + 6 * step}" y="{y:g}" width="6" height="9" fill="{_colour(step / 20)}"/>'
         for step in range(21)
     )
+    seen, kept, dots = (x, x + 96), (x + 16, x + 64), (x - 12, x - 4)
     lines = [
         (
-            f"each row is a pass, each square a latent at its place in the video, from clean to noise (level {num_steps})",
-            "",
+            f"a row is a pass, a square a latent at its place in the video: clean to noise (level {num_steps})",
+            ramp,
         ),
-        ("a window: it sees the thin part, and keeps what comes out of the thick one", "window"),
-        ("the same under classifier-free guidance: two forwards", "guided"),
-        ("guidance latents, put before a window; its own begins at the thin part", "dots"),
-        ("latents that leave for the next part of the method, or are clean", "leaving"),
-        ("self-reflection: the judged tail, and what it is compared with", "judged"),
+        ("a window: it sees the thin part, and keeps what comes out of the thick one", _bars(y + 18, seen, kept)),
+        ("the same under classifier-free guidance: two forwards", _bars(y + 31, seen, kept, is_guided=True)),
+        ("guidance latents, put before a window; its own begins at the thin part", _bars(y + 44, seen, kept, dots)),
+        ("latents that leave for the next part of the method, or are clean", _down(x, y + 54, 3)),
+        (
+            "self-reflection: what the judged tail is compared with, and the tail",
+            _compared(y + 70, (x, x + 32), (x + 36, x + 60)),
+        ),
     ]
-    out = [squares]
-    for number, (words, mark) in enumerate(lines):
-        at = y + 13 * number
-        out.append(_mark(mark, at))
-        out.append(_text(_LEFT + 136, at + 8, words))
-    return "".join(out)
+    words = (_text(_LEFT + 136, y + 13 * number + 8, line) for number, (line, _) in enumerate(lines))
+    return "".join(mark for _, mark in lines) + "".join(words)
 
 
-def _mark(kind: str, y: float) -> str:
-    x = _LEFT + 20
-    if kind in ("window", "guided", "dots"):
-        colour = "#c2410c" if kind == "guided" else "#333"
-        dots = "".join(f'<circle cx="{x - 4 - 8 * n}" cy="{y + 5:g}" r="1.6" fill="{colour}"/>' for n in range(2))
-        bar = f'<path d="M{x} {y + 5:g}h96" stroke="{colour}"/><path d="M{x + 16} {y + 5:g}h48" stroke="{colour}" stroke-width="3"/>'
-        return (dots if kind == "dots" else "") + bar
-    if kind == "leaving":
-        return _down(x, y + 2, 3)
-    if kind == "judged":
-        return f'<path d="M{x} {y + 5:g}h32" stroke="#2563eb" stroke-width="2" stroke-dasharray="3 2"/>' \
-               f'<path d="M{x + 36} {y + 5:g}h24" stroke="#dc2626" stroke-width="2"/>'  # fmt: skip
-    return ""
-
-
-def _panel(panel: Sequence[Row], span: range, drawing: Drawing) -> tuple[str, float]:
+def _panel(panel: _Panel) -> tuple[str, float]:
     """The rows, below an axis of places in the video."""
-    out, y = [_axis(span, drawing.num_latents)], 16.0
-    for before, row in zip((None, *panel), panel, strict=False):
+    drawing, out, y = panel.drawing, [_axis(panel)], 16.0
+    for before, row in zip((None, *panel.rows), panel.rows, strict=False):
         ends_base = before is not None and before.planned.part == PART != row.planned.part
         if ends_base and drawing.num_base_left_out:
             words = f"⋮ {drawing.num_base_left_out} more passes of the base clip, one level down each"
             out.append(_text(_LEFT, y + 10, words))
             y += 16
-        if before is not None and before.number != row.number:
-            y += 3
-        body, high = _row(row, before, span, drawing)
-        out.append(
-            f'<g transform="translate(0 {y:g})" data-pass="{row.number}" data-part="{escape(row.planned.part)}">{body}</g>'
-        )
+        is_new = before is None or before.number != row.number
+        y += 3 if is_new and before is not None else 0
+        body, high = _row(panel, row, is_new)
+        part = escape(row.planned.part)
+        out.append(f'<g transform="translate(0 {y:g})" data-pass="{row.number}" data-part="{part}">{body}</g>')
         y += high
     for place, words in ((0, "begin"), (drawing.num_latents, "end")):
-        if span.start <= place <= span.stop:
-            x = _LEFT + _CELL * (place - span.start)
-            out.append(
-                f'<path d="M{x} 10V{y:g}" stroke="#888" stroke-width=".6" stroke-dasharray="2 2"><title>{words}</title></path>'
-            )
+        if panel.span.start <= place <= panel.span.stop:
+            line = f'd="M{panel.x(place)} 10V{y:g}" stroke="#888" stroke-width=".6" stroke-dasharray="2 2"'
+            out.append(f"<path {line}><title>{words}</title></path>")
     return "".join(out), y + 10
 
 
-def _axis(span: range, num_latents: int) -> str:
-    out = [_text(0, 9, "pass", bold=True), _text(_LEFT + _CELL * len(span) + 8, 9, "calls", bold=True)]
-    for place in span:
-        if place % 8 == 0:
-            is_outside = not 0 <= place < num_latents
-            out.append(
-                _text(_LEFT + _CELL * (place - span.start), 9, str(place), colour="#aaa" if is_outside else "#333")
-            )
+def _axis(panel: _Panel) -> str:
+    out = [_text(0, 9, "pass", bold=True), _text(panel.x(panel.span.stop) + 8, 9, "calls", bold=True)]
+    for place in range(-(-panel.span.start // 8) * 8, panel.span.stop, 8):
+        out.append(_text(panel.x(place), 9, str(place), colour="#333" if panel.is_of_video(place) else "#aaa"))
     return "".join(out)
 
 
-def _row(row: Row, before: Row | None, span: range, drawing: Drawing) -> tuple[str, float]:
+def _row(panel: _Panel, row: Row, is_new: bool) -> tuple[str, float]:
+    """A row's elements, and its height.
+
+    Args:
+        panel: where it stands.
+        row: it.
+        is_new: whether its pass begins with it.
+    """
     planned, out = row.planned, []
-    is_new = before is None or before.number != row.number
     label = (f"{row.number}  " if is_new else "    ") + planned.part + (", in place" if row.in_place else "")
     out.append(_text(0, 8, label, bold=is_new))
     for place, level in zip(row.places, planned.levels, strict=True):
-        beyond = "" if 0 <= place < drawing.num_latents else " beyond"
+        beyond = "" if panel.is_of_video(place) else " beyond"
         out.append(
-            f'<rect class="n-{level}{beyond}" x="{_LEFT + _CELL * (place - span.start)}" width="7" height="{_ROW}" '
+            f'<rect class="{panel.style}-{level}{beyond}" x="{panel.x(place)}" width="7" height="{_ROW}" '
             f'data-latent="{place}" data-level="{level}"/>'
         )
-    lanes: list[int] = []
-    for window in planned.windows:
-        lane = next((n for n, end in enumerate(lanes) if end < window.start), len(lanes))
-        lanes[lane:] = [window.stop - 1, *lanes[lane + 1 :]]
-        out.append(_window(window, row, span, _ROW + 2.5 + _LANE * lane, drawing.config))
+    lanes: list[int] = []  # where the last window of each ends: those that overlap lie below one another
+    is_guided = guided(panel.drawing.config, planned.levels, planned.windows)
+    for window, guides in zip(planned.windows, is_guided, strict=True):
+        lane = next((number for number, end in enumerate(lanes) if end < window.start), len(lanes))
+        lanes[lane : lane + 1] = [window.stop - 1]
+        out.append(_window(panel, window.shifted(planned.first), _ROW + 2.5 + _LANE * lane, guides))
     y = _ROW + _LANE * len(lanes) + 1.0
     if row.leaving:
-        out.append(_down(_LEFT + _CELL * (row.leaving.start - span.start), y, len(row.leaving), row.leaving))
+        name = f'data-leaving="{row.leaving.start}:{row.leaving.stop}"'
+        out.append(f"<g {name}>{_down(panel.x(row.leaving.start), y, len(row.leaving))}</g>")
     words = f"{len(planned.windows)}" + (f" × {row.times}" if row.times > 1 else "")
     if row.finished:
-        words += f"; clean: {row.finished.start} … {row.finished.stop - 1}"
-    out.append(_text(_LEFT + _CELL * (row.places.stop - span.start) + 8, 8, words))
-    if row.evaluation is not None:
-        out.append(_evaluation(row.evaluation, span, y + 5))
+        last = f" … {row.finished.stop - 1}" if len(row.finished) > 1 else ""
+        words += f"; clean: {row.finished.start}{last}"
+    out.append(_text(panel.x(row.places.stop) + 8, 8, words))
+    for evaluation in row.evaluations:
         y += 5
+        places = (evaluation.reference, evaluation.judged)
+        reference, judged = ((panel.x(each.start), panel.x(each.stop) - 2) for each in places)
+        out.append(f'<g class="evaluation">{_compared(y, reference, judged)}</g>')
     return "".join(out), y + _GAP
 
 
-def _window(window: Window, row: Row, span: range, y: float, config: SamplerConfig) -> str:
-    seen = [row.planned.levels[position] for position in window.positions]
-    is_guided = any(config.guidance_low_level <= level <= config.guidance_high_level for level in seen)
-    is_guided = is_guided and config.guidance_scale != 1
+def _window(panel: _Panel, window: Window, y: float, is_guided: bool) -> str:
+    """A window whose positions are places in the video."""
+    seen = (panel.x(window.start), panel.x(window.stop) - 2)
+    kept = (panel.x(window.keep_start), panel.x(window.keep_stop) - 2)
+    dots = [panel.x(place) + 3.5 for place in window.guidance]
+    about = f'data-kept="{window.keep_start}:{window.keep_stop}" data-guided="{int(is_guided)}"'
+    return f"<g {about}>{_bars(y, seen, kept, dots, is_guided=is_guided)}</g>"
+
+
+_Ends: TypeAlias = tuple[float, float]
+
+
+def _bars(y: float, seen: _Ends, kept: _Ends, dots: Sequence[float] = (), *, is_guided: bool = False) -> str:
+    """A window: thin where it sees, thick where it keeps, dots for guidance latents."""
     colour = "#c2410c" if is_guided else "#333"
-    at = _LEFT + _CELL * (row.planned.first - span.start)
-
-    def line(start: int, stop: int, width: float) -> str:
-        return f'<path d="M{at + _CELL * start} {y:g}h{_CELL * (stop - start) - 2}" stroke="{colour}" stroke-width="{width:g}"/>'
-
-    dots = "".join(
-        f'<circle cx="{at + _CELL * position + 3.5:g}" cy="{y:g}" r="1.5" fill="{colour}"/>'
-        for position in window.guidance
-    )
-    kept = f'data-kept="{row.planned.first + window.keep_start}:{row.planned.first + window.keep_stop}"'
-    return f"<g {kept}>{line(window.start, window.stop, 0.8)}{line(window.keep_start, window.keep_stop, 2.6)}{dots}</g>"
+    circles = "".join(f'<circle cx="{x:g}" cy="{y:g}" r="1.5" fill="{colour}"/>' for x in dots)
+    return _line(y, seen, 0.8, colour) + _line(y, kept, 2.6, colour) + circles
 
 
-def _evaluation(evaluation: PlannedEvaluation, span: range, y: float) -> str:
-    out = []
-    for places, style in (
-        (evaluation.reference, 'stroke="#2563eb" stroke-dasharray="3 2"'),
-        (evaluation.judged, 'stroke="#dc2626"'),
-    ):
-        x = _LEFT + _CELL * (places.start - span.start)
-        out.append(f'<path d="M{x} {y:g}h{_CELL * len(places) - 2}" {style} stroke-width="2"/>')
-    return f'<g class="evaluation">{"".join(out)}</g>'
+def _compared(y: float, reference: _Ends, judged: _Ends) -> str:
+    """An evaluation."""
+    return _line(y, reference, 2, "#2563eb", ' stroke-dasharray="3 2"') + _line(y, judged, 2, "#dc2626")
 
 
-def _down(x: float, y: float, count: int, places: range = range(0)) -> str:
-    marks = "".join(f"M{x + _CELL * n:g} {y:g}h6l-3 4z" for n in range(count))
-    name = f' data-leaving="{places.start}:{places.stop}"' if places else ""
-    return f'<path d="{marks}" fill="#111"{name}/>'
+def _line(y: float, ends: _Ends, width: float, colour: str, more: str = "") -> str:
+    start, stop = ends
+    return f'<path d="M{start:g} {y:g}H{stop:g}" stroke="{colour}" stroke-width="{width:g}"{more}/>'
+
+
+def _down(x: float, y: float, count: int) -> str:
+    marks = "".join(f"M{x + _CELL * number:g} {y:g}h6l-3 4z" for number in range(count))
+    return f'<path d="{marks}" fill="#111"/>'
 
 
 def _text(x: float, y: float, words: str, *, size: int = 9, bold: bool = False, colour: str = "#333") -> str:

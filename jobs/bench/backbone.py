@@ -52,6 +52,7 @@ from jobs.bench.network_calls import (
 )
 from jobs.bench.overlap import Stretch, make_apart, make_overlapped
 from jobs.bench.profile_choice import parse_profile
+from jobs.options import num_latents_of
 from miga.backbones.base import BackboneSpec
 from miga.backbones.random_model import RandomModel, Reduction, planned_spec, random_model
 from miga.backbones.weight_files import first_line
@@ -335,10 +336,7 @@ def encoding_seconds(height: int, width: int, fps: int, num_repeats: int = 2) ->
 
 def _num_latents(spec: BackboneSpec, num_frames: int | None) -> int:
     num_frames = spec.default_num_frames if num_frames is None else num_frames
-    try:
-        return spec.num_latents(num_frames)
-    except ValueError as error:
-        raise UsageError(f"--frames {num_frames}: {error}", "take the nearest") from None
+    return num_latents_of(spec, num_frames, f"--frames {num_frames}", "take the nearest")
 
 
 def _why(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from actors.metrics import RunMetrics
 from actors.progress import ProgressBoard
 from jobs.bench.profile_choice import split_profile
 from jobs.generate import make_ledger, make_plan, make_rows, run_parts, run_record
+from jobs.options import num_latents_of
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_spec
 from miga.errors import MigaError, UsageError
@@ -302,10 +303,7 @@ def bench_cluster(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]
 
 
 def _num_latents(spec: BackboneSpec, num_frames: int) -> int:
-    try:
-        return spec.num_latents(num_frames)
-    except ValueError as error:
-        raise UsageError(f"--reflection-frames: {error}", "choose a length that the model makes") from None
+    return num_latents_of(spec, num_frames, "--reflection-frames", "choose a length that the model makes")
 
 
 def _scale(call_s: float) -> str:

@@ -28,6 +28,7 @@ from jobs.bench.device_clock import FEWEST_REPEATS, matmul_rates
 from jobs.bench.frame_cost import calls_per_latent
 from jobs.bench.network_calls import NUM_FORWARDS, UNIFORM
 from jobs.bench.table import format_table
+from jobs.options import write_out
 from miga import __version__
 from miga.backbones.base import BackboneSpec
 from miga.backbones.memory_plan import plan_memory
@@ -232,14 +233,7 @@ class Suite:
     def _write(self) -> None:
         if self.out is None:
             return
-        try:
-            partial = self.out.with_name(f".{self.out.name}.{os.getpid()}.partial")
-            partial.write_text(markdown_section(device_name(self.device), self._all()), encoding="utf-8")
-            os.replace(partial, self.out)
-        except OSError as error:
-            raise OutputError(
-                f"--out {self.out} cannot be written: {error.strerror}", "name a file in a folder"
-            ) from error
+        write_out(self.out, markdown_section(device_name(self.device), self._all()))
 
 
 def markdown_section(machine: str, tables: Tables) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from jobs.bench.profile_choice import parse_profile
+from jobs.options import num_latents_of
 from miga.backbones.registry import load_backbone, load_spec
-from miga.errors import UsageError
 from miga.video import make_video
 
 PROMPT = "a red circle moving side to side on a grey ground"
@@ -63,10 +63,7 @@ def bench_run_share(profiles: Sequence[str], num_frames: int) -> dict[str, list[
     Raises:
         UsageError: if the VAE cannot make exactly so many frames.
     """
-    try:
-        num_latents = load_spec("sprites").num_latents(num_frames)
-    except ValueError as error:
-        raise UsageError(f"--frames {num_frames}: {error}", "take the nearest") from None
+    num_latents = num_latents_of(load_spec("sprites"), num_frames, f"--frames {num_frames}", "take the nearest")
     backbone = load_backbone("sprites", device="cpu")
     prompt, negative = backbone.encode_prompts([PROMPT, backbone.spec.negative_prompt])
     clock = ModuleClock(backbone.network)

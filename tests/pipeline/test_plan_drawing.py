@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -20,7 +21,7 @@ SPEC = load_spec("sprites")
 
 @pytest.mark.parametrize("profile", ["paper", "swift", "released", "fifo", "scalingnoise", "stage-2-only"])
 def test_every_latent_of_a_pass_is_drawn_once_at_its_level(profile: str) -> None:
-    drawing = draw_plan(SPEC, resolve_config(profile, SPEC), 61)
+    drawing = draw_plan(SPEC, resolve_config(profile, SPEC), SPEC.num_latents(61))
     rows = [*drawing.first, *drawing.last]
     groups = [group for group in ET.fromstring(to_svg([drawing])).iter(f"{SVG}g") if "data-part" in group.attrib]
     assert len(groups) == len(rows)
@@ -38,7 +39,7 @@ def test_every_latent_of_a_pass_is_drawn_once_at_its_level(profile: str) -> None
 def test_what_is_not_drawn_is_said(profile: str) -> None:
     """Every pass of the plan is a row, or counted among those left out."""
     config = resolve_config(profile, SPEC)
-    drawing = draw_plan(SPEC, config, 133)
+    drawing = draw_plan(SPEC, config, SPEC.num_latents(133))
     text = to_svg([drawing])
     numbers = {row.number for row in (*drawing.first, *drawing.last)}
     num_base = sum(any(one.part == PART for one in each.passes) for each in plan_video(config, drawing.num_latents))
@@ -50,9 +51,35 @@ def test_what_is_not_drawn_is_said(profile: str) -> None:
 
 
 def test_the_same_plan_gives_the_same_bytes_and_texts_are_escaped() -> None:
-    drawings = [draw_plan(SPEC, resolve_config(profile, SPEC), 133) for profile in ("paper", "fifo")]
+    drawings = [draw_plan(SPEC, resolve_config(profile, SPEC), SPEC.num_latents(133)) for profile in ("paper", "fifo")]
     assert to_svg(drawings) == to_svg(drawings)
     assert "<b>bad" not in to_page(drawings, "<b>bad</b>")
+
+
+def test_windows_under_guidance_are_those_that_are_counted() -> None:
+    config = resolve_config("paper", SPEC, {"guidance_low_level": 12, "guidance_high_level": 25})
+    drawing = draw_plan(SPEC, config, 7)
+    assert (drawing.num_left_out, drawing.last) == (0, ())
+    drawn = sum(int(each.attrib.get("data-guided", 0)) for each in ET.fromstring(to_svg([drawing])).iter(f"{SVG}g"))
+    base_levels = range(1, config.num_steps - 1)  # of the passes left out, which are one window each
+    assert drawing.num_base_left_out == len(base_levels)
+    assert drawn + sum(12 <= level <= 25 for level in base_levels) == drawing.count.num_guided
+
+
+def test_every_evaluation_is_drawn() -> None:
+    drawing = draw_plan(SPEC, resolve_config("paper", SPEC, {"num_steps": 20}), 13)
+    groups = ET.fromstring(to_svg([drawing])).iter(f"{SVG}g")
+    assert drawing.num_left_out == 0
+    assert sum(each.attrib.get("class") == "evaluation" for each in groups) == drawing.count.num_evaluations > 1
+
+
+def test_plans_on_one_page_share_no_colours() -> None:
+    """A page's styles are those of all pictures on it, and a level's colour depends on how many there are."""
+    drawings = [draw_plan(SPEC, resolve_config("paper", SPEC, {"num_steps": steps}), 7) for steps in (20, 30)]
+    page = to_page(drawings, "sprites")
+    selectors = re.findall(r"\.(n\d+-\d+)\{", page)
+    assert len(selectors) == len(set(selectors)) == 21 + 31
+    assert set(re.findall(r'class="(n\d+-\d+)', page)) <= set(selectors)
 
 
 @pytest.mark.parametrize("suffix", [".html", ".svg"])
