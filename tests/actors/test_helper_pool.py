@@ -203,7 +203,13 @@ def test_a_candidate_of_a_helper_that_fails_is_computed_elsewhere_and_the_helper
     at = setup()
     bad, good = at.helpers
     bad.error = WorkerError("the GPU ran out of memory")
+    others = (at.host, good)
+    for gpu in others:  # or they might have done all before the bad one is given any
+        gpu.may_end.clear()
     futures = [at.submit(float(number), is_candidate=True) for number in range(20)]
+    assert bad.begun.acquire(timeout=paced(SECONDS))
+    for gpu in others:
+        gpu.may_end.set()
     assert values(futures) == [10.0 * number for number in range(20)]
     wait_until(lambda: at.lost == [bad.name])
     assert (at.pool.num_slots, at.pool.num_general_slots) == (2, 1)
