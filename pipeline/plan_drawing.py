@@ -8,7 +8,7 @@ guidance latents put before it. Nothing here knows a method: all of it is read o
 from __future__ import annotations
 
 import functools
-import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -35,7 +35,7 @@ BASE_ROWS: Final = 2
 _CELL, _ROW, _LANE, _GAP = 8, 9, 4, 5
 _LEFT, _RIGHT, _TOP = 176, 96, 42
 _LEGEND: Final = 96
-_LEAST_WIDTH: Final = 620
+_LEAST_WIDTH: Final = 720
 _RAMP: Final = ((253, 231, 37), (94, 201, 98), (33, 145, 140), (59, 82, 139), (68, 1, 84))
 """From clean to noise: bright to dark, told apart in print and by the colour-blind (the map viridis)."""
 
@@ -49,7 +49,7 @@ class Row:
         planned: the pass, or several of the same latents whose windows ran one after the other.
         times: how often it is made (candidates and beams do the same side by side).
         in_place: whether each window sees what the ones before it wrote.
-        leaving: index in the video of the latents that leave this part of the method with it.
+        leaving: index in the video of the latents that are clean behind it, or go on in another part of the method.
         evaluations: what is judged after it.
         finished: index in the video of the latents that are handed out clean with it.
     """
@@ -58,7 +58,7 @@ class Row:
     planned: PlannedPass
     times: int = 1
     in_place: bool = False
-    leaving: range = range(0)
+    leaving: tuple[int, ...] = ()
     evaluations: tuple[PlannedEvaluation, ...] = ()
     finished: range = range(0)
 
@@ -106,7 +106,7 @@ def draw_plan(spec: BackboneSpec, config: SamplerConfig, num_latents: int) -> Dr
             f"a video of {num_latents} latents is too long to be drawn",
             f"ask for at most {most} frames: what comes behind repeats what is there",
         )
-    rows = _rows(plan_video(config, num_latents))
+    rows = _with_leaving(_rows(plan_video(config, num_latents)), num_latents)
     base = [row for row in rows if row.planned.part == PART]
     rest = [row for row in rows if row.planned.part != PART]
     num_last = min(LAST_ROWS, max(0, len(rest) - FIRST_ROWS))
@@ -141,7 +141,7 @@ def _rows(plan: Iterable[PlannedAdvance]) -> list[Row]:
                 rows.append(Row(number, planned))
         rows[-1] = replace(rows[-1], finished=advance.finished)
         found += rows
-    return _with_leaving(found)
+    return found
 
 
 def _goes_on(before: PlannedPass, planned: PlannedPass) -> bool:
@@ -150,21 +150,22 @@ def _goes_on(before: PlannedPass, planned: PlannedPass) -> bool:
     return same and len(planned.windows) == 1 and before.windows[-1].keep_stop == planned.windows[0].keep_start
 
 
-def _with_leaving(rows: list[Row]) -> list[Row]:
-    """The rows, where the first latent of a part of the method moves on, with those that are in it no longer."""
-    rows, heads = list(rows), dict[str, int]()  # part → which row had its first latent last
-    for _, of_advance in itertools.groupby(range(len(rows)), key=lambda at: rows[at].number):
-        now: dict[str, int] = {}
-        for at in of_advance:
-            part = rows[at].planned.part
-            if part not in now or rows[at].places.start <= rows[now[part]].places.start:
-                now[part] = at
-        for part, at in now.items():
-            if part in heads:
-                before = rows[heads[part]]
-                rows[heads[part]] = replace(before, leaving=range(before.places.start, rows[at].places.start))
-        heads |= now
-    return rows
+def _with_leaving(rows: Sequence[Row], num_latents: int) -> list[Row]:
+    """The rows, each with the latents that take their last step in its part of the method with it.
+
+    They are clean then, or go on in another part; what is thrown away with the queue leaves for nowhere.
+    """
+    found: list[Row] = []
+    later: set[int] = set()
+    later_in: defaultdict[str, set[int]] = defaultdict(set)
+    for row in reversed(rows):
+        stepped = {place for place, level in zip(row.places, row.planned.levels, strict=True) if level > 0}
+        last = stepped - later_in[row.planned.part]
+        leaving = tuple(sorted(place for place in last if place in later or 0 <= place < num_latents))
+        found.append(replace(row, leaving=leaving))
+        later |= stepped
+        later_in[row.planned.part] |= stepped
+    return found[::-1]
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,10 @@ def _legend(y: float, num_steps: int) -> str:
         ("a window: it sees the thin part, and keeps what comes out of the thick one", _bars(y + 18, seen, kept)),
         ("the same under classifier-free guidance: two forwards", _bars(y + 31, seen, kept, is_guided=True)),
         ("guidance latents, put before a window; its own begins at the thin part", _bars(y + 44, seen, kept, dots)),
-        ("latents that leave for the next part of the method, or are clean", _down(x, y + 54, 3)),
+        (
+            "latents that leave for the next part of the method, or are clean",
+            _down(range(x, x + 3 * _CELL, _CELL), y + 54),
+        ),
         (
             "self-reflection: what the judged tail is compared with, and the tail",
             _compared(y + 70, (x, x + 32), (x + 36, x + 60)),
@@ -354,8 +358,8 @@ def _row(panel: _Panel, row: Row, is_new: bool) -> tuple[str, float]:
         out.append(_window(panel, window.shifted(planned.first), _ROW + 2.5 + _LANE * lane, guides))
     y = _ROW + _LANE * len(lanes) + 1.0
     if row.leaving:
-        name = f'data-leaving="{row.leaving.start}:{row.leaving.stop}"'
-        out.append(f"<g {name}>{_down(panel.x(row.leaving.start), y, len(row.leaving))}</g>")
+        name = f'data-leaving="{" ".join(map(str, row.leaving))}"'
+        out.append(f"<g {name}>{_down(map(panel.x, row.leaving), y)}</g>")
     words = f"{len(planned.windows)}" + (f" × {row.times}" if row.times > 1 else "")
     if row.finished:
         last = f" … {row.finished.stop - 1}" if len(row.finished) > 1 else ""
@@ -398,8 +402,8 @@ def _line(y: float, ends: _Ends, width: float, colour: str, more: str = "") -> s
     return f'<path d="M{start:g} {y:g}H{stop:g}" stroke="{colour}" stroke-width="{width:g}"{more}/>'
 
 
-def _down(x: float, y: float, count: int) -> str:
-    marks = "".join(f"M{x + _CELL * number:g} {y:g}h6l-3 4z" for number in range(count))
+def _down(places: Iterable[float], y: float) -> str:
+    marks = "".join(f"M{x:g} {y:g}h6l-3 4z" for x in places)
     return f'<path d="{marks}" fill="#111"/>'
 
 

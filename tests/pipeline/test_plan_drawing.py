@@ -66,6 +66,27 @@ def test_windows_under_guidance_are_those_that_are_counted() -> None:
     assert drawn + sum(12 <= level <= 25 for level in base_levels) == drawing.count.num_guided
 
 
+@pytest.mark.parametrize(
+    ("profile", "settings"), [("paper", {}), ("released", {"judged_group": 2}), ("fifo", {}), ("stage-2-only", {})]
+)
+def test_every_latent_leaves_each_part_once_with_its_last_step_there(profile: str, settings: dict[str, int]) -> None:
+    num_latents = 9
+    drawing = draw_plan(SPEC, resolve_config(profile, SPEC, {"num_steps": 14, **settings}), num_latents)
+    left: dict[str, list[int]] = {}
+    for group in ET.fromstring(to_svg([drawing])).iter(f"{SVG}g"):
+        part = group.attrib.get("data-part")
+        for each in group.iter(f"{SVG}g") if part else ():
+            left.setdefault(str(part), []).extend(map(int, each.attrib.get("data-leaving", "").split()))
+    assert drawing.num_left_out == 0
+    left.pop(PART, None)  # of which not all is drawn
+    assert left
+    last = [row for row in drawing.first if row.finished][-1].planned.part
+    for part, places in left.items():
+        assert len(places) == len(set(places)), part
+        assert set(range(num_latents)) <= set(places), part
+    assert sorted(left[last]) == list(range(num_latents)) or profile == "released", "which makes more, and drops them"
+
+
 def test_every_evaluation_is_drawn() -> None:
     drawing = draw_plan(SPEC, resolve_config("paper", SPEC, {"num_steps": 20}), 13)
     groups = ET.fromstring(to_svg([drawing])).iter(f"{SVG}g")
@@ -80,6 +101,16 @@ def test_plans_on_one_page_share_no_colours() -> None:
     selectors = re.findall(r"\.(n\d+-\d+)\{", page)
     assert len(selectors) == len(set(selectors)) == 21 + 31
     assert set(re.findall(r'class="(n\d+-\d+)', page)) <= set(selectors)
+
+
+def test_the_pictures_of_the_documentation_are_drawn_as_it_says(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    commands = re.findall(r"^ +miga (plan .*) --out docs/(\S+)$", (docs / "methods.md").read_text(), re.MULTILINE)
+    assert {name for _, name in commands} == {f"methods/{file.name}" for file in (docs / "methods").iterdir()}
+    for number, (options, name) in enumerate(commands):
+        drawn = tmp_path / f"{number}.svg"
+        assert main([*options.split(), "--out", str(drawn)]) == 0
+        assert drawn.read_bytes() == (docs / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("suffix", [".html", ".svg"])

@@ -228,6 +228,10 @@ def test_the_commands_know_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     table = capsys.readouterr().out
     assert "chain: plain windows" in table
     assert [line.split()[-1] for line in table.splitlines() if line.startswith("num_kept")] == ["2"]
+    plan = ["plan", "--model", "simulated:wan", "--profile", "chain", "--num-frames", "161"]
+    assert main([*plan, "--out", str(tmp_path / "plan.svg")]) == 0
+    assert "chain: 41 latents, 162 calls" in capsys.readouterr().out
+    assert 'data-profile="chain"' in (tmp_path / "plan.svg").read_text()
 
 
 BROKEN: list[tuple[str, str]] = [
@@ -262,6 +266,7 @@ def test_a_broken_one_is_refused(code: str, why: str, folder: Path, capsys: pyte
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow  # all that leads there is tested above
 @pytest.mark.ray
 def test_a_run_from_end_to_end(folder: Path, tmp_path: Path, example: str) -> None:
     """In processes of their own: of two workers one makes the video, and the other its guided calls' second forward."""
