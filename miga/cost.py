@@ -95,6 +95,7 @@ def count_calls(config: SamplerConfig, num_latents: int) -> CallCount:
     )
 
 
+@functools.lru_cache(maxsize=128)
 def most_latents_held(config: SamplerConfig) -> int:
     """Latents that a video of whatever length has in the making at most, those that a pass pushes included."""
     return _counting(config).most_held()

@@ -547,6 +547,7 @@ class Overlaps:
         return run
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("family", "way"),
     [("wan", "consumed"), ("wan", "executor"), ("wan", "executor, consumed"), ("videocrafter2", "executor, consumed")],

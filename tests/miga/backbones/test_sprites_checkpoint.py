@@ -77,6 +77,7 @@ def test_one_window_at_uniform_levels_equals_diffusers_own_pipeline(backbone: Wa
     assert np.abs(np.asarray(frames) - video).max() <= 3e-5
 
 
+@pytest.mark.slow  # of the checkpoint, not of the program
 def test_the_vae_keeps_what_the_scorer_reads(backbone: WanBackbone) -> None:
     """At least 98 % of frames right, beyond the longest clips it was trained on too."""
     scores = vae_scores(backbone, 3, num_frames=93)
