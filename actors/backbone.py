@@ -45,7 +45,7 @@ from miga.backbones.base import BackboneSpec, Condition
 from miga.backbones.memory_plan import MemoryPlan, plan_memory
 from miga.backbones.options import architecture_of, configure, configured_spec, has_known_parts
 from miga.backbones.registry import load_backbone, load_spec
-from miga.backbones.simulated import is_simulated
+from miga.backbones.simulated.spec import is_simulated
 from miga.denoise_pass import WindowCall, run_call
 from miga.errors import CheckpointError, WorkerError
 from pipeline.storage import open_storage

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from miga import __version__
+from miga.backbones.attention_backend import check_attention_backend
 from miga.backbones.base import BackboneSpec
 from miga.backbones.memory_plan import MemoryPlan, available_memory, card_bytes, check_machine_memory, plan_memory
 from miga.backbones.options import ModelOptions, architecture_of, configured_spec, has_known_parts
 from miga.backbones.registry import check_schedule, check_weights, is_on_hub, load_spec
-from miga.backbones.simulated import is_simulated
-from miga.backbones.wan_attention import check_attention_backend
+from miga.backbones.simulated.spec import is_simulated
 from miga.config import SamplerConfig
 from miga.cost import count_calls
 from miga.errors import BadRowError, LeaseHeldError, MigaError, OutputError, UsageError

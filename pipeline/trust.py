@@ -17,9 +17,9 @@ from huggingface_hub.errors import HFValidationError
 from miga.backbones.loading import HUB_NAME
 from miga.backbones.own import is_import_path
 from miga.backbones.registry import EMBEDDED
-from miga.backbones.simulated import is_simulated, parse_name
+from miga.backbones.simulated.spec import is_simulated, parse_name
 from miga.backbones.spec import is_published
-from miga.backbones.wan_spec import PUBLISHED
+from miga.backbones.wan.spec import PUBLISHED
 from miga.errors import UsageError
 from pipeline.config import RunConfig
 
@@ -94,7 +94,7 @@ def _concern_of_model(name: str, revision: str | None) -> str:
 def _concerns_of_loras(loras: tuple[str, ...]) -> Iterator[str]:
     if not loras:
         return
-    from miga.backbones.wan_lora import HUB_FILE, parse_lora
+    from miga.backbones.lora_files import HUB_FILE, parse_lora
 
     for text in loras:
         name = parse_lora(text)[0]

@@ -15,12 +15,12 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jobs.bench.device_clock import Call
+from miga.backbones.attention_backend import attention_backends
 from miga.backbones.random_model import RandomModel, plain_twin
 from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
-from miga.backbones.wan import WanBackbone
-from miga.backbones.wan_attention import attention_backends
-from miga.backbones.wan_per_latent import use_per_latent_timesteps
-from miga.backbones.wan_spec import NUM_TEXT_TOKENS
+from miga.backbones.wan.backbone import WanBackbone
+from miga.backbones.wan.per_latent import use_per_latent_timesteps
+from miga.backbones.wan.spec import NUM_TEXT_TOKENS
 from miga.config import SamplerConfig
 from miga.profiles import resolve_config
 

@@ -13,16 +13,16 @@ import torch
 from miga.backbones.base import Backbone, BackboneSpec
 from miga.backbones.own import is_import_path
 from miga.backbones.registry import EMBEDDED
-from miga.backbones.simulated import is_simulated
+from miga.backbones.simulated.spec import is_simulated
 from miga.backbones.videocrafter2 import footprint as videocrafter2
 from miga.backbones.videocrafter2.spec import FAMILY as VIDEOCRAFTER2
-from miga.backbones.wan_spec import WanArchitecture, load_architecture
+from miga.backbones.wan.spec import WanArchitecture, load_architecture
 from miga.errors import ModelError
 
 if TYPE_CHECKING:
+    from miga.backbones.lora_files import Lora
     from miga.backbones.memory_plan import Footprint, MemoryPlan
-    from miga.backbones.wan import WanBackbone
-    from miga.backbones.wan_lora import Lora
+    from miga.backbones.wan.backbone import WanBackbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,8 @@ def configured_spec(
     if options.height or options.width:
         spec = architecture.resized(spec, options.height or spec.height, options.width or spec.width)
     if options.lora and isinstance(architecture, WanArchitecture):
-        from miga.backbones.wan_lora import check_lora, find_loras
+        from miga.backbones.lora_files import find_loras
+        from miga.backbones.wan.lora import check_lora
 
         if loras is None:
             loras = find_loras(options.lora)
@@ -128,9 +129,9 @@ def configure(
     if not has_known_parts(backbone.spec):
         backbone.spec = configured_spec(backbone.spec, options, revision)  # refuses all of them
         return
+    from miga.backbones.lora_files import find_loras
     from miga.backbones.pretrained import PretrainedBackbone
-    from miga.backbones.wan import WanBackbone
-    from miga.backbones.wan_lora import find_loras
+    from miga.backbones.wan.backbone import WanBackbone
 
     assert isinstance(backbone, PretrainedBackbone)
     loras = find_loras(options.lora)

@@ -23,10 +23,10 @@ from miga.backbones.videocrafter2.spec import NUM_TEXT_TOKENS as NUM_CLIP_TOKENS
 from miga.backbones.videocrafter2.spec import PUBLISHED as PUBLISHED_VIDEOCRAFTER2
 from miga.backbones.videocrafter2.spec import PUBLISHED_NAME, Settings, forward_flops
 from miga.backbones.videocrafter2.unet import UNetConfig, VideoCrafter2UNet
-from miga.backbones.wan import WanBackbone
-from miga.backbones.wan_padding import use_compact_padding
-from miga.backbones.wan_spec import ARCHITECTURES, WanArchitecture
-from miga.backbones.wan_spec import PUBLISHED as PUBLISHED_WAN
+from miga.backbones.wan.backbone import WanBackbone
+from miga.backbones.wan.padding import use_compact_padding
+from miga.backbones.wan.spec import ARCHITECTURES, WanArchitecture
+from miga.backbones.wan.spec import PUBLISHED as PUBLISHED_WAN
 from miga.errors import UsageError
 
 MODELS: Final = {

@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from miga.backbones import own, simulated, wan_spec
+from miga.backbones import own
 from miga.backbones.base import Backbone, BackboneSpec, Component
 from miga.backbones.loading import check_component, local_path, require_component, resolve_folder
 from miga.backbones.model_config import class_name_of
+from miga.backbones.simulated import backbone as simulated_backbone
+from miga.backbones.simulated import spec as simulated
 from miga.backbones.spec import is_published
 from miga.backbones.videocrafter2 import footprint
 from miga.backbones.videocrafter2 import spec as videocrafter2_spec
 from miga.backbones.videocrafter2.schedule import schedule_of as videocrafter2_schedule
-from miga.backbones.wan_schedule import schedule_of as wan_schedule
-from miga.backbones.wan_spec import PUBLISHED as PUBLISHED_WAN
-from miga.backbones.wan_spec import load_spec as load_wan_spec
+from miga.backbones.wan import spec as wan_spec
+from miga.backbones.wan.schedule import schedule_of as wan_schedule
+from miga.backbones.wan.spec import PUBLISHED as PUBLISHED_WAN
+from miga.backbones.wan.spec import load_spec as load_wan_spec
 from miga.backbones.weight_files import PICKLES, read_json, visible_files
 from miga.config import SamplerConfig
 from miga.errors import ModelError
@@ -32,7 +35,7 @@ from miga.solvers.check import check_steps
 
 if TYPE_CHECKING:
     from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
-    from miga.backbones.wan import WanBackbone
+    from miga.backbones.wan.backbone import WanBackbone
 
 EMBEDDED: Final = {"sprites": Path(__file__).parent / "sprites" / "checkpoint"}
 """Models that come with the package, by name."""
@@ -105,12 +108,12 @@ def load_backbone(
         ModelError: if the model cannot be loaded.
     """
     if simulated.is_simulated(name_or_dir):
-        return simulated.SimulatedBackbone(name_or_dir, components)
+        return simulated_backbone.SimulatedBackbone(name_or_dir, components)
     if own.is_import_path(name_or_dir):
         return own.load_own(name_or_dir, components, device, dtype, revision)
     _refuse_unconverted(name_or_dir)
     from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
-    from miga.backbones.wan import WanBackbone
+    from miga.backbones.wan.backbone import WanBackbone
 
     is_wan = family_of(name_or_dir, revision) == "wan"
     kind: type[WanBackbone] | type[VideoCrafter2Backbone] = WanBackbone if is_wan else VideoCrafter2Backbone
@@ -144,7 +147,7 @@ def check_schedule(name_or_dir: str, config: SamplerConfig, revision: str | None
         ConfigError: naming them, and the nearest that it does.
     """
     if simulated.is_simulated(name_or_dir):
-        schedule = simulated.schedule_of(config, simulated.load_spec(name_or_dir, revision).family)
+        schedule = simulated_backbone.schedule_of(config, simulated.load_spec(name_or_dir, revision).family)
     elif own.is_import_path(name_or_dir):
         return  # known once the model is loaded: the sampler looks at it then
     elif family_of(name_or_dir, revision) == videocrafter2_spec.FAMILY:

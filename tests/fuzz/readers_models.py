@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import save
 
 from miga.backbones import registry
+from miga.backbones.lora_files import find_loras, parse_lora
 from miga.backbones.options import ModelOptions, configured_spec
 from miga.backbones.videocrafter2.checkpoint import read_checkpoint, split_state
 from miga.backbones.videocrafter2.footprint import modules_of_folder as videocrafter2_modules
-from miga.backbones.wan_lora import check_lora, find_loras, parse_lora
-from miga.backbones.wan_spec import load_architecture
-from miga.backbones.wan_spec import modules_of_folder as wan_modules
+from miga.backbones.wan.lora import check_lora
+from miga.backbones.wan.spec import load_architecture
+from miga.backbones.wan.spec import modules_of_folder as wan_modules
 from miga.errors import MigaError
 from miga.profiles import resolve_config
 from tests.fuzz.reader import Reader

@@ -34,8 +34,8 @@ from miga.backbones.random_model import (
     random_model,
     wan_architecture,
 )
-from miga.backbones.wan import WanBackbone
-from miga.backbones.wan_spec import ARCHITECTURES, NUM_TEXT_TOKENS
+from miga.backbones.wan.backbone import WanBackbone
+from miga.backbones.wan.spec import ARCHITECTURES, NUM_TEXT_TOKENS
 from miga.cost import count_calls
 from miga.errors import UsageError
 from miga.profiles import resolve_config

@@ -15,7 +15,7 @@ from miga.backbones.sprites.scorer import Score, score
 from miga.backbones.sprites.train_vae import clips_to_tensor
 from miga.backbones.sprites.training import step_rng
 from miga.backbones.sprites.world import Placement, Scene, all_scenes, held_out_scenes, render
-from miga.backbones.wan import WanBackbone
+from miga.backbones.wan.backbone import WanBackbone
 from miga.base_clip import advance_base_clip, start_base_clip
 from miga.config import SamplerConfig
 from miga.denoise_pass import Stepper, run_in_batches

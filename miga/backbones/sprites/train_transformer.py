@@ -32,8 +32,8 @@ from miga.backbones.sprites.world import (
     Scene,
     render,
 )
-from miga.backbones.wan_padding import use_compact_padding
-from miga.backbones.wan_spec import NUM_TEXT_TOKENS
+from miga.backbones.wan.padding import use_compact_padding
+from miga.backbones.wan.spec import NUM_TEXT_TOKENS
 
 NUM_FRAMES: Final = 45
 """Length of a training clip: 12 latents, the only length the model learns."""

@@ -25,7 +25,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
 from miga.backbones.sprites.training import Schedule, step_rng, train
 from miga.backbones.sprites.world import Placement, Scene, all_scenes, render
-from miga.backbones.wan_vae import decode_one
+from miga.backbones.wan.vae import decode_one
 
 Z_DIM: Final = 8
 VAE_CONFIG: Final[dict[str, Any]] = {

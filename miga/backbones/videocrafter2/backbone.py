@@ -24,9 +24,10 @@ from miga.backbones.loading import (
     require_component,
     require_finite,
 )
-from miga.backbones.model_config import ClipTextConfig, arguments, read_config
+from miga.backbones.model_config import arguments, read_config
 from miga.backbones.pretrained import PretrainedBackbone
 from miga.backbones.text import TextEncoder
+from miga.backbones.videocrafter2.config import ClipTextConfig
 from miga.backbones.videocrafter2.denoiser import VideoCrafter2Denoiser
 from miga.backbones.videocrafter2.schedule import schedule_of
 from miga.backbones.videocrafter2.spec import (

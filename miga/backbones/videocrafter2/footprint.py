@@ -11,8 +11,9 @@ import torch
 
 from miga.backbones.base import BackboneSpec
 from miga.backbones.loading import loading, resolve_folder
-from miga.backbones.model_config import ClipTextConfig, ImageVaeConfig, arguments, left_out, read_config
+from miga.backbones.model_config import arguments, left_out, read_config
 from miga.backbones.spec import is_published, resized
+from miga.backbones.videocrafter2.config import ClipTextConfig, ImageVaeConfig
 from miga.backbones.videocrafter2.spec import (
     JSON_FILES,
     PUBLISHED,

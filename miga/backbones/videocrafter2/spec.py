@@ -13,17 +13,9 @@ from pydantic import Field
 
 from miga.backbones.base import BackboneSpec
 from miga.backbones.loading import read_settings, require_component, resolve_folder, revision_of
-from miga.backbones.model_config import (
-    ClipTextConfig,
-    Few,
-    ImageVaeConfig,
-    Size,
-    check_scheduler,
-    checked_config,
-    class_name_of,
-    read_config,
-)
+from miga.backbones.model_config import Few, Size, check_scheduler, checked_config, class_name_of, read_config
 from miga.backbones.spec import is_published, spec_folder, why_no_multiple
+from miga.backbones.videocrafter2.config import ClipTextConfig, ImageVaeConfig
 from miga.backbones.videocrafter2.unet import NUM_INITIAL_HEADS, UNetConfig
 from miga.backbones.weight_files import first_line, read_json
 from miga.errors import ModelError

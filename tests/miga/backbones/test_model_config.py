@@ -9,14 +9,9 @@ import pytest
 from diffusers import AutoencoderKL, AutoencoderKLWan, WanTransformer3DModel
 from transformers import CLIPTextConfig, UMT5Config, UMT5EncoderModel
 
-from miga.backbones.model_config import (
-    ClipTextConfig,
-    ImageVaeConfig,
-    Umt5Config,
-    WanTransformerConfig,
-    WanVaeConfig,
-    arguments,
-)
+from miga.backbones.model_config import arguments
+from miga.backbones.videocrafter2.config import ClipTextConfig, ImageVaeConfig
+from miga.backbones.wan.config import Umt5Config, WanTransformerConfig, WanVaeConfig
 
 
 @pytest.mark.parametrize(

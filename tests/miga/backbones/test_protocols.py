@@ -11,9 +11,9 @@ from miga.backbones.base import Backbone, BranchedDenoiser, FrameDecoder
 from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
 from miga.backbones.videocrafter2.denoiser import VideoCrafter2Denoiser
 from miga.backbones.videocrafter2.vae import VideoCrafter2FrameDecoder
-from miga.backbones.wan import WanBackbone
-from miga.backbones.wan_denoiser import WanDenoiser
-from miga.backbones.wan_vae import WanFrameDecoder
+from miga.backbones.wan.backbone import WanBackbone
+from miga.backbones.wan.denoiser import WanDenoiser
+from miga.backbones.wan.vae import WanFrameDecoder
 from miga.solvers.base import Solver
 from miga.solvers.unipc import UniPCSolver
 

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from miga.backbones import simulated
 from miga.backbones.base import BackboneSpec, BranchedDenoiser
 from miga.backbones.registry import load_backbone, load_spec
-from miga.backbones.simulated import SimulatedBackbone, SimulatedGpu, SimulatedOptions, parse_name
+from miga.backbones.simulated import gpu
+from miga.backbones.simulated.backbone import SimulatedBackbone
+from miga.backbones.simulated.gpu import SPEED_VARIABLE, SimulatedGpu
+from miga.backbones.simulated.spec import SimulatedOptions, parse_name
 from miga.config import SamplerConfig
 from miga.consistency import consistency_score
 from miga.cost import count_calls
@@ -46,8 +48,8 @@ class FakeClock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
-    monkeypatch.setattr(simulated.time, "monotonic", fake.monotonic)
-    monkeypatch.setattr(simulated.time, "sleep", fake.sleep)
+    monkeypatch.setattr(gpu.time, "monotonic", fake.monotonic)
+    monkeypatch.setattr(gpu.time, "sleep", fake.sleep)
     return fake
 
 
@@ -166,15 +168,15 @@ def test_calls_take_the_time_they_are_told(clock: FakeClock) -> None:
 
 
 def test_another_speed_of_a_process(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(simulated.SPEED_VARIABLE, "0.5")
+    monkeypatch.setenv(SPEED_VARIABLE, "0.5")
     backbone = load_backbone("simulated:wan?call_s=1.4")
     assert isinstance(backbone, SimulatedBackbone)
     config = config_of(FAST, guidance_scale=5.0)
     backbone.denoiser(config)(*window(backbone, config))
     assert clock.slept_s == pytest.approx(2.8)
     for text in ("0", "fast", "-1", "inf"):
-        monkeypatch.setenv(simulated.SPEED_VARIABLE, text)
-        with pytest.raises(ModelError, match=simulated.SPEED_VARIABLE):
+        monkeypatch.setenv(SPEED_VARIABLE, text)
+        with pytest.raises(ModelError, match=SPEED_VARIABLE):
             load_backbone("simulated:wan")
 
 

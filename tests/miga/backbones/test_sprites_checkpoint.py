@@ -13,7 +13,7 @@ from diffusers import WanPipeline
 from miga.backbones.registry import EMBEDDED, load_backbone
 from miga.backbones.sprites.evaluate import base_clip_scores, vae_scores
 from miga.backbones.sprites.world import held_out_scenes
-from miga.backbones.wan import WanBackbone
+from miga.backbones.wan.backbone import WanBackbone
 from miga.base_clip import advance_base_clip, start_base_clip
 from miga.denoise_pass import Stepper, run_in_batches
 from miga.profiles import resolve_config

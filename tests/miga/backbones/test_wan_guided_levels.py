@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from miga.backbones.wan_denoiser import WanDenoiser
+from miga.backbones.wan.denoiser import WanDenoiser
 from miga.schedule import flow_unipc_schedule
 from tests.tiny_wan import build_transformer
 

@@ -15,11 +15,12 @@ import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors.torch import save_file
 
+from miga.backbones.lora_files import find_loras, parse_lora
 from miga.backbones.options import ModelOptions, configure, configured_spec
 from miga.backbones.registry import load_spec
-from miga.backbones.wan import WanBackbone
-from miga.backbones.wan_lora import check_lora, find_loras, fuse_loras, parse_lora
-from miga.backbones.wan_spec import load_architecture
+from miga.backbones.wan.backbone import WanBackbone
+from miga.backbones.wan.lora import check_lora, fuse_loras
+from miga.backbones.wan.spec import load_architecture
 from miga.errors import ModelError
 from tests.tiny_wan import build_transformer
 

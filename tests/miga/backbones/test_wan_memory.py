@@ -23,9 +23,9 @@ from miga.backbones.memory_plan import (
     plan_memory,
     queue_bytes,
 )
-from miga.backbones.wan_per_latent import use_per_latent_timesteps
-from miga.backbones.wan_spec import ARCHITECTURES, PUBLISHED, WanArchitecture, load_architecture
-from miga.backbones.wan_vae import WanFrameDecoder
+from miga.backbones.wan.per_latent import use_per_latent_timesteps
+from miga.backbones.wan.spec import ARCHITECTURES, PUBLISHED, WanArchitecture, load_architecture
+from miga.backbones.wan.vae import WanFrameDecoder
 from miga.errors import ModelError
 from miga.profiles import resolve_config
 from tests.alive_bytes import AliveBytes, shapes_only

@@ -11,11 +11,11 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 
 from jobs.generate import model_options
 from miga import LongVideoPipeline
+from miga.backbones.attention_backend import check_attention_backend
 from miga.backbones.memory_plan import MemoryPlan
 from miga.backbones.options import ModelOptions, configure, configured_spec
 from miga.backbones.registry import load_spec
-from miga.backbones.wan import WanBackbone
-from miga.backbones.wan_attention import check_attention_backend
+from miga.backbones.wan.backbone import WanBackbone
 from miga.cost import count_calls
 from miga.errors import ModelError
 from miga.profiles import resolve_config

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from miga.backbones.wan_padding import use_compact_padding
-from miga.backbones.wan_spec import NUM_TEXT_TOKENS
+from miga.backbones.wan.padding import use_compact_padding
+from miga.backbones.wan.spec import NUM_TEXT_TOKENS
 from tests.tiny_wan import NUM_CHANNELS, TEXT_DIM, build_transformer
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import SkyReelsV2Transformer3DModel, WanTransformer3DModel
 
-from miga.backbones.wan_padding import use_compact_padding
-from miga.backbones.wan_per_latent import use_per_latent_timesteps
+from miga.backbones.wan.padding import use_compact_padding
+from miga.backbones.wan.per_latent import use_per_latent_timesteps
 from tests.alive_bytes import AliveBytes, shapes_only
 from tests.tiny_wan import NUM_CHANNELS, TEXT_DIM, TRANSFORMER_CONFIG, build_transformer
 

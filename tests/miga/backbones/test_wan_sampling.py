@@ -10,8 +10,8 @@ from diffusers import SkyReelsV2Transformer3DModel, WanTransformer3DModel
 
 from miga.backbones.guided_denoiser import TextCondition
 from miga.backbones.loading import load_component
-from miga.backbones.wan import WanBackbone
-from miga.backbones.wan_denoiser import WanDenoiser
+from miga.backbones.wan.backbone import WanBackbone
+from miga.backbones.wan.denoiser import WanDenoiser
 from miga.errors import NonFiniteError
 from miga.schedule import flow_unipc_schedule
 from miga.solvers.unipc import UniPCSolver

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from miga.backbones.wan import WanBackbone
-from miga.backbones.wan_spec import NEGATIVE_PROMPT, load_spec
+from miga.backbones.wan.backbone import WanBackbone
+from miga.backbones.wan.spec import NEGATIVE_PROMPT, load_spec
 from miga.errors import ModelError
 from tests.faulty_folder import edit
 from tests.tiny_wan import SETTINGS

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from miga.backbones.wan import WanBackbone
+from miga.backbones.wan.backbone import WanBackbone
 from tests.tiny_wan import load_pipeline
 
 

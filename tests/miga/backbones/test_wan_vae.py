@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from miga.backbones.sprites.train_vae import decode_unclamped
-from miga.backbones.wan_vae import WanFrameDecoder
+from miga.backbones.wan.vae import WanFrameDecoder
 from tests.tiny_wan import NUM_CHANNELS, build_vae
 
 

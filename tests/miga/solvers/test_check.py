@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miga.backbones.registry import check_schedule, load_spec
-from miga.backbones.wan_schedule import schedule_of
+from miga.backbones.wan.schedule import schedule_of
 from miga.config import MAX_GUIDANCE, MAX_STEPS, SamplerConfig
 from miga.errors import ConfigError
 from miga.generate import Sampler

@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 
 from miga.backbones.text import TextEncoder
-from miga.backbones.wan_spec import NUM_TEXT_TOKENS
+from miga.backbones.wan.spec import NUM_TEXT_TOKENS
 
 
 class WanTextEncoder(TextEncoder):
-    """UMT5; embeddings are without their padding, which is zeros to the network (`wan_padding.py`)."""
+    """UMT5; embeddings are without their padding, which is zeros to the network (`wan/padding.py`)."""
 
     max_tokens: ClassVar[int] = NUM_TEXT_TOKENS
 

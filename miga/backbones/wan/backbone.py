@@ -1,8 +1,8 @@
 """Wan2.1: the backbone, loaded whole or in parts from a folder or hub name in diffusers' layout.
 
-`wan_spec.py` what is known before loading · `wan_schedule.py` its noise · `wan_text.py` prompts to embeddings ·
-`wan_denoiser.py` the transformer · `wan_per_latent.py` a time step for every latent · `wan_padding.py` cheaper
-cross-attention · `wan_attention.py` its backends · `wan_lora.py` LoRAs · `wan_vae.py` latents to frames.
+`wan/spec.py` what is known before loading · `wan/schedule.py` its noise · `wan/text.py` prompts to embeddings ·
+`wan/denoiser.py` the transformer · `wan/per_latent.py` a time step for every latent · `wan/padding.py` cheaper
+cross-attention · `attention_backend.py` its backends · `wan/lora.py` LoRAs · `wan/vae.py` latents to frames.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ import torch
 import transformers
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
+from miga.backbones.attention_backend import set_attention_backend
 from miga.backbones.loading import load_component, load_tokenizer, require_component
+from miga.backbones.lora_files import Lora
 from miga.backbones.pretrained import PretrainedBackbone
 from miga.backbones.text import TextEncoder
-from miga.backbones.wan_attention import set_attention_backend
-from miga.backbones.wan_denoiser import WanDenoiser
-from miga.backbones.wan_lora import Lora, fuse_loras
-from miga.backbones.wan_padding import use_compact_padding
-from miga.backbones.wan_per_latent import use_per_latent_timesteps
-from miga.backbones.wan_schedule import schedule_of
-from miga.backbones.wan_spec import (
+from miga.backbones.wan.denoiser import WanDenoiser
+from miga.backbones.wan.lora import fuse_loras
+from miga.backbones.wan.padding import use_compact_padding
+from miga.backbones.wan.per_latent import use_per_latent_timesteps
+from miga.backbones.wan.schedule import schedule_of
+from miga.backbones.wan.spec import (
     JSON_FILES,
     TIED_TEXT_WEIGHTS,
     spec_of_folder,
     text_config_of_folder,
     text_vocabulary,
 )
-from miga.backbones.wan_text import WanTextEncoder
-from miga.backbones.wan_vae import WanFrameDecoder
+from miga.backbones.wan.text import WanTextEncoder
+from miga.backbones.wan.vae import WanFrameDecoder
 from miga.backbones.weight_files import read_json
 from miga.config import SamplerConfig
 from miga.errors import ModelError
@@ -83,7 +84,7 @@ class WanBackbone(PretrainedBackbone):
 
     @staticmethod
     def load_network(folder: Path, device: torch.device, dtype: torch.dtype) -> WanTransformer3DModel:
-        """The transformer; its cross-attention is computed the cheaper way (`wan_padding.py`)."""
+        """The transformer; its cross-attention is computed the cheaper way (`wan/padding.py`)."""
         transformer = load_component(WanTransformer3DModel, "transformer", folder, dtype).to(device)
         use_compact_padding(transformer)
         return transformer

@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from miga.backbones.guided_denoiser import GuidedDenoiser, TextCondition
 from miga.backbones.turns import Turn
-from miga.backbones.wan_padding import has_compact_padding
-from miga.backbones.wan_per_latent import use_per_latent_timesteps
-from miga.backbones.wan_spec import NUM_TEXT_TOKENS
+from miga.backbones.wan.padding import has_compact_padding
+from miga.backbones.wan.per_latent import use_per_latent_timesteps
+from miga.backbones.wan.spec import NUM_TEXT_TOKENS
 from miga.schedule import NoiseSchedule
 
 
@@ -24,7 +24,7 @@ class WanDenoiser(GuidedDenoiser):
     """See `GuidedDenoiser`, which takes all but the first.
 
     Args:
-        transformer: predicts `noise - clean`; is made to take time steps per latent (see `wan_per_latent.py`).
+        transformer: predicts `noise - clean`; is made to take time steps per latent (see `wan/per_latent.py`).
     """
 
     def __init__(

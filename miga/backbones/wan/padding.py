@@ -20,7 +20,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
-from miga.backbones.wan_spec import NUM_TEXT_TOKENS
+from miga.backbones.wan.spec import NUM_TEXT_TOKENS
 
 NUM_SLOTS: Final = 2
 """Padding tokens that stand for all."""
@@ -99,7 +99,7 @@ class _CompactAttention:
         rotary_emb: Any = None,
     ) -> torch.Tensor:
         text_BLD, logit_BL = encoder_hidden_states[..., :-1], encoder_hidden_states[..., -1]
-        # one row of the batch per window, also where every latent is one (see `wan_per_latent.py`)
+        # one row of the batch per window, also where every latent is one (see `wan/per_latent.py`)
         x_BND = hidden_states.reshape(text_BLD.shape[0], -1, hidden_states.shape[-1])
         query = attn.norm_q(attn.to_q(x_BND)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
         key = attn.norm_k(attn.to_k(text_BLD)).unflatten(2, (attn.heads, -1)).transpose(1, 2)

@@ -21,7 +21,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTimeTextImageEmbedding
 from torch import nn
 
-from miga.backbones.wan_padding import has_compact_padding
+from miga.backbones.wan.padding import has_compact_padding
 
 
 def use_per_latent_timesteps(transformer: WanTransformer3DModel) -> None:

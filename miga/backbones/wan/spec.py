@@ -17,17 +17,9 @@ import torch
 
 from miga.backbones.base import BackboneSpec
 from miga.backbones.loading import MOST_TOKENS, loading, read_settings, require_component, resolve_folder, revision_of
-from miga.backbones.model_config import (
-    Umt5Config,
-    WanTransformerConfig,
-    WanVaeConfig,
-    arguments,
-    check_scheduler,
-    class_name_of,
-    left_out,
-    read_config,
-)
+from miga.backbones.model_config import arguments, check_scheduler, class_name_of, left_out, read_config
 from miga.backbones.spec import is_published, resized, spec_folder, why_no_default_length, why_no_multiple
+from miga.backbones.wan.config import Umt5Config, WanTransformerConfig, WanVaeConfig
 from miga.backbones.weight_files import read_json
 from miga.errors import ModelError
 

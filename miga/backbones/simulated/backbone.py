@@ -1,0 +1,221 @@
+"""The simulated model: latents that depend on all that a model's depend on, in the time that its name says.
+
+Legend: B windows in a batch, F latents, C channels, H, W cells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+from miga.backbones.base import BackboneSpec
+from miga.backbones.simulated.faults import Fault
+from miga.backbones.simulated.gpu import SimulatedGpu, speed_of_process
+from miga.backbones.simulated.spec import NUM_CHANNELS, PIXELS_PER_CELL, SimulatedOptions, load_spec, parse_name
+from miga.backbones.videocrafter2 import spec as videocrafter2_spec
+from miga.backbones.videocrafter2.schedule import schedule_of as videocrafter2_schedule
+from miga.backbones.wan.schedule import schedule_of as wan_schedule
+from miga.config import SamplerConfig
+from miga.errors import BadRowError, NonFiniteError
+from miga.schedule import NoiseSchedule
+
+MAX_PROMPT_BYTES: Final = 4096
+
+
+class SimulatedCondition:
+    """A prompt and a negative prompt, as numbers; and the fault that the prompt asks for, with its count of calls."""
+
+    def __init__(self, prompt: str, negative: str, fault: Fault | None) -> None:
+        self.prompt_C, self.negative_C = _numbers_of(prompt), _numbers_of(negative)
+        self.fault = fault
+        self.num_calls = 0
+
+
+def _numbers_of(text: str) -> torch.Tensor:
+    """A number per channel in [-1, 1], other ones for every text."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return torch.tensor([byte / 127.5 - 1.0 for byte in digest[:NUM_CHANNELS]], dtype=torch.float32)
+
+
+class SimulatedDenoiser:
+    """See `miga.backbones.base.BranchedDenoiser`. Sums of neighbours only: no result depends on how it is computed."""
+
+    def __init__(self, gpu: SimulatedGpu, options: SimulatedOptions, spec: BackboneSpec, config: SamplerConfig) -> None:
+        self.window = config.window
+        self.schedule = schedule_of(config, spec.family)
+        self._gpu, self._options = gpu, options
+        self._full_window = spec.window
+        self._guidance_scale = config.guidance_scale
+        self._guided_levels = (config.guidance_low_level, config.guidance_high_level)
+
+    def __call__(
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[SimulatedCondition]
+    ) -> torch.Tensor:
+        """Predicted clean latents, float32, after their time.
+
+        Raises:
+            NonFiniteError: if a prompt asks for NaN.
+        """
+        branches = range(self.num_branches(level_BF))
+        predictions = [self.predict_branch(x_BFCHW, level_BF, conditions, branch) for branch in branches]
+        return self.combine(x_BFCHW, level_BF, predictions)
+
+    def num_branches(self, level_BF: torch.Tensor) -> int:
+        """See `BranchedDenoiser`."""
+        return 2 if self._guidance_scale != 1.0 and bool(self._is_guided(level_BF).any()) else 1
+
+    @torch.no_grad()
+    def predict_branch(
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[SimulatedCondition], branch: int
+    ) -> torch.Tensor:
+        """Predicted clean latents under the prompt (branch 0) or the negative prompt (1)."""
+        batch, length = level_BF.shape
+        with self._gpu.taken(batch * self._options.call_s / 2 * length / self._full_window):
+            struck = [] if branch else [fault for condition in conditions if (fault := self._struck(condition))]
+            texts_C = [condition.negative_C if branch else condition.prompt_C for condition in conditions]
+            clean_BFCHW = self._forward(x_BFCHW, level_BF, texts_C)
+            return clean_BFCHW * math.nan if any(fault.kind == "nan" for fault in struck) else clean_BFCHW
+
+    @torch.no_grad()
+    def combine(
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, predictions: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """See `BranchedDenoiser`."""
+        clean_BFCHW = predictions[0]
+        if len(predictions) > 1:
+            scale_BF = 1.0 + (self._guidance_scale - 1.0) * self._is_guided(level_BF).float()
+            clean_BFCHW = predictions[1] + scale_BF[..., None, None, None] * (clean_BFCHW - predictions[1])
+        if not torch.isfinite(clean_BFCHW).all():
+            raise NonFiniteError("the network returned NaN or infinity", hint="the prompt asked for it")
+        return clean_BFCHW
+
+    def _is_guided(self, level_BF: torch.Tensor) -> torch.Tensor:
+        return (self._guided_levels[0] <= level_BF) & (level_BF <= self._guided_levels[1])
+
+    def _struck(self, condition: SimulatedCondition) -> Fault | None:
+        condition.num_calls += 1
+        fault = condition.fault
+        if fault is None or not fault.happens(condition.num_calls, self._options.marks):
+            return None
+        fault.strike()
+        return fault
+
+    def _forward(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, texts_C: Sequence[torch.Tensor]) -> torch.Tensor:
+        x_BFCHW = x_BFCHW.float()
+        before = torch.cat([x_BFCHW[:, :1], x_BFCHW[:, :-1]], 1)
+        behind = torch.cat([x_BFCHW[:, 1:], x_BFCHW[:, -1:]], 1)
+        sigma = self.schedule.at(self.schedule.sigma, level_BF, x_BFCHW)
+        text_BCHW = torch.stack(list(texts_C))[:, None, :, None, None]
+        mixed = 0.6 * x_BFCHW + 0.25 * before + 0.15 * behind + 0.3 * text_BCHW
+        return mixed / (1.0 + mixed.abs()) * (1.0 - 0.3 * sigma)
+
+
+def schedule_of(config: SamplerConfig, family: str) -> NoiseSchedule:
+    """The noise schedule of a simulated model: that of its family."""
+    if family == "wan":
+        return wan_schedule(config)
+    return videocrafter2_schedule(config, videocrafter2_spec.Settings())
+
+
+class SimulatedFrameDecoder:
+    """See `miga.backbones.base.FrameDecoder`. Frames pass over from the latent before, evenly."""
+
+    def __init__(self, gpu: SimulatedGpu, decode_s: float, spec: BackboneSpec) -> None:
+        self._gpu, self._decode_s, self._spec = gpu, decode_s, spec
+        self._last_CHW: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def decode(self, x_FCHW: torch.Tensor) -> torch.Tensor:
+        """Frames uint8 on the CPU."""
+        spec = self._spec
+        frames = [torch.zeros(0, spec.height, spec.width, 3, dtype=torch.uint8)]
+        for x_CHW in x_FCHW.float():
+            with self._gpu.taken(self._decode_s):
+                count = spec.frames_first_latent if self._last_CHW is None else spec.frames_per_latent
+                before_CHW = x_CHW if self._last_CHW is None else self._last_CHW
+                frames += [
+                    _picture(before_CHW + (x_CHW - before_CHW) * ((number + 1) / count))[None]
+                    for number in range(count)
+                ]
+                self._last_CHW = x_CHW.clone()
+        return torch.cat(frames)
+
+
+def _picture(x_CHW: torch.Tensor) -> torch.Tensor:
+    """The first three channels as colours `[height, width, 3]`."""
+    colour_3HW = (x_CHW[:3].clamp(-1.0, 1.0) * 127.5 + 127.5).round().to(torch.uint8)
+    large = colour_3HW.repeat_interleave(PIXELS_PER_CELL, 1).repeat_interleave(PIXELS_PER_CELL, 2)
+    return large.permute(1, 2, 0)
+
+
+class SimulatedBackbone:
+    """See `miga.backbones.base.Backbone`.
+
+    Args:
+        name: of the model, with its options.
+        components: parts to load, as for a model.
+    """
+
+    def __init__(self, name: str, components: Sequence[str] = ("text", "denoiser", "vae")) -> None:
+        self.spec = load_spec(name)
+        self.device = torch.device("cpu")
+        self.options = parse_name(name)[1]
+        self.gpu = SimulatedGpu(speed_of_process())
+        if "denoiser" in components:
+            time.sleep(self.options.load_s)
+
+    def check_prompt(self, prompt: str) -> None:
+        """Finds a bad prompt.
+
+        Raises:
+            BadRowError: if it is blank, longer than 4,096 bytes, or asks for a fault that there is not.
+        """
+        if not prompt.strip():
+            raise BadRowError("the prompt is blank", hint="describe the video, or remove the row")
+        self._check_length(prompt)
+        self._fault(prompt)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[torch.Tensor]:
+        """The bytes of each prompt, float32 `[bytes, 1]`.
+
+        Raises:
+            BadRowError: if a prompt is longer than 4,096 bytes.
+        """
+        embeddings = []
+        for prompt in prompts:
+            self._check_length(prompt)
+            time.sleep(self.options.text_s)
+            embeddings.append(torch.tensor(list(prompt.encode()), dtype=torch.float32)[:, None])
+        return embeddings
+
+    def condition(self, prompt_embedding: torch.Tensor, negative_embedding: torch.Tensor) -> SimulatedCondition:
+        """What the denoiser takes for the two prompts."""
+        prompt, negative = (
+            bytes(embedding[:, 0].to(torch.uint8).tolist()).decode()
+            for embedding in (prompt_embedding, negative_embedding)
+        )
+        return SimulatedCondition(prompt, negative, self._fault(prompt))
+
+    def denoiser(self, config: SamplerConfig) -> SimulatedDenoiser:
+        """The network under the schedule and guidance scale of `config`."""
+        return SimulatedDenoiser(self.gpu, self.options, self.spec, config)
+
+    def frame_decoder(self) -> SimulatedFrameDecoder:
+        """A decoder at the start of a video; several may be open at once."""
+        return SimulatedFrameDecoder(self.gpu, self.options.decode_s, self.spec)
+
+    def _fault(self, prompt: str) -> Fault | None:
+        return Fault.of(prompt, self.options.marks) if self.options.faults else None
+
+    @staticmethod
+    def _check_length(prompt: str) -> None:
+        if len(prompt.encode()) > MAX_PROMPT_BYTES:
+            raise BadRowError(
+                f"the prompt has {len(prompt.encode())} bytes, the simulated model reads {MAX_PROMPT_BYTES}",
+                hint="shorten it, or give it as several prompts",
+            )
