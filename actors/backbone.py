@@ -42,10 +42,9 @@ from actors.scratch import remove_abandoned
 from actors.shared_embeddings import SharedEmbeddings
 from miga.allocator import keep_heap_steady
 from miga.backbones.base import BackboneSpec, Condition
-from miga.backbones.memory_plan import MemoryPlan, plan_memory
-from miga.backbones.options import architecture_of, configure, configured_spec, has_known_parts
-from miga.backbones.registry import load_backbone, load_spec
-from miga.backbones.simulated.spec import is_simulated
+from miga.backbones.memory_plan import Footprint, MemoryPlan, plan_memory
+from miga.backbones.options import configure, configured_spec
+from miga.backbones.registry import footprint_of, load_backbone, load_spec, simulates_gpus
 from miga.denoise_pass import WindowCall, run_call
 from miga.errors import CheckpointError, WorkerError
 from pipeline.storage import open_storage
@@ -85,9 +84,10 @@ class BackboneWorker:
         remove_abandoned()
         settings = self._settings
         torch.set_num_threads(settings.num_threads)
-        device = torch.device("cpu" if is_simulated(settings.model) else settings.device)
+        device = torch.device("cpu" if simulates_gpus(settings.model) else settings.device)
         spec = configured_spec(load_spec(settings.model, settings.revision), settings.options, settings.revision)
-        memory = plan_for(spec, settings, device) if device.type == "cuda" and has_known_parts(spec) else None
+        footprint = footprint_of(settings.model, settings.revision) if device.type == "cuda" else None
+        memory = None if footprint is None else plan_for(footprint, spec, settings, device)
         self._backbone = load_backbone(
             settings.model,
             revision=settings.revision,
@@ -291,14 +291,14 @@ class _RayHelper:
         return isinstance(error, DEATHS)
 
 
-def plan_for(spec: BackboneSpec, settings: WorkerSettings, device: torch.device) -> MemoryPlan:
+def plan_for(footprint: Footprint, spec: BackboneSpec, settings: WorkerSettings, device: torch.device) -> MemoryPlan:
     """Where the model goes on this GPU.
 
     Raises:
         ModelError: if it does not fit, saying what would.
     """
     return plan_memory(
-        architecture_of(spec, settings.revision),
+        footprint,
         spec,
         settings.sampler,
         torch.cuda.get_device_properties(device).total_memory,

@@ -17,7 +17,7 @@ from typing import Final, Self, TypeAlias
 import numpy as np
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from miga.backbones.options import ModelOptions
+from miga.backbones.family import ModelOptions
 from miga.config import SamplerConfig
 from miga.errors import MigaError, Scope
 from miga.reflection import ReflectionTrace

@@ -24,10 +24,18 @@ import torch
 from miga import __version__
 from miga.backbones.attention_backend import check_attention_backend
 from miga.backbones.base import BackboneSpec
+from miga.backbones.family import ModelOptions
 from miga.backbones.memory_plan import MemoryPlan, available_memory, card_bytes, check_machine_memory, plan_memory
-from miga.backbones.options import ModelOptions, architecture_of, configured_spec, has_known_parts
-from miga.backbones.registry import check_schedule, check_weights, is_on_hub, load_spec
-from miga.backbones.simulated.spec import is_simulated
+from miga.backbones.options import configured_spec
+from miga.backbones.registry import (
+    check_schedule,
+    check_weights,
+    footprint_of,
+    is_on_hub,
+    load_spec,
+    require_footprint,
+    simulates_gpus,
+)
 from miga.config import SamplerConfig
 from miga.cost import count_calls
 from miga.errors import BadRowError, LeaseHeldError, MigaError, OutputError, UsageError
@@ -197,7 +205,7 @@ def memory_on(plan: Plan, card_gb: float) -> MemoryPlan:
     """
     config = plan.config
     return plan_memory(
-        architecture_of(plan.spec, config.revision),
+        require_footprint(config.model, config.revision),
         plan.spec,
         plan.sampler,
         card_bytes(card_gb),
@@ -239,7 +247,7 @@ def generate(
     storage = open_storage(plan.out)
     manifest = Manifest(storage, config.run.prompts_per_shard)
     ledger = make_ledger(plan)
-    with ray_session(config.workers, address, is_simulated(config.model)) as slots:  # before OUT is touched
+    with ray_session(config.workers, address, simulates_gpus(config.model)) as slots:  # before OUT is touched
         record, resumed = open_run(storage, run_record(plan))
         board = ProgressBoard(plan.num_rows, quiet=quiet)
         try:
@@ -438,15 +446,13 @@ def check_this_machine(plan: Plan) -> None:
         ModelError: if weights are not to be had or broken, or do not fit, saying what would.
     """
     config = plan.config
-    if not has_known_parts(plan.spec):
-        return
     check_weights(config.model, config.revision, download=True)
-    available = available_memory()
-    if torch.cuda.is_available() or available is None:
+    footprint, available = footprint_of(config.model, config.revision), available_memory()
+    if footprint is None or torch.cuda.is_available() or available is None:
         return
     slots = int((os.cpu_count() or 1) // config.workers.cpus_per_actor)
     check_machine_memory(
-        architecture_of(plan.spec, config.revision),
+        footprint,
         plan.spec,
         plan.sampler,
         config.workers.num_actors or max(1, min(2, slots)),

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from miga.backbones.registry import EMBEDDED
 from miga.backbones.sprites.checkpoint_folder import save_checkpoint
+from miga.backbones.sprites.family import CHECKPOINT
 from miga.backbones.sprites.train_transformer import train_transformer
 from miga.backbones.sprites.train_vae import train_vae
 from miga.backbones.sprites.training import pick_device
@@ -21,9 +21,7 @@ from miga.backbones.sprites.training import pick_device
 def main(arguments: list[str] | None = None) -> int:
     """Trains, and writes the checkpoint folder."""
     parser = argparse.ArgumentParser(prog="python -m jobs.train_sprites", description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=EMBEDDED["sprites"], help="checkpoint folder (default: %(default)s)"
-    )
+    parser.add_argument("--out", type=Path, default=CHECKPOINT, help="checkpoint folder (default: %(default)s)")
     parser.add_argument("--work-dir", type=Path, default=Path("training"), help="states and encoded clips")
     parser.add_argument("--vae-steps", type=int, default=3200)
     parser.add_argument("--clips", type=int, default=5120, help="clips encoded for the transformer")

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from miga.backbones.base import Backbone, BackboneSpec
-from miga.backbones.options import ModelOptions, configure, configured_spec
+from miga.backbones.family import ModelOptions
+from miga.backbones.options import configure, configured_spec
 from miga.backbones.registry import load_backbone, load_spec
 from miga.config import SamplerConfig
 from miga.errors import UsageError

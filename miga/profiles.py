@@ -73,7 +73,7 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
     if missing := [name for name in _types_of(method) if name not in values]:
         raise ConfigError(f"sampler.{missing[0]} is not said", f"method {method.name!r} needs it; say it in [sampler]")
     config = method.settings(profile=profile, **_of_method(method, values))
-    _check_solver_fits(config, spec.family)
+    _check_solver_fits(config, spec.noise_schedule)
     return config
 
 
@@ -110,21 +110,21 @@ def _layers(
     return values
 
 
-def _check_solver_fits(config: SamplerConfig, family: str) -> None:
-    """What a solver asks of the noise schedule, which the family of the model decides."""
+def _check_solver_fits(config: SamplerConfig, noise_schedule: str) -> None:
+    """What a solver asks of the noise schedule, as far as that is known before the model is loaded."""
     if config.timesteps and config.solver not in ("renoise", "euler"):
         raise ConfigError(
             f"sampler.solver = {config.solver!r} cannot step through sampler.timesteps",
             "step-distilled models take solver 'renoise' (or 'euler')",
         )
-    if family == "videocrafter2" and config.solver == "unipc":
+    if noise_schedule == "ddim" and config.solver == "unipc":
         raise ConfigError(
             "sampler.solver = 'unipc' cannot step through this model's noise schedule",
             "its last two levels are one and the same; take 'ddim' (with eta = 0: deterministic) or 'euler'",
         )
-    if config.timesteps and family == "videocrafter2":
+    if noise_schedule == "ddim" and config.timesteps:
         raise ConfigError("sampler.timesteps are those of flow-matching models", "leave them out for this model")
-    if family == "videocrafter2" and config.solver == "renoise":
+    if noise_schedule == "ddim" and config.solver == "renoise":
         raise ConfigError(
             "sampler.solver = 'renoise' would leave noise on this model's finished latents: its noise schedule ends at "
             "0.029, above 0, and the solver noises its prediction to that",

@@ -15,11 +15,7 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 
 from miga.backbones.loading import HUB_NAME
-from miga.backbones.own import is_import_path
-from miga.backbones.registry import EMBEDDED
-from miga.backbones.simulated.spec import is_simulated, parse_name
-from miga.backbones.spec import is_published
-from miga.backbones.wan.spec import PUBLISHED
+from miga.backbones.registry import family_named
 from miga.errors import UsageError
 from pipeline.config import RunConfig
 
@@ -83,12 +79,9 @@ def _is_of_bucket(address: str, root: str) -> bool:
 
 def _concern_of_model(name: str, revision: str | None) -> str:
     """What loading it would do that needs the user's word; empty if nothing."""
-    if is_import_path(name):
-        return "it is code, which would be run here"
-    if is_simulated(name):
-        return "it writes into a folder that its name says" if parse_name(name)[1].marks else ""
-    is_here = name in EMBEDDED or is_published(name, PUBLISHED) or _is_there(name)
-    return "" if is_here or _is_cached(name, "model_index.json", revision) else _of_hub(name)
+    if (family := family_named(name)) is not None:
+        return family.concern(name)
+    return "" if _is_there(name) or _is_cached(name, "model_index.json", revision) else _of_hub(name)
 
 
 def _concerns_of_loras(loras: tuple[str, ...]) -> Iterator[str]:

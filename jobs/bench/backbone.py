@@ -43,8 +43,6 @@ from jobs.bench.network_calls import (
     BATCHED,
     NUM_FORWARDS,
     PER_LATENT,
-    PER_TOKEN,
-    PLAIN,
     UNIFORM,
     WINDOW_ONE,
     WINDOW_TWO,
@@ -54,7 +52,8 @@ from jobs.bench.overlap import Stretch, make_apart, make_overlapped
 from jobs.bench.profile_choice import parse_profile
 from jobs.options import num_latents_of
 from miga.backbones.base import BackboneSpec
-from miga.backbones.random_model import RandomModel, Reduction, planned_spec, random_model
+from miga.backbones.random_model import PER_TOKEN, PLAIN, RandomModel, Reduction
+from miga.backbones.registry import planned_spec, random_model
 from miga.backbones.weight_files import first_line
 from miga.errors import MigaError, UsageError
 from pipeline.video import VideoWriter
@@ -152,12 +151,12 @@ class BackboneBench:
         usual: Any = call()
         usual_s = self._timed({PER_LATENT: call}, is_warm=True)[PER_LATENT].median_s
         rows: Rows = []
-        for name in self.network.attention_backends():
+        for name in self.model.attention_backends():
             if name.endswith("_hub"):
                 rows.append({"attention": name, "why not": "not tried: it downloads code from the hub"})
                 continue
             try:
-                with self.network.attention(name):
+                with self.model.attention(name):
                     other, timing = self._try(call, usual_s)
             except Exception as error:  # packages and kernels refuse in their own ways, and that is what is asked for
                 rows.append({"attention": name, "why not": _why(error)})
@@ -176,7 +175,7 @@ class BackboneBench:
             before |= self._timed(missing)
         started_s = time.monotonic()
         try:
-            self.network.compile()
+            self.model.compile()
             calls[PER_LATENT]()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)

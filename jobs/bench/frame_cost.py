@@ -12,8 +12,9 @@ from miga.cost import count_calls
 Rows: TypeAlias = list[dict[str, Any]]
 
 PROFILES: Final = ("fifo", "no-guidance-no-reflection", "paper", "swift")
+_PAPER_MODEL: Final = "videocrafter2"
 PAPER_FRAME_S: Final = {"fifo": 7.48, "no-guidance-no-reflection": 7.53, "paper": 9.16}
-"""Seconds a frame that the paper gives for VideoCrafter2, on a card it does not name. Source: MIGA B.3, Table A4."""
+"""Seconds a frame that the paper gives for that model, on a card it does not name. Source: MIGA B.3, Table A4."""
 WITHOUT_DCE: Final = "no-guidance-no-reflection"
 DCE_TARGET: Final = 1.08
 """At most so many times as long with the paper's dual consistency enhancement as without."""
@@ -73,7 +74,7 @@ def frame_rows(
             "a search adds": search_s / num_frames if count.per_search else "",
             "most searches": max(0, count.num_evaluations - 1),
         }
-        if spec.family == "videocrafter2" and is_full_size:
+        if spec.family == _PAPER_MODEL and is_full_size:
             row["the paper's"] = PAPER_FRAME_S.get(config.profile, "")
         rows.append(row)
     return rows

@@ -32,7 +32,8 @@ from jobs.options import write_out
 from miga import __version__
 from miga.backbones.base import BackboneSpec
 from miga.backbones.memory_plan import plan_memory
-from miga.backbones.random_model import FULL_SIZE, Reduction, planned_spec, random_model, wan_architecture
+from miga.backbones.random_model import FULL_SIZE, Reduction
+from miga.backbones.registry import planned_footprint, planned_spec, random_model
 from miga.backbones.weight_files import first_line
 from miga.cost import count_calls
 from miga.errors import ModelError, OutputError, UsageError
@@ -210,13 +211,13 @@ class Suite:
         return 2 * sum(NUM_FORWARDS.values()) * self.num_repeats if part == "compile" else 0
 
     def _fits(self, name: str, parts: Sequence[str]) -> bool:
-        """Whether the card holds a Wan model as it is published."""
-        if self.device.type != "cuda" or not name.startswith("wan"):
+        """Whether the card holds a model as it is published."""
+        if self.device.type != "cuda":
             return True
         spec, card = planned_spec(name, self.reduction), torch.cuda.mem_get_info(self.device)[0]
         try:
             plan = plan_memory(
-                wan_architecture(name, self.reduction), spec, resolve_config("paper", spec), card, self.dtype
+                planned_footprint(name, self.reduction), spec, resolve_config("paper", spec), card, self.dtype
             )
             why = f"it fits here with less precision only: {plan.reason}" if plan.fp8 else ""
         except ModelError as error:

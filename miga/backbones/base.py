@@ -27,7 +27,7 @@ class BackboneSpec:
     """What is known of a model without loading it.
 
     Attributes:
-        family: "wan" or "videocrafter2": picks the published sampler settings.
+        family: such as "wan" or "videocrafter2": picks the published sampler settings.
         name: the folder or hub name the model was loaded from.
         revision: commit, or a digest of the files of a folder.
         window: `f0`, latents the model was trained to make at once.
@@ -40,6 +40,8 @@ class BackboneSpec:
         default_num_frames: length of a video where none is asked for.
         forward_flops: floating-point operations of one forward over a whole window, about.
         sampler: settings of the model's own for `SamplerConfig`, over those of its family.
+        noise_schedule: what it was trained with: "flow" (flow matching, which ends at no noise), "ddim" (Stable
+            Diffusion's betas, which end above it), or "" where that is known once it is loaded.
     """
 
     family: str
@@ -58,6 +60,7 @@ class BackboneSpec:
     default_num_frames: int = 161
     forward_flops: float = 0.0
     sampler: dict[str, Any] = field(default_factory=dict)
+    noise_schedule: Literal["flow", "ddim", ""] = ""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """Models of the user's own: `package.module:factory`, named in full and imported as it is written.
 
 Nothing is searched for or registered: what is imported is what `model` says, from where Python finds it. The page
-`docs/bring-your-own-model.md` is about writing one.
+`docs/bring-your-own-model.md` is about writing one. Where the name is that of a `Family`, it is asked as ours are.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import torch
 
 from miga.backbones.base import Backbone, BackboneSpec, Component
+from miga.backbones.family import Family
 from miga.backbones.loading import device_and_dtype
 from miga.backbones.spec import why_no_default_length
 from miga.backbones.weight_files import first_line
@@ -47,6 +48,44 @@ def is_import_path(name: str) -> bool:
     return IMPORT_PATH.fullmatch(name) is not None and not os.path.lexists(name)
 
 
+class OwnFamily(Family):
+    """See `Family`: whatever is named by an import path."""
+
+    name: ClassVar[str] = "own"
+
+    def knows(self, model: str) -> bool:
+        """See `Family.knows`."""
+        return is_import_path(model)
+
+    def behind(self, model: str) -> Family:
+        """See `Family.behind`: the family that the path names, if it names one."""
+        found = _import(model)
+        return found if isinstance(found, Family) else self
+
+    def concern(self, model: str) -> str:
+        """See `Family.concern`."""
+        return "it is code, which would be run here"
+
+    def load_spec(self, model: str, revision: str | None) -> BackboneSpec:
+        """See `Family.load_spec`."""
+        return load_own(model, (), "cpu", torch.float32, revision).spec
+
+    def load_backbone(
+        self,
+        model: str,
+        *,
+        revision: str | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        components: Sequence[Component],
+    ) -> Backbone:
+        """See `Family.load_backbone`."""
+        return load_own(model, components, device, dtype, revision)
+
+
+FAMILY: Final = OwnFamily()
+
+
 def load_own(
     name: str,
     components: Sequence[Component],
@@ -72,7 +111,7 @@ def load_own(
             "leave it out; which weights were loaded is for the factory to say, in `spec.revision`",
         )
     device, dtype = device_and_dtype(device, dtype)
-    factory = _import(name)
+    factory = _factory(name)
     try:
         backbone = factory(components=tuple(components), device=device, dtype=dtype)
     except (MigaError, MemoryError):
@@ -88,7 +127,15 @@ def load_own(
     return backbone
 
 
-def _import(name: str) -> Factory:
+def _factory(name: str) -> Factory:
+    factory = _import(name)
+    if not callable(factory):
+        raise ModelError(f"model {name!r} is a {type(factory).__name__}, not a function", _PAGE)
+    result: Factory = factory
+    return result
+
+
+def _import(name: str) -> Any:
     module_name, _, path = name.partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -101,17 +148,13 @@ def _import(name: str) -> Factory:
             "install its package where the driver and every worker run, or set PYTHONPATH to the folder it lies in",
         ) from error
     try:
-        factory: Any = reduce(getattr, path.split("."), module)
+        return reduce(getattr, path.split("."), module)
     except AttributeError as error:
         near = difflib.get_close_matches(path, [item for item in vars(module) if not item.startswith("_")], 1)
         raise ModelError(
             f"model {name!r}: module {module_name!r} has no {path!r}",
             f"did you mean {module_name}:{near[0]}?" if near else "name a function of it that returns a backbone",
         ) from error
-    if not callable(factory):
-        raise ModelError(f"model {name!r} is a {type(factory).__name__}, not a function", _PAGE)
-    result: Factory = factory
-    return result
 
 
 _PAGE: Final = "docs/bring-your-own-model.md says what a factory takes and returns"

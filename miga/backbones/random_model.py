@@ -1,46 +1,38 @@
-"""The published models with random weights, at full size or made smaller: speed and memory without a checkpoint.
+"""Published models with random weights, at full size or made smaller: speed and memory without a checkpoint.
 
 Sizes, dtypes and what stays in float32 are those of the models as they are loaded; what they draw is noise. There is no
-text encoder: conditions are random too.
+text encoder: conditions are random too. Each family makes its own (`wan/random_model.py` and its like).
+
+Legend: B windows in a batch, F latents, C channels, H, W latent cells, L text tokens, D text channels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
-from miga.backbones.videocrafter2.checkpoint import Architecture
-from miga.backbones.videocrafter2.spec import NUM_TEXT_TOKENS as NUM_CLIP_TOKENS
-from miga.backbones.videocrafter2.spec import PUBLISHED as PUBLISHED_VIDEOCRAFTER2
-from miga.backbones.videocrafter2.spec import PUBLISHED_NAME, Settings, forward_flops
-from miga.backbones.videocrafter2.unet import UNetConfig, VideoCrafter2UNet
-from miga.backbones.wan.backbone import WanBackbone
-from miga.backbones.wan.padding import use_compact_padding
-from miga.backbones.wan.spec import ARCHITECTURES, WanArchitecture
-from miga.backbones.wan.spec import PUBLISHED as PUBLISHED_WAN
 from miga.errors import UsageError
 
-MODELS: Final = {
-    "wan-1.3b": "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-    "wan-14b": "Wan-AI/Wan2.1-T2V-14B-Diffusers",
-    "videocrafter2": PUBLISHED_NAME,
+_SDPA: Final = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
 }
-"""Short names of the models, and their names on the hub."""
+"""PyTorch's own kernels of attention."""
 
-WAN_HEAD_CHANNELS: Final = 128
-WAN_VAE_CHANNELS: Final = 96
-NUM_PROMPT_TOKENS: Final = 64
-NUM_NEGATIVE_TOKENS: Final = 128
-"""Words of a synthetic prompt for Wan and of its negative prompt; the network pads them to 512."""
+PLAIN: Final = "diffusers' own, one time step"
+PER_TOKEN: Final = "diffusers' own, a time step per token"
+"""Reference forwards, as tables call them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,108 +63,74 @@ class Reduction:
 FULL_SIZE: Final = Reduction()
 
 
-@dataclass(frozen=True)
-class RandomModel:
+class RandomModel(ABC):
     """A backbone with random weights, without a text encoder.
 
-    Attributes:
+    Args:
         backbone: as `load_backbone` would hand it out.
         label: what it is, and by how much it is smaller than published; belongs beside every figure.
         is_full_size: whether it is as published.
-        architecture: (Wan) the sizes of its parts.
+
+    Attributes:
+        text_tokens: of a synthetic prompt and of its negative prompt.
     """
 
-    backbone: WanBackbone | VideoCrafter2Backbone
-    label: str
-    is_full_size: bool
-    architecture: WanArchitecture | None = None
+    text_tokens: ClassVar[tuple[int, int]]
+    backbone: Any
+
+    def __init__(self, backbone: Any, label: str, *, is_full_size: bool) -> None:
+        self.backbone, self.label, self.is_full_size = backbone, label, is_full_size
 
     @property
     def spec(self) -> BackboneSpec:
         """Of the backbone."""
-        return self.backbone.spec
+        spec: BackboneSpec = self.backbone.spec
+        return spec
+
+    @property
+    @abstractmethod
+    def text_width(self) -> int:
+        """Channels of a text token."""
 
     def embeddings(self, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Random text embeddings `[L, D]` of a prompt and of a negative prompt, float32 on the CPU."""
         generator = torch.Generator().manual_seed(seed)
-        if self.architecture is not None:
-            lengths, width = (NUM_PROMPT_TOKENS, NUM_NEGATIVE_TOKENS), self.architecture.text_width
-        else:
-            lengths, width = (NUM_CLIP_TOKENS, NUM_CLIP_TOKENS), UNetConfig().context_dim
-        prompt, negative = (torch.randn(length, width, generator=generator) for length in lengths)
+        prompt, negative = (torch.randn(length, self.text_width, generator=generator) for length in self.text_tokens)
         return prompt, negative
 
+    @abstractmethod
+    def forward(self, x_BCFHW: torch.Tensor, timestep: torch.Tensor, texts_LD: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The network alone, as the denoiser calls it: one window under each of those texts, in one batch.
 
-def random_model(
-    name: str,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    reduction: Reduction = FULL_SIZE,
-    with_vae: bool = True,
-) -> RandomModel:
-    """A published model with random weights, the same for the same device and dtype.
+        Args:
+            x_BCFHW: the window, `[1, C, F, H, W]`.
+            timestep: `[1]` of the clip, or `[1, F]` of every latent, on the CPU.
+            texts_LD: one embedding, or that of the prompt and that of the negative prompt.
+        """
 
-    Args:
-        name: one of `MODELS`.
-        device: where it is made; no second copy is ever in memory.
-        dtype: of the network, but for the modules that loading keeps in float32. The VAE is in float32.
-        reduction: by how much smaller.
-        with_vae: whether the VAE is made too.
+    def reference_forwards(
+        self, x_BCFHW: torch.Tensor, timestep_B: torch.Tensor, timestep_BF: torch.Tensor, text_LD: torch.Tensor
+    ) -> Mapping[str, Callable[[], Any]]:
+        """The same window through networks that are not ours, by what they are called in a table."""
+        return {}
 
-    Raises:
-        UsageError: for an unknown name, or layers the model does not have.
-    """
-    if name not in MODELS:
-        raise UsageError(f"there is no random model {name!r}", f"models: {', '.join(MODELS)}")
-    if name == "videocrafter2":
-        return _random_videocrafter2(device, dtype, reduction, with_vae)
-    return _random_wan(name, device, dtype, reduction, with_vae)
+    def attention_backends(self) -> list[str]:
+        """Names that `attention` takes."""
+        return list(_SDPA)
 
+    @contextmanager
+    def attention(self, name: str) -> Iterator[None]:
+        """Inside, self-attention is computed by that backend.
 
-def plain_twin(transformer: WanTransformer3DModel) -> WanTransformer3DModel:
-    """diffusers' own transformer, without any of our hooks, over the same weights in the same memory."""
-    twin = _wan_transformer(dict(transformer.config))
-    twin.load_state_dict(transformer.state_dict(), assign=True)
-    return twin.to(transformer.device).eval().requires_grad_(False)
+        Raises:
+            ModelError: if it does not work here.
+        """
+        with sdpa_kernel(_SDPA[name]):
+            yield
 
-
-def planned_spec(name: str, reduction: Reduction = FULL_SIZE) -> BackboneSpec:
-    """The spec of a random model, before it is made."""
-    if name == "videocrafter2":
-        config, settings = _unet_config(reduction), _settings(reduction)
-        height, width = settings.height // 8, settings.width // 8
-        return replace(
-            PUBLISHED_VIDEOCRAFTER2[PUBLISHED_NAME],
-            revision="random weights",
-            height=settings.height,
-            width=settings.width,
-            latent_height=height,
-            latent_width=width,
-            forward_flops=forward_flops(config, settings.window, height, width),
-        )
-    spec, architecture = PUBLISHED_WAN[MODELS[name]], wan_architecture(name, reduction)
-    side = architecture.cell * architecture.patch[0]
-    height, width = (_rounded(pixels * reduction.scale, side) for pixels in (spec.height, spec.width))
-    return replace(architecture.resized(spec, height, width), revision="random weights")
-
-
-def wan_architecture(name: str, reduction: Reduction = FULL_SIZE) -> WanArchitecture:
-    """The sizes of a Wan model's parts.
-
-    Raises:
-        UsageError: for more layers than it has.
-    """
-    published = ARCHITECTURES[MODELS[name]]
-    layers = _layers(reduction, published.num_layers, name)
-    if reduction.channels == 1.0:
-        return replace(published, num_layers=layers)
-    return replace(
-        published,
-        width=_rounded(published.width * reduction.channels, WAN_HEAD_CHANNELS),
-        ffn_width=_rounded(published.ffn_width * reduction.channels, WAN_HEAD_CHANNELS),
-        num_layers=layers,
-    )
+    def compile(self) -> None:
+        """Compiles the network's repeated blocks, for good."""
+        self.backbone.network.compile()
 
 
 def fill_randomly(module: nn.Module, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
@@ -206,86 +164,23 @@ def fill_randomly(module: nn.Module, device: torch.device, dtype: torch.dtype, s
     module.eval()
 
 
-def _random_wan(
-    name: str, device: torch.device, dtype: torch.dtype, reduction: Reduction, with_vae: bool
-) -> RandomModel:
-    architecture, spec = wan_architecture(name, reduction), planned_spec(name, reduction)
-    transformer = _wan_transformer(
-        {
-            "num_attention_heads": architecture.width // WAN_HEAD_CHANNELS,
-            "attention_head_dim": WAN_HEAD_CHANNELS,
-            "ffn_dim": architecture.ffn_width,
-            "num_layers": architecture.num_layers,
-        }
-    )
-    fill_randomly(transformer, device, dtype)
-    use_compact_padding(transformer)
-    vae = None
-    if with_vae:
-        with torch.device("meta"):
-            vae = AutoencoderKLWan(base_dim=_rounded(WAN_VAE_CHANNELS * reduction.channels, 8))
-        fill_randomly(vae, device, torch.float32)
-    layers = (architecture.num_layers, ARCHITECTURES[MODELS[name]].num_layers, "layers")
-    label, is_full_size = _label(name, spec, PUBLISHED_WAN[MODELS[name]], reduction, layers)
-    backbone = WanBackbone(spec, device, network=transformer, vae=vae)
-    return RandomModel(backbone, label, is_full_size, architecture)
+def layers_of(reduction: Reduction, published: int, name: str) -> int:
+    """Layers of a reduced model.
 
-
-def _random_videocrafter2(
-    device: torch.device, dtype: torch.dtype, reduction: Reduction, with_vae: bool
-) -> RandomModel:
-    spec, config, settings = planned_spec("videocrafter2", reduction), _unet_config(reduction), _settings(reduction)
-    widths = [_rounded(width * reduction.channels, 32) for width in Architecture().vae["block_out_channels"]]
-    vae_config: Mapping[str, Any] = {**Architecture().vae, "block_out_channels": tuple(widths)}
-    architecture = Architecture(unet=config, vae=vae_config, settings=settings)
-    unet = architecture.build("unet")
-    assert isinstance(unet, VideoCrafter2UNet)
-    fill_randomly(unet, device, dtype)
-    vae = None
-    if with_vae:
-        vae = architecture.build("vae")
-        fill_randomly(vae, device, torch.float32)
-    layers = (config.num_res_blocks, UNetConfig().num_res_blocks, "blocks a level")
-    published = PUBLISHED_VIDEOCRAFTER2[PUBLISHED_NAME]
-    label, is_full_size = _label("videocrafter2", spec, published, reduction, layers)
-    return RandomModel(VideoCrafter2Backbone(spec, device, settings, network=unet, vae=vae), label, is_full_size)
-
-
-def _wan_transformer(config: dict[str, Any]) -> WanTransformer3DModel:
-    """Without memory, but for the positions, which are no weights and are computed."""
-    with torch.device("meta"):
-        transformer = WanTransformer3DModel.from_config(config)
-    transformer.rope = WanRotaryPosEmbed(
-        transformer.config.attention_head_dim, transformer.config.patch_size, transformer.config.rope_max_seq_len
-    )
-    return transformer
-
-
-def _unet_config(reduction: Reduction) -> UNetConfig:
-    published = UNetConfig()
-    return UNetConfig(
-        model_channels=_rounded(published.model_channels * reduction.channels, published.num_head_channels),
-        num_res_blocks=_layers(reduction, published.num_res_blocks, "videocrafter2"),
-    )
-
-
-def _settings(reduction: Reduction) -> Settings:
-    published = Settings()
-    height, width = (_rounded(pixels * reduction.scale, 8) for pixels in (published.height, published.width))
-    return replace(published, height=height, width=width)
-
-
-def _layers(reduction: Reduction, published: int, name: str) -> int:
+    Raises:
+        UsageError: for more than there are.
+    """
     if reduction.layers is not None and reduction.layers > published:
         raise UsageError(f"--layers {reduction.layers} is more than {name} has", f"it must be at most {published}")
     return reduction.layers or published
 
 
-def _rounded(value: float, step: int) -> int:
+def rounded(value: float, step: int) -> int:
+    """The nearest multiple, at least one step."""
     return max(step, round(value / step) * step)
 
 
-def _label(
+def label_of(
     name: str, spec: BackboneSpec, published: BackboneSpec, reduction: Reduction, layers: tuple[int, int, str]
 ) -> tuple[str, bool]:
     """What the model is, and whether it is as published. `layers`: how many it has, how many it should, of what."""

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save
 
 from miga.backbones import registry
+from miga.backbones.family import ModelOptions
 from miga.backbones.lora_files import find_loras, parse_lora
-from miga.backbones.options import ModelOptions, configured_spec
+from miga.backbones.options import configured_spec
 from miga.backbones.videocrafter2.checkpoint import read_checkpoint, split_state
 from miga.backbones.videocrafter2.footprint import modules_of_folder as videocrafter2_modules
 from miga.backbones.wan.lora import check_lora

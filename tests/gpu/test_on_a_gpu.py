@@ -14,11 +14,11 @@ from actors.backbone import BackboneWorker
 from actors.messages import VideoFailed, VideoTask, WorkerSettings
 from jobs.bench.backbone import BackboneBench
 from jobs.bench.device_clock import peak_memory, seconds_of
-from jobs.bench.network_calls import PER_LATENT, PLAIN, UNIFORM, NetworkCalls
+from jobs.bench.network_calls import PER_LATENT, UNIFORM, NetworkCalls
 from jobs.bench.overlap import make_apart, make_overlapped
-from miga.backbones.options import ModelOptions
-from miga.backbones.random_model import RandomModel, Reduction, random_model
-from miga.backbones.registry import load_backbone, load_spec
+from miga.backbones.family import ModelOptions
+from miga.backbones.random_model import PLAIN, RandomModel, Reduction
+from miga.backbones.registry import load_backbone, load_spec, random_model
 from miga.errors import WorkerError
 from miga.profiles import resolve_config
 from miga.video import make_video

@@ -20,22 +20,15 @@ from jobs.bench.backbone import PARTS, BackboneBench
 from jobs.bench.device_clock import MATMUL_SIZES, Timing, count_flops, peak_memory, time_calls
 from jobs.bench.frame_cost import LONG_LATENTS, PROFILES, Prices, dce_rows, frame_rows, long_frame_s
 from jobs.bench.gpu import GROUPS, Suite, markdown_section, target_rows
-from jobs.bench.network_calls import PER_LATENT, PLAIN, UNIFORM, WINDOW_TWO, NetworkCalls
+from jobs.bench.network_calls import PER_LATENT, UNIFORM, WINDOW_TWO, NetworkCalls
 from jobs.bench.overlap import make_apart, make_overlapped
 from jobs.cli import main
 from miga.backbones.base import BackboneSpec
-from miga.backbones.random_model import (
-    MODELS,
-    RandomModel,
-    Reduction,
-    fill_randomly,
-    plain_twin,
-    planned_spec,
-    random_model,
-    wan_architecture,
-)
+from miga.backbones.random_model import PLAIN, RandomModel, Reduction, fill_randomly
+from miga.backbones.registry import planned_footprint, planned_spec, random_model, random_names
 from miga.backbones.wan.backbone import WanBackbone
-from miga.backbones.wan.spec import ARCHITECTURES, NUM_TEXT_TOKENS
+from miga.backbones.wan.random_model import plain_twin
+from miga.backbones.wan.spec import NUM_TEXT_TOKENS
 from miga.cost import count_calls
 from miga.errors import UsageError
 from miga.profiles import resolve_config
@@ -69,7 +62,7 @@ def test_wan_at_full_size_has_every_weight(name: str) -> None:
     with shapes_only():
         model = random_model(name, device=CPU, dtype=torch.bfloat16)
         network, vae = model.backbone.network, model.backbone.vae
-    architecture = ARCHITECTURES[MODELS[name]]
+    architecture = planned_footprint(name)
     assert sum(weight.numel() for weight in network.parameters()) == architecture.transformer_parameters
     assert sum(weight.numel() for weight in vae.parameters()) == architecture.vae_parameters
     assert model.is_full_size
@@ -110,7 +103,7 @@ def test_dtypes_are_those_of_a_loaded_model(tmp_path: Path) -> None:
     assert set(expected.values()) == {torch.bfloat16, torch.float32}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", random_names())
 def test_outputs_are_finite_and_depend_on_everything(name: str) -> None:
     """Zeros would be faster than a real network's numbers."""
     calls = NetworkCalls(tiny(name))
@@ -189,7 +182,7 @@ def test_counted_operations_are_those_of_the_closed_form(name: str) -> None:
         counted = count_flops(forwards[PLAIN if name == "wan-1.3b" else UNIFORM])
     expected = model.spec.forward_flops
     if name == "wan-1.3b":
-        architecture = wan_architecture(name, reduction)
+        architecture = planned_footprint(name, reduction)
         width, tokens = architecture.width, 21 * architecture.tokens_per_latent(model.spec.height, model.spec.width)
         text = 2 * NUM_TEXT_TOKENS * width * (architecture.text_width + width)
         time = 2 * width * (architecture.frequency_width + width) + 2 * width * 6 * width
@@ -292,7 +285,7 @@ def test_overlapped_frames_are_those_of_one_after_the_other() -> None:
 def test_attention_that_fails_is_named_and_the_usual_one_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = BackboneBench(tiny("wan-1.3b"), 1e12, num_repeats=1)
     names = ["native", "_native_math", "flash", "sage_hub"]
-    monkeypatch.setattr(bench.network, "attention_backends", lambda: names)
+    monkeypatch.setattr(bench.model, "attention_backends", lambda: names)
     rows = {row["attention"]: row for row in bench.attention()}
     assert set(rows) == set(names)
     assert "flash-attn" in rows["flash"]["why not"]
@@ -365,10 +358,10 @@ def test_bench_backbone_refuses(
 
 def test_names_that_the_command_line_knows_without_torch() -> None:
     assert tuple(PARTS) == cli.PARTS
-    assert set(cli.RANDOM_MODELS) == set(MODELS)
+    assert set(cli.RANDOM_MODELS) == set(random_names())
     assert cli.FRAME_PROFILES == PROFILES
     assert {part for _, parts in GROUPS for part in parts} == set(PARTS)
-    assert {name for name, _ in GROUPS} == set(MODELS)
+    assert {name for name, _ in GROUPS} == set(random_names())
 
 
 def test_without_a_gpu_bench_gpu_names_bench_backbone(
@@ -504,7 +497,7 @@ def test_the_section_is_markdown() -> None:
 
 
 def test_specs_of_reduced_models_are_those_of_what_is_made() -> None:
-    for name in MODELS:
+    for name in random_names():
         model: RandomModel = tiny(name)
         spec: BackboneSpec = planned_spec(name, TINY)
         assert model.spec == spec == replace(spec)

@@ -235,14 +235,18 @@ def test_few_step_checkpoints() -> None:
         resolve_config("swift", SPEC, distilled | {"solver": "unipc"})
     assert caught.value.message == "sampler.solver = 'unipc' cannot step through sampler.timesteps"
     with pytest.raises(ConfigError, match=r"sampler\.timesteps are those of flow-matching models"):
-        resolve_config("swift", replace(SPEC, family="videocrafter2", window=16), {**distilled, "zigzag_width": 8})
+        resolve_config(
+            "swift",
+            replace(SPEC, family="videocrafter2", window=16, noise_schedule="ddim"),
+            {**distilled, "zigzag_width": 8},
+        )
     with pytest.raises(ConfigError) as caught:
         resolve_config("swift", SPEC, distilled | {"timesteps": [1000.0]})
     assert caught.value.hint == "it takes a list of whole numbers"
 
 
 def test_the_noise_of_ddim_goes_with_ddim() -> None:
-    videocrafter2 = replace(SPEC, family="videocrafter2", window=16)
+    videocrafter2 = replace(SPEC, family="videocrafter2", window=16, noise_schedule="ddim")
     assert (resolve_config("paper", videocrafter2).solver, resolve_config("paper", videocrafter2).eta) == ("ddim", 1.0)
     assert resolve_config("paper", videocrafter2, {"solver": "euler"}).eta == 0.0
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from miga.backbones.base import BackboneSpec
+from miga.backbones.family import ModelOptions
 from miga.backbones.memory_plan import plan_memory
-from miga.backbones.options import ModelOptions, architecture_of, configure
-from miga.backbones.registry import load_backbone
+from miga.backbones.options import configure
+from miga.backbones.registry import load_backbone, require_footprint
 from miga.checkpoint import VideoCheckpoint, join_checkpoints, load_checkpoints, save_checkpoint
 from miga.config import SamplerConfig
 from miga.denoise_pass import run_call
@@ -561,7 +562,7 @@ def test_where_memory_is_short_decoding_takes_turns_with_the_network(
     for beside, patience_s in ((True, paced(10.0)), (False, 0.05)):
         backbone: Any = load_backbone(str(folder), device="cpu")
         config = resolve_config("fifo", backbone.spec, {"num_steps": 8})
-        plan = plan_memory(architecture_of(backbone.spec), backbone.spec, config, 10**12)
+        plan = plan_memory(require_footprint(backbone.spec.name), backbone.spec, config, 10**12)
         configure(backbone, ModelOptions(), memory=replace(plan, decodes_beside=beside))
         overlaps = Overlaps(backbone.network, backbone.vae.decoder, patience_s)
         prompt, negative = backbone.encode_prompts(["a red circle", "blue"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -16,10 +16,7 @@ import torch
 from miga.backbones.base import BackboneSpec
 from miga.backbones.simulated.faults import Fault
 from miga.backbones.simulated.gpu import SimulatedGpu, speed_of_process
-from miga.backbones.simulated.spec import NUM_CHANNELS, PIXELS_PER_CELL, SimulatedOptions, load_spec, parse_name
-from miga.backbones.videocrafter2 import spec as videocrafter2_spec
-from miga.backbones.videocrafter2.schedule import schedule_of as videocrafter2_schedule
-from miga.backbones.wan.schedule import schedule_of as wan_schedule
+from miga.backbones.simulated.spec import NUM_CHANNELS, PIXELS_PER_CELL, SimulatedOptions
 from miga.config import SamplerConfig
 from miga.errors import BadRowError, NonFiniteError
 from miga.schedule import NoiseSchedule
@@ -45,11 +42,16 @@ def _numbers_of(text: str) -> torch.Tensor:
 class SimulatedDenoiser:
     """See `miga.backbones.base.BranchedDenoiser`. Sums of neighbours only: no result depends on how it is computed."""
 
-    def __init__(self, gpu: SimulatedGpu, options: SimulatedOptions, spec: BackboneSpec, config: SamplerConfig) -> None:
-        self.window = config.window
-        self.schedule = schedule_of(config, spec.family)
-        self._gpu, self._options = gpu, options
-        self._full_window = spec.window
+    def __init__(
+        self,
+        gpu: SimulatedGpu,
+        options: SimulatedOptions,
+        full_window: int,
+        config: SamplerConfig,
+        schedule: NoiseSchedule,
+    ) -> None:
+        self.window, self.schedule = config.window, schedule
+        self._gpu, self._options, self._full_window = gpu, options, full_window
         self._guidance_scale = config.guidance_scale
         self._guided_levels = (config.guidance_low_level, config.guidance_high_level)
 
@@ -115,13 +117,6 @@ class SimulatedDenoiser:
         return mixed / (1.0 + mixed.abs()) * (1.0 - 0.3 * sigma)
 
 
-def schedule_of(config: SamplerConfig, family: str) -> NoiseSchedule:
-    """The noise schedule of a simulated model: that of its family."""
-    if family == "wan":
-        return wan_schedule(config)
-    return videocrafter2_schedule(config, videocrafter2_spec.Settings())
-
-
 class SimulatedFrameDecoder:
     """See `miga.backbones.base.FrameDecoder`. Frames pass over from the latent before, evenly."""
 
@@ -157,14 +152,21 @@ class SimulatedBackbone:
     """See `miga.backbones.base.Backbone`.
 
     Args:
-        name: of the model, with its options.
+        spec: of the model.
+        options: what stands behind its name.
+        schedule_of: its noise schedule under settings of the sampler.
         components: parts to load, as for a model.
     """
 
-    def __init__(self, name: str, components: Sequence[str] = ("text", "denoiser", "vae")) -> None:
-        self.spec = load_spec(name)
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        options: SimulatedOptions,
+        schedule_of: Callable[[SamplerConfig], NoiseSchedule],
+        components: Sequence[str] = ("text", "denoiser", "vae"),
+    ) -> None:
+        self.spec, self.options, self._schedule_of = spec, options, schedule_of
         self.device = torch.device("cpu")
-        self.options = parse_name(name)[1]
         self.gpu = SimulatedGpu(speed_of_process())
         if "denoiser" in components:
             time.sleep(self.options.load_s)
@@ -203,7 +205,8 @@ class SimulatedBackbone:
 
     def denoiser(self, config: SamplerConfig) -> SimulatedDenoiser:
         """The network under the schedule and guidance scale of `config`."""
-        return SimulatedDenoiser(self.gpu, self.options, self.spec, config)
+        schedule = self._schedule_of(config)
+        return SimulatedDenoiser(self.gpu, self.options, self.spec.window, config, schedule)
 
     def frame_decoder(self) -> SimulatedFrameDecoder:
         """A decoder at the start of a video; several may be open at once."""

@@ -6,13 +6,12 @@ import contextlib
 import difflib
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 from urllib.parse import unquote
 
 from miga.backbones.base import BackboneSpec
-from miga.backbones.videocrafter2 import spec as videocrafter2_spec
-from miga.backbones.wan.spec import PUBLISHED as PUBLISHED_WAN
 from miga.errors import ModelError
 
 PREFIX: Final = "simulated:"
@@ -20,11 +19,6 @@ PREFIX: Final = "simulated:"
 NUM_CHANNELS: Final = 4
 MAX_CELLS: Final = 128
 PIXELS_PER_CELL: Final = 8
-
-_MODELS: Final = {
-    "wan": PUBLISHED_WAN["Wan-AI/Wan2.1-T2V-1.3B-Diffusers"],
-    videocrafter2_spec.FAMILY: videocrafter2_spec.PUBLISHED[videocrafter2_spec.PUBLISHED_NAME],
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +46,10 @@ class SimulatedOptions:
     marks: str = ""
 
 
-def is_simulated(name: str) -> bool:
-    """Whether a model's name asks for simulated GPUs."""
-    return name.startswith(PREFIX)
-
-
-def load_spec(name: str, revision: str | None = None) -> BackboneSpec:
-    """The spec of a simulated model: the published one's, but for its latents and frames, which are tiny.
-
-    Raises:
-        ModelError: if the name is not one of a simulated model, or a revision is asked for.
-    """
-    family, options = parse_name(name)
-    if revision is not None:
-        raise ModelError(f"{name!r} has no revisions", "leave the revision out")
+def simulated_spec(name: str, published: BackboneSpec, options: SimulatedOptions) -> BackboneSpec:
+    """The spec of a simulated model: the published one's, but for its latents and frames, which are tiny."""
     return replace(
-        _MODELS[family],
+        published,
         name=name,
         revision="simulated-1",
         latent_channels=NUM_CHANNELS,
@@ -78,24 +60,28 @@ def load_spec(name: str, revision: str | None = None) -> BackboneSpec:
     )
 
 
-def parse_name(name: str) -> tuple[str, SimulatedOptions]:
+def parse_name(name: str, models: Sequence[str]) -> tuple[str, SimulatedOptions]:
     """The family of a simulated model, and its options.
+
+    Args:
+        name: of the model, with its options.
+        models: the families that there are.
 
     Raises:
         ModelError: if the family or an option is not known, or a value cannot be.
     """
     family, _, text = name.removeprefix(PREFIX).partition("?")
-    if not is_simulated(name) or family not in _MODELS:
-        models = " or ".join(f"{PREFIX}{model}" for model in _MODELS)
-        raise ModelError(f"{name!r} is no simulated model", f"write {models}, options behind a '?'")
-    known = [option.name for option in fields(SimulatedOptions)]
+    if not name.startswith(PREFIX) or family not in models:
+        known = " or ".join(f"{PREFIX}{model}" for model in models)
+        raise ModelError(f"{name!r} is no simulated model", f"write {known}, options behind a '?'")
+    keys = [option.name for option in fields(SimulatedOptions)]
     values: dict[str, Any] = {}
     for part in text.split("&") if text else []:
         key, _, value = part.partition("=")
-        if key not in known:
-            alike = difflib.get_close_matches(key, known, 1)
+        if key not in keys:
+            alike = difflib.get_close_matches(key, keys, 1)
             hint = f"did you mean {alike[0]!r}?" if alike else "write key=value, with a '&' between them"
-            raise ModelError(f"{name!r}: unknown option {part!r}; there are {', '.join(known)}", hint)
+            raise ModelError(f"{name!r}: unknown option {part!r}; there are {', '.join(keys)}", hint)
         if key in values:
             raise ModelError(f"{name!r}: option {key!r} stands there twice", "leave one out")
         values[key] = _value(name, key, unquote(value))

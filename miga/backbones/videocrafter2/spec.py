@@ -190,6 +190,7 @@ def spec_of(name: str, revision: str, settings: Settings, unet: UNetConfig, cell
         default_num_frames=settings.default_num_frames,
         forward_flops=forward_flops(unet, settings.window, height, width),
         sampler=steps | settings.sampler,
+        noise_schedule="ddim",
     )
 
 

@@ -224,6 +224,7 @@ def spec_of(
         default_num_frames=settings.default_num_frames,
         forward_flops=architecture.forward_flops(window * tokens_per_latent),
         sampler=settings.sampler,
+        noise_schedule="flow",
     )
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from miga.backbones.registry import EMBEDDED, load_backbone
+from miga.backbones.registry import load_backbone
 from miga.backbones.sprites.evaluate import base_clip_scores, vae_scores
+from miga.backbones.sprites.family import CHECKPOINT as FOLDER
 from miga.backbones.sprites.world import held_out_scenes
 from miga.backbones.wan.backbone import WanBackbone
 from miga.base_clip import advance_base_clip, start_base_clip
@@ -20,7 +21,6 @@ from miga.profiles import resolve_config
 from miga.prompts import PromptTrack
 from miga.solvers import UniPCSolver
 
-FOLDER = EMBEDDED["sprites"]
 PROMPT = "a red circle moving side to side on a grey ground"
 
 

@@ -15,8 +15,9 @@ import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors.torch import save_file
 
+from miga.backbones.family import ModelOptions
 from miga.backbones.lora_files import find_loras, parse_lora
-from miga.backbones.options import ModelOptions, configure, configured_spec
+from miga.backbones.options import configure, configured_spec
 from miga.backbones.registry import load_spec
 from miga.backbones.wan.backbone import WanBackbone
 from miga.backbones.wan.lora import check_lora, fuse_loras

@@ -12,8 +12,9 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 from jobs.generate import model_options
 from miga import LongVideoPipeline
 from miga.backbones.attention_backend import check_attention_backend
+from miga.backbones.family import ModelOptions
 from miga.backbones.memory_plan import MemoryPlan
-from miga.backbones.options import ModelOptions, configure, configured_spec
+from miga.backbones.options import configure, configured_spec
 from miga.backbones.registry import load_spec
 from miga.backbones.wan.backbone import WanBackbone
 from miga.cost import count_calls

@@ -11,9 +11,10 @@ import torch
 from diffusers import AutoencoderKL
 
 from miga import LongVideoPipeline
+from miga.backbones.family import ModelOptions
 from miga.backbones.memory_plan import card_bytes, check_machine_memory, plan_memory
-from miga.backbones.options import ModelOptions, architecture_of, configure, configured_spec
-from miga.backbones.registry import load_spec
+from miga.backbones.options import configure, configured_spec
+from miga.backbones.registry import load_spec, require_footprint
 from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
 from miga.backbones.videocrafter2.checkpoint import Architecture
 from miga.backbones.videocrafter2.footprint import VideoCrafter2Architecture, load_architecture
@@ -104,7 +105,9 @@ def test_a_memory_plan_is_carried_out(converted: Path) -> None:
     backbone = VideoCrafter2Backbone.from_pretrained(converted, device="cpu", components=("denoiser", "vae"))
     z = torch.randn(2, *backbone.spec.latent_shape, generator=torch.Generator().manual_seed(0))
     exact = backbone.frame_decoder().decode(z).float()
-    plan = plan_memory(architecture_of(backbone.spec), backbone.spec, resolve_config("swift", backbone.spec), 10**10)
+    plan = plan_memory(
+        require_footprint(backbone.spec.name), backbone.spec, resolve_config("swift", backbone.spec), 10**10
+    )
     configure(backbone, ModelOptions(), memory=replace(plan, vae_dtype=torch.bfloat16), device="cpu")
     assert backbone.vae.dtype == torch.bfloat16
     rounded = backbone.frame_decoder().decode(z).float()
@@ -127,9 +130,9 @@ def test_another_size(converted: Path) -> None:
     [
         (ModelOptions(height=360), "height 360 is no multiple of 64 .* nearest is 320 or 384"),
         (ModelOptions(width=32), "width 32 is no multiple of 64 .* nearest is 64"),
-        (ModelOptions(compile=True), "family 'videocrafter2', not of Wan's"),
-        (ModelOptions(lora=("style.safetensors",), height=384), "family 'videocrafter2', not of Wan's"),
-        (ModelOptions(attention="native"), "family 'videocrafter2', not of Wan's"),
+        (ModelOptions(compile=True), "family 'videocrafter2', which takes no "),
+        (ModelOptions(lora=("style.safetensors",), height=384), "family 'videocrafter2', which takes no "),
+        (ModelOptions(attention="native"), "family 'videocrafter2', which takes no "),
     ],
 )
 def test_options_that_cannot_be(options: ModelOptions, message: str) -> None:
