@@ -51,8 +51,8 @@ from jobs.bench.network_calls import (
     NetworkCalls,
 )
 from jobs.bench.overlap import Stretch, make_apart, make_overlapped
-from jobs.bench.profile_choice import parse_profile
-from jobs.options import num_latents_of
+from jobs.profiles.choice import parse_profile
+from jobs.shared.options import num_latents_of
 from miga.backbones.base import BackboneSpec
 from miga.backbones.random_model import RandomModel, Reduction, planned_spec, random_model
 from miga.backbones.weight_files import first_line

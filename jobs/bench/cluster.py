@@ -20,9 +20,10 @@ from typing import Any, Final
 
 from actors.metrics import RunMetrics
 from actors.progress import ProgressBoard
-from jobs.bench.profile_choice import split_profile
-from jobs.generate import make_ledger, make_plan, make_rows, run_parts, run_record
-from jobs.options import num_latents_of
+from jobs.profiles.choice import split_profile
+from jobs.run.make import make_ledger, make_rows, run_parts
+from jobs.run.plan import make_plan, run_record
+from jobs.shared.options import num_latents_of
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_spec
 from miga.errors import MigaError, UsageError

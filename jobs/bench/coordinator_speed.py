@@ -26,7 +26,8 @@ from actors.progress import ProgressBoard
 from actors.recorder import Recorder
 from actors.runtime import Slots, ray_session
 from jobs.bench.device_clock import process_memory_bytes
-from jobs.generate import Plan, make_ledger, make_plan, make_rows, run_parts, run_record
+from jobs.run.make import make_ledger, make_rows, run_parts
+from jobs.run.plan import Plan, make_plan, run_record
 from miga.reflection import ReflectionTrace
 from pipeline.config import RunConfig, WorkersConfig
 from pipeline.manifest import Manifest

@@ -27,8 +27,8 @@ from jobs.bench.backbone import NUM_OVERLAPPED, PARTS, BackboneBench, Rows, Tabl
 from jobs.bench.device_clock import FEWEST_REPEATS, matmul_rates
 from jobs.bench.frame_cost import calls_per_latent
 from jobs.bench.network_calls import NUM_FORWARDS, UNIFORM
-from jobs.bench.table import format_table
-from jobs.options import write_out
+from jobs.shared.options import write_out
+from jobs.shared.table import format_table
 from miga import __version__
 from miga.backbones.base import BackboneSpec
 from miga.backbones.memory_plan import plan_memory

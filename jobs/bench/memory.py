@@ -19,7 +19,7 @@ import torch
 from actors.backbone import BackboneWorker
 from actors.messages import VideoFailed, VideoFinished, VideoTask, WorkerSettings
 from jobs.bench.device_clock import process_memory_bytes
-from jobs.bench.profile_choice import parse_profile
+from jobs.profiles.choice import parse_profile
 from miga.allocator import keep_heap_steady
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_backbone, load_spec

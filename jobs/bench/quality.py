@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from jobs.bench.line_file import LineFile
-from jobs.bench.profile_choice import parse_profile
 from jobs.bench.statistics import mean_interval, paired_difference, verdict
 from jobs.bench.video_score import MEASURES, caption_of, measure, omitted
+from jobs.profiles.choice import parse_profile
 from miga.allocator import keep_heap_steady
 from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.sprites.world import held_out_scenes

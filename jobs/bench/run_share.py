@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from jobs.bench.profile_choice import parse_profile
-from jobs.options import num_latents_of
+from jobs.profiles.choice import parse_profile
+from jobs.shared.options import num_latents_of
 from miga.backbones.registry import load_backbone, load_spec
 from miga.video import make_video
 

@@ -20,13 +20,13 @@ import torch
 from jobs.bench.device_clock import process_memory_bytes
 from jobs.bench.line_file import LineFile
 from jobs.bench.memory import MemoryMark, bench_memory
-from jobs.bench.profile_choice import parse_profile
 from jobs.bench.quality import KEY_NAMES, compare
 from jobs.bench.run_share import ModuleClock
 from jobs.bench.statistics import Interval, mean_interval, paired_difference, verdict
-from jobs.bench.table import format_table
 from jobs.bench.video_score import MEASURES, caption_of, measure, omitted
 from jobs.cli import main
+from jobs.profiles.choice import parse_profile
+from jobs.shared.table import format_table
 from miga.backbones.registry import load_spec
 from miga.backbones.sprites.world import OMISSIBLE, Placement, Scene, held_out_scenes, render
 from miga.errors import ConfigError, InputError, UsageError

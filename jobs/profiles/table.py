@@ -1,4 +1,4 @@
-"""`miga profiles`: every profile's settings for a model, beside the paper's values."""
+"""Every profile's settings for a model, beside the paper's values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A profile as benchmarks take it on the command line: a name, with overrides behind it."""
+"""A profile as it is said on a command line: a name, with overrides behind it."""
 
 from __future__ import annotations
 

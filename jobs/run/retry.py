@@ -1,4 +1,4 @@
-"""`miga retry-failed`: makes the rows of a run again that were given up, and no others, as the run was configured."""
+"""Makes the rows of a run again that were given up, and no others, as the run was configured."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from jobs.generate import Plan, generate, make_plan
+from jobs.run.make import generate
+from jobs.run.plan import Plan, make_plan
 from miga.errors import InputError, UsageError
 from pipeline.config import RunConfig, override, parse_config
 from pipeline.manifest import Manifest

@@ -1,4 +1,4 @@
-"""`miga status`: how far a run is, read from its OUT alone, while it runs or after."""
+"""How far a run is, read from its OUT alone, while it runs or after."""
 
 from __future__ import annotations
 

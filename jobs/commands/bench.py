@@ -1,4 +1,4 @@
-"""The command line of the benchmarks. Each imports what it runs only when it is asked for."""
+"""`miga bench`: figures of this machine. Each bench imports what it runs only when it is asked for."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ CLUSTER_PARTS = ("busy", "one-video", "reflection", "rows", "memory")
 PROFILE_HELP = "a profile, or one with overrides: paper:num_guidance_latents=0,stride=8"
 
 
-def add_benches(parser: argparse.ArgumentParser) -> None:
-    """Adds one subcommand per benchmark; each sets `command`, a function from its options to the exit status."""
+def add(commands: Any) -> None:
+    """Adds the command, with a command of its own for each bench."""
+    parser = commands.add_parser("bench", help="figures of the embedded model on this machine")
     benches = parser.add_subparsers(required=True, metavar="BENCH")
 
     model = _add(benches, "model", _model, "the world, the VAE and the base clip, by the scorer")
@@ -131,7 +132,7 @@ def _add(benches: Any, name: str, bench: Bench, help_text: str) -> argparse.Argu
 def _run(bench: Bench, options: argparse.Namespace) -> int:
     import torch
 
-    from jobs.bench.table import format_table
+    from jobs.shared.table import format_table
     from miga.allocator import keep_heap_steady
     from miga.errors import UsageError
 

@@ -1,12 +1,12 @@
-"""`miga plan`: what a profile does pass by pass, drawn."""
+"""What a profile does pass by pass, drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.bench.profile_choice import parse_profile
-from jobs.options import num_latents_of, write_out
+from jobs.profiles.choice import parse_profile
+from jobs.shared.options import num_latents_of, write_out
 from miga.backbones.registry import load_spec
 from miga.errors import UsageError
 from pipeline.plan_drawing import Drawing, draw_plan, to_page, to_svg
