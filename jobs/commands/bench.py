@@ -152,49 +152,49 @@ def _run(bench: Bench, options: argparse.Namespace) -> int:
 
 
 def _model(options: argparse.Namespace) -> Tables:
-    from jobs.bench.model import bench_model
+    from jobs.benches.model import bench_model
 
     return bench_model(options.prompts)
 
 
 def _quality(options: argparse.Namespace) -> Tables:
-    from jobs.bench.quality import bench_quality
+    from jobs.benches.quality import bench_quality
 
     return bench_quality(options)
 
 
 def _memory(options: argparse.Namespace) -> Tables:
-    from jobs.bench.memory import bench_memory
+    from jobs.benches.memory import bench_memory
 
     return bench_memory(options.profiles, options.frames, options.threads)
 
 
 def _sampler(options: argparse.Namespace) -> Tables:
-    from jobs.bench.run_share import bench_run_share
-    from jobs.bench.solver_speed import bench_solver_speed
+    from jobs.benches.run_share import bench_run_share
+    from jobs.benches.solver_speed import bench_solver_speed
 
     return bench_run_share(options.profiles, options.frames) | bench_solver_speed()
 
 
 def _demo(options: argparse.Namespace) -> Tables:
-    from jobs.bench.demo import bench_demo
+    from jobs.benches.demo import bench_demo
 
     return bench_demo(options.prompts_file, options.config)
 
 
 def _cluster(options: argparse.Namespace) -> Tables:
-    from jobs.bench.cluster import bench_cluster
+    from jobs.benches.cluster import bench_cluster
 
     return bench_cluster(options)
 
 
 def _backbone(options: argparse.Namespace) -> Tables:
-    from jobs.bench.backbone import bench_backbone
+    from jobs.benches.backbone import bench_backbone
 
     return bench_backbone(options)
 
 
 def _gpu(options: argparse.Namespace) -> Tables:
-    from jobs.bench.gpu import bench_gpu
+    from jobs.benches.gpu import bench_gpu
 
     return bench_gpu(options)

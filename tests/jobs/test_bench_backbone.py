@@ -14,14 +14,14 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from jobs.bench import backbone as bench_backbone_module
-from jobs.bench import gpu
-from jobs.bench.backbone import PARTS, BackboneBench
-from jobs.bench.device_clock import MATMUL_SIZES, Timing, count_flops, peak_memory, time_calls
-from jobs.bench.frame_cost import LONG_LATENTS, PROFILES, Prices, dce_rows, frame_rows, long_frame_s
-from jobs.bench.gpu import GROUPS, Suite, markdown_section, target_rows
-from jobs.bench.network_calls import PER_LATENT, PLAIN, UNIFORM, WINDOW_TWO, NetworkCalls
-from jobs.bench.overlap import make_apart, make_overlapped
+from jobs.benches import backbone as bench_backbone_module
+from jobs.benches import gpu
+from jobs.benches.backbone import PARTS, BackboneBench
+from jobs.benches.device_clock import MATMUL_SIZES, Timing, count_flops, peak_memory, time_calls
+from jobs.benches.frame_cost import LONG_LATENTS, PROFILES, Prices, dce_rows, frame_rows, long_frame_s
+from jobs.benches.gpu import GROUPS, Suite, markdown_section, target_rows
+from jobs.benches.network_calls import PER_LATENT, PLAIN, UNIFORM, WINDOW_TWO, NetworkCalls
+from jobs.benches.overlap import make_apart, make_overlapped
 from jobs.cli import main
 from jobs.commands import bench as bench_command
 from miga.backbones.base import BackboneSpec

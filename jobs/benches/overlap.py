@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jobs.bench.device_clock import Call
-from jobs.bench.network_calls import WINDOW_TWO, NetworkCalls
+from jobs.benches.device_clock import Call
+from jobs.benches.network_calls import WINDOW_TWO, NetworkCalls
 from miga.backbones.random_model import RandomModel
 from miga.config import SamplerConfig
 from miga.decoding import Decoding, FinishedLatents

@@ -19,9 +19,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from jobs.bench.line_file import LineFile
-from jobs.bench.statistics import mean_interval, paired_difference, verdict
-from jobs.bench.video_score import MEASURES, caption_of, measure, omitted
+from jobs.benches.line_file import LineFile
+from jobs.benches.statistics import mean_interval, paired_difference, verdict
+from jobs.benches.video_score import MEASURES, caption_of, measure, omitted
 from jobs.profiles.choice import parse_profile
 from miga.allocator import keep_heap_steady
 from miga.backbones.registry import load_backbone, load_spec

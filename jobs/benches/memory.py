@@ -18,7 +18,7 @@ import torch
 
 from actors.backbone import BackboneWorker
 from actors.messages import VideoFailed, VideoFinished, VideoTask, WorkerSettings
-from jobs.bench.device_clock import process_memory_bytes
+from jobs.benches.device_clock import process_memory_bytes
 from jobs.profiles.choice import parse_profile
 from miga.allocator import keep_heap_steady
 from miga.backbones.base import BackboneSpec
@@ -58,7 +58,7 @@ def bench_memory(profiles: Sequence[str], frames: Sequence[int], num_threads: in
         parse_profile(profile, spec)
     rows: list[dict[str, Any]] = []
     for profile in profiles:
-        command = [sys.executable, "-m", "jobs.bench.memory", profile, str(num_threads), *map(str, frames)]
+        command = [sys.executable, "-m", "jobs.benches.memory", profile, str(num_threads), *map(str, frames)]
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if run.returncode:
             raise MigaError(

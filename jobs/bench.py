@@ -4,4 +4,5 @@ import sys
 
 from jobs.cli import main
 
-raise SystemExit(main(["bench", *sys.argv[1:]]))
+if __name__ == "__main__":
+    raise SystemExit(main(["bench", *sys.argv[1:]]))

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from jobs.bench.device_clock import Call
+from jobs.benches.device_clock import Call
 from miga.backbones.random_model import RandomModel, plain_twin
 from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
 from miga.backbones.wan import WanBackbone

@@ -263,7 +263,7 @@ def bench_reflection(
 
 def bench_cluster(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """The tables that were asked for."""
-    from jobs.bench.coordinator_speed import bench_memory_of_rows, bench_rows_per_second
+    from jobs.benches.coordinator_speed import bench_memory_of_rows, bench_rows_per_second
 
     if options.call_s is not None and not 0 < options.call_s < math.inf:
         raise UsageError(f"--call-s {options.call_s:g} must be more than 0, and finite", "give seconds, such as 0.1")

@@ -25,7 +25,7 @@ from actors.pool import Pool
 from actors.progress import ProgressBoard
 from actors.recorder import Recorder
 from actors.runtime import Slots, ray_session
-from jobs.bench.device_clock import process_memory_bytes
+from jobs.benches.device_clock import process_memory_bytes
 from jobs.run.make import make_ledger, make_rows, run_parts
 from jobs.run.plan import Plan, make_plan, run_record
 from miga.reflection import ReflectionTrace

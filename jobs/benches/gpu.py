@@ -23,10 +23,10 @@ from typing import Any, Final
 
 import torch
 
-from jobs.bench.backbone import NUM_OVERLAPPED, PARTS, BackboneBench, Rows, Tables, device_name, dtype_name, rate_rows
-from jobs.bench.device_clock import FEWEST_REPEATS, matmul_rates
-from jobs.bench.frame_cost import calls_per_latent
-from jobs.bench.network_calls import NUM_FORWARDS, UNIFORM
+from jobs.benches.backbone import NUM_OVERLAPPED, PARTS, BackboneBench, Rows, Tables, device_name, dtype_name, rate_rows
+from jobs.benches.device_clock import FEWEST_REPEATS, matmul_rates
+from jobs.benches.frame_cost import calls_per_latent
+from jobs.benches.network_calls import NUM_FORWARDS, UNIFORM
 from jobs.shared.options import write_out
 from jobs.shared.table import format_table
 from miga import __version__

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import torch
 
-from jobs.bench.device_clock import (
+from jobs.benches.device_clock import (
     FEWEST_REPEATS,
     Call,
     PeakMemory,
@@ -30,7 +30,7 @@ from jobs.bench.device_clock import (
     time_calls,
     wall_seconds,
 )
-from jobs.bench.frame_cost import (
+from jobs.benches.frame_cost import (
     PROFILES,
     WITHOUT_DCE,
     Prices,
@@ -39,7 +39,7 @@ from jobs.bench.frame_cost import (
     frame_rows,
     long_frame_s,
 )
-from jobs.bench.network_calls import (
+from jobs.benches.network_calls import (
     BATCHED,
     NUM_FORWARDS,
     PER_LATENT,
@@ -50,7 +50,7 @@ from jobs.bench.network_calls import (
     WINDOW_TWO,
     NetworkCalls,
 )
-from jobs.bench.overlap import Stretch, make_apart, make_overlapped
+from jobs.benches.overlap import Stretch, make_apart, make_overlapped
 from jobs.profiles.choice import parse_profile
 from jobs.shared.options import num_latents_of
 from miga.backbones.base import BackboneSpec
