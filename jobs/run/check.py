@@ -9,7 +9,7 @@ import torch
 from jobs.run.plan import Plan, run_record
 from miga.backbones.memory_plan import available_memory, check_machine_memory
 from miga.backbones.options import architecture_of, has_known_parts
-from miga.backbones.registry import check_weights
+from miga.backbones.registry import check_weights, load_backbone
 from pipeline.run_folder import check_run
 from pipeline.storage import open_storage
 
@@ -24,9 +24,11 @@ def check_out(plan: Plan) -> None:
 
 
 def load_tokenizer_or_raise(plan: Plan) -> None:
-    """Says why the model's files are not to be had, now that they are needed."""
-    from miga.backbones.registry import load_backbone
+    """Says why the model's files are not to be had, now that they are needed.
 
+    Raises:
+        ModelError: if its tokenizer cannot be loaded.
+    """
     load_backbone(plan.config.model, revision=plan.config.revision, device="cpu", components=("tokenizer",))
 
 

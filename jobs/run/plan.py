@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from miga import __version__
 from miga.backbones.base import BackboneSpec
 from miga.backbones.options import ModelOptions, configured_spec
-from miga.backbones.registry import check_schedule, check_weights, is_on_hub, load_spec
+from miga.backbones.registry import check_schedule, check_weights, is_on_hub, load_backbone, load_spec
 from miga.backbones.wan_attention import check_attention_backend
 from miga.config import SamplerConfig
 from miga.errors import BadRowError, MigaError, UsageError
@@ -111,8 +111,6 @@ def prompt_checker(model: str, revision: str | None) -> Callable[[str], str | No
     Raises:
         ModelError: if the model is here, and its tokenizer cannot be loaded.
     """
-    from miga.backbones.registry import load_backbone
-
     try:
         backbone = load_backbone(model, revision=revision, device="cpu", components=("tokenizer",))
     except MigaError:
