@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
 from miga.config import SamplerConfig
 from miga.denoise_pass import Stepper
+from miga.methods.shared_settings import SHARED_PUBLISHED, shared_in_proportion
 from miga.queue import FrameQueue
 from miga.reflection import GrowAll
 
@@ -75,18 +76,6 @@ class Profile:
     by_family: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {}
     ablates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-SHARED_PUBLISHED: Final[dict[str, dict[str, Any]]] = {
-    "wan": {"num_steps": 54, "guidance_scale": 5.0, "solver": "unipc", "eta": 0.0, "flow_shift": 5.0},
-    "videocrafter2": {"num_steps": 64, "guidance_scale": 12.0, "solver": "ddim", "eta": 1.0, "flow_shift": 1.0},
-}
-"""Settings of the paper that all methods share (what it leaves open: of its released program), by family of model."""
-
-
-def shared_in_proportion(window: int, num_steps: int) -> dict[str, Any]:
-    """Shared settings of models that nothing is published for: Wan's; `euler` steps through any noise schedule."""
-    return {**SHARED_PUBLISHED["wan"], "num_steps": num_steps, "solver": "euler", "flow_shift": 1.0}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from miga.config import MAX_CANDIDATES, SamplerConfig
-from miga.methods.base import SHARED_PUBLISHED, shared_in_proportion
+from miga.methods.shared_settings import SHARED_PUBLISHED, shared_in_proportion
 
 
 @dataclass(frozen=True, kw_only=True)

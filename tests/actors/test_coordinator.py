@@ -36,8 +36,9 @@ from actors.progress import ProgressBoard
 from actors.recorder import Recorder
 from actors.rows import RowMaker
 from actors.runtime import Slots
-from jobs.bench.coordinator_speed import RESULT
-from jobs.generate import make_ledger, make_plan, run_record
+from jobs.benches.coordinator_speed import RESULT
+from jobs.run.make import make_ledger
+from jobs.run.plan import make_plan, run_record
 from miga.errors import OutputError
 from pipeline.config import RunConfig, RunSection, WorkersConfig
 from pipeline.manifest import Manifest

@@ -15,7 +15,8 @@ import pytest
 from actors.backbone import BackboneWorker
 from actors.messages import VideoFailed
 from actors.runtime import Slots
-from jobs.generate import make_plan, worker_settings
+from jobs.run.make import worker_settings
+from jobs.run.plan import make_plan
 from pipeline.config import RunConfig
 from pipeline.storage import open_storage
 from pipeline.verify import verify

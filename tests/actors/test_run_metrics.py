@@ -25,7 +25,8 @@ prompts, out, model = sys.argv[1:]
 ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
 port = ray.nodes()[0]["MetricsExportPort"]
 
-from jobs.generate import generate, make_plan
+from jobs.run.make import generate
+from jobs.run.plan import make_plan
 from pipeline.config import load_config, override
 from tests.pace import Limit, paced
 

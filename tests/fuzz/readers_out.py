@@ -9,10 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from jobs.extend import find_row
-from jobs.generate import make_report
-from jobs.inspect_run import status
-from jobs.retry_failed import recorded_config
+from jobs.extension.files import find_row
+from jobs.run.report import make_report
+from jobs.run.retry import recorded_config
+from jobs.run.status import status
 from miga.errors import OutputError, UsageError
 from miga.outside_data import OutsideDataError
 from pipeline.collect_garbage import collect_garbage

@@ -12,10 +12,10 @@ import torch
 
 from actors.backbone import BackboneWorker
 from actors.messages import VideoFailed, VideoTask, WorkerSettings
-from jobs.bench.backbone import BackboneBench
-from jobs.bench.device_clock import peak_memory, seconds_of
-from jobs.bench.network_calls import PER_LATENT, UNIFORM, NetworkCalls
-from jobs.bench.overlap import make_apart, make_overlapped
+from jobs.benches.backbone import BackboneBench
+from jobs.benches.device_clock import peak_memory, seconds_of
+from jobs.benches.network_calls import PER_LATENT, UNIFORM, NetworkCalls
+from jobs.benches.overlap import make_apart, make_overlapped
 from miga.backbones.family import ModelOptions
 from miga.backbones.random_model import PLAIN, RandomModel, Reduction
 from miga.backbones.registry import load_backbone, load_spec, random_model

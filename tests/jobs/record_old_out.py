@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from jobs.generate import make_plan, run_record
+from jobs.run.plan import make_plan, run_record
 from miga.outside_data import parse_toml
 from pipeline.config import RunConfig, override, parse_config
 from pipeline.manifest import Manifest

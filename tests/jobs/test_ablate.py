@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.ablate import cost_table
-from jobs.ablation_plots import draw_plot
+from jobs.ablation.estimate import cost_table
+from jobs.ablation.plots import draw_plot
 from jobs.held_out_prompts import held_out_lines
 from miga.backbones.registry import load_spec
 from miga.backbones.sprites.world import parse_caption

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.bench.device_clock import process_memory_bytes
-from jobs.bench.line_file import LineFile
-from jobs.bench.memory import MemoryMark, bench_memory
-from jobs.bench.profile_choice import parse_profile
-from jobs.bench.quality import KEY_NAMES, compare
-from jobs.bench.run_share import ModuleClock
-from jobs.bench.statistics import Interval, mean_interval, paired_difference, verdict
-from jobs.bench.table import format_table
-from jobs.bench.video_score import MEASURES, caption_of, measure, omitted
+from jobs.benches.device_clock import process_memory_bytes
+from jobs.benches.line_file import LineFile
+from jobs.benches.memory import MemoryMark, bench_memory
+from jobs.benches.quality import KEY_NAMES, compare
+from jobs.benches.run_share import ModuleClock
+from jobs.benches.statistics import Interval, mean_interval, paired_difference, verdict
+from jobs.benches.video_score import MEASURES, caption_of, measure, omitted
 from jobs.cli import main
+from jobs.profiles.choice import parse_profile
+from jobs.shared.table import format_table
 from miga.backbones.registry import load_spec
 from miga.backbones.sprites.world import OMISSIBLE, Placement, Scene, held_out_scenes, render
 from miga.errors import ConfigError, InputError, UsageError
@@ -271,7 +271,7 @@ def test_a_line_that_another_process_is_making_is_left_to_it(tmp_path: Path) -> 
     """And is free again once that process is killed."""
     path = tmp_path / "lines.jsonl"
     program = (
-        "import sys, time; from pathlib import Path; from jobs.bench.line_file import LineFile\n"
+        "import sys, time; from pathlib import Path; from jobs.benches.line_file import LineFile\n"
         f"file = LineFile(Path({str(path)!r}), ['name'])\n"
         "file.make({'name': 'a'}, lambda: print('making', flush=True) or time.sleep(60))"
     )
@@ -346,7 +346,7 @@ def test_memory_is_printed_as_the_papers_table(monkeypatch: pytest.MonkeyPatch) 
         assert command[-2:] == ["500", "2000"]
         return subprocess.CompletedProcess(command, 0, "".join(json.dumps(mark.__dict__) + "\n" for mark in marks))
 
-    monkeypatch.setattr("jobs.bench.memory.subprocess.run", run)
+    monkeypatch.setattr("jobs.benches.memory.subprocess.run", run)
     ((resident, peak),) = bench_memory(["paper"], [500, 2000], 1).values()
     assert resident["2000"] == "1001.00 (+0.100%)"
     assert peak["2000"] == "1010.00 (+0.000%)"
@@ -415,8 +415,8 @@ def test_quality_makes_videos_once_and_reads_them_back(
         values = measure(drawn((scene, 96)), scene)
         return {**values, "calls": 1, "searches": 0, "corrections": 0, "cpu s": 0.0}
 
-    monkeypatch.setattr("jobs.bench.quality.VideoMaker.__init__", lambda self, dtype: None)
-    monkeypatch.setattr("jobs.bench.quality.VideoMaker.make", make)
+    monkeypatch.setattr("jobs.benches.quality.VideoMaker.__init__", lambda self, dtype: None)
+    monkeypatch.setattr("jobs.benches.quality.VideoMaker.make", make)
     out = tmp_path / "quality.jsonl"
     arguments = ["bench", "quality", "--prompts", "2", "--seeds", "1", "--processes", "1", "--out", str(out), "--json"]
     assert main([*arguments, "--profiles", "fifo"]) == 0

@@ -14,15 +14,16 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from jobs.bench import backbone as bench_backbone_module
-from jobs.bench import cli, gpu
-from jobs.bench.backbone import PARTS, BackboneBench
-from jobs.bench.device_clock import MATMUL_SIZES, Timing, count_flops, peak_memory, time_calls
-from jobs.bench.frame_cost import LONG_LATENTS, PROFILES, Prices, dce_rows, frame_rows, long_frame_s
-from jobs.bench.gpu import GROUPS, Suite, markdown_section, target_rows
-from jobs.bench.network_calls import PER_LATENT, UNIFORM, WINDOW_TWO, NetworkCalls
-from jobs.bench.overlap import make_apart, make_overlapped
+from jobs.benches import backbone as bench_backbone_module
+from jobs.benches import gpu
+from jobs.benches.backbone import PARTS, BackboneBench
+from jobs.benches.device_clock import MATMUL_SIZES, Timing, count_flops, peak_memory, time_calls
+from jobs.benches.frame_cost import LONG_LATENTS, PROFILES, Prices, dce_rows, frame_rows, long_frame_s
+from jobs.benches.gpu import GROUPS, Suite, markdown_section, target_rows
+from jobs.benches.network_calls import PER_LATENT, UNIFORM, WINDOW_TWO, NetworkCalls
+from jobs.benches.overlap import make_apart, make_overlapped
 from jobs.cli import main
+from jobs.commands import bench as bench_command
 from miga.backbones.base import BackboneSpec
 from miga.backbones.random_model import PLAIN, RandomModel, Reduction, fill_randomly
 from miga.backbones.registry import planned_footprint, planned_spec, random_model, random_names
@@ -357,9 +358,9 @@ def test_bench_backbone_refuses(
 
 
 def test_names_that_the_command_line_knows_without_torch() -> None:
-    assert tuple(PARTS) == cli.PARTS
-    assert set(cli.RANDOM_MODELS) == set(random_names())
-    assert cli.FRAME_PROFILES == PROFILES
+    assert tuple(PARTS) == bench_command.PARTS
+    assert set(bench_command.RANDOM_MODELS) == set(random_names())
+    assert bench_command.FRAME_PROFILES == PROFILES
     assert {part for _, parts in GROUPS for part in parts} == set(PARTS)
     assert {name for name, _ in GROUPS} == set(random_names())
 

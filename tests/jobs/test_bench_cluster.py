@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from jobs.bench.cluster import BusyTimes, ClusterRun, _at, bench_reflection
-from jobs.bench.coordinator_speed import bench_memory_of_rows
+from jobs.benches.cluster import BusyTimes, ClusterRun, _at, bench_reflection
+from jobs.benches.coordinator_speed import bench_memory_of_rows
 from jobs.cli import main
 from miga.cost import count_calls
 from miga.profiles import resolve_config
@@ -81,7 +81,7 @@ class PretendedRun:
 
 def test_reflection_is_compared_with_the_same_gpus_and_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two searches are 192 calls of 946 + 192. Virtual time knows the calls of the same video on as many GPUs."""
-    monkeypatch.setattr("jobs.bench.cluster.ClusterRun", PretendedRun)
+    monkeypatch.setattr("jobs.benches.cluster.ClusterRun", PretendedRun)
     monkeypatch.setattr(PretendedRun, "seen", [])
     table = bench_reflection(((1, "nothing"), (4, "windows"), (4, "candidates")), 161, 0.5, "paper", 28)
     cases = [(1, "nothing"), (4, "windows"), (4, "candidates")]
@@ -117,7 +117,7 @@ def test_reflection_is_compared_with_the_same_gpus_and_with_one(monkeypatch: pyt
 def test_bad_values_are_refused_before_anything_is_started(
     arguments: list[str], named: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.bench.cluster.ClusterRun", None)
+    monkeypatch.setattr("jobs.benches.cluster.ClusterRun", None)
     assert main(["bench", "cluster", "--parts", "reflection", *arguments]) == 2
     assert named in capsys.readouterr().err
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,17 @@ def prompts(tmp_path: Path) -> Path:
     file = tmp_path / "prompts.txt"
     file.write_text("a red circle\na blue ring\n")
     return file
+
+
+@pytest.mark.parametrize("name", ["generate", "bench"])
+def test_two_commands_are_modules_too(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """As `ray job submit` starts them; what is wrong with options is said in the same words."""
+    program = [sys.executable, "-m", f"jobs.{name}", "--no-such-option"]
+    as_module = subprocess.run(program, capture_output=True, text=True, check=False)
+    with pytest.raises(SystemExit) as exited:
+        run(capsys, name, "--no-such-option")
+    assert (as_module.returncode, as_module.stdout) == (exited.value.code, "") == (2, "")
+    assert as_module.stderr.split() == capsys.readouterr().err.split()
 
 
 def test_dry_run_counts_and_writes_nothing(

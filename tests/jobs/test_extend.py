@@ -12,7 +12,7 @@ import pytest
 
 from actors.rows import RowMaker
 from jobs.cli import main
-from jobs.generate import make_plan, run_record
+from jobs.run.plan import make_plan, run_record
 from pipeline.config import RunConfig, RunSection
 from pipeline.lease import Lease
 from pipeline.manifest import Manifest

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jobs.generate import make_plan, run_record
+from jobs.run.plan import make_plan, run_record
 from miga.backbones.registry import load_backbone
 from miga.checkpoint import load_checkpoints
 from miga.errors import OutputError

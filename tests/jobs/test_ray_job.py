@@ -187,7 +187,7 @@ def test_the_job_server_lets_nobody_in_without_the_token_and_listens_on_loopback
 def test_a_submitted_run_survives_being_stopped_and_terminated_and_tells_no_secret(
     cluster: Cluster, bucket: Any, tmp_path: Path
 ) -> None:
-    from jobs.generate import make_report
+    from jobs.run.report import make_report
     from pipeline.storage import open_storage
 
     bucket.mkdir("dataset")

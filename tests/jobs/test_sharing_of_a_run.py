@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.generate import make_ledger, make_plan, worker_settings
+from jobs.run.make import make_ledger, worker_settings
+from jobs.run.plan import make_plan
 from pipeline.config import RunConfig, parse_config
 from pipeline.ledger import Helpers
 from pipeline.rows import PromptRow

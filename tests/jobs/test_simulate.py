@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from jobs.simulate import bench_ledger, play_ledger
+from jobs.simulation.ledger_speed import bench_ledger, play_ledger
 from miga.backbones.registry import load_spec
 from miga.cost import count_calls
 from miga.profiles import resolve_config
@@ -110,7 +110,7 @@ def test_a_run_that_aborts_says_why(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_plots_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.simulate.SWEEP_GPUS", 8)
+    monkeypatch.setattr("jobs.simulation.scenarios.SWEEP_GPUS", 8)
     files = run(capsys, "--out", str(tmp_path / "plots"))["files"]
     assert [Path(file).name for file in files] == ["utilisation.png", "tail.png", "lost-work.png", "simulation.json"]
     for file in files[:3]:

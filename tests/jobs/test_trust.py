@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobs.generate import make_plan, run_record
+from jobs.run.plan import make_plan, run_record
 from miga.errors import UsageError
 from pipeline.config import RunConfig
 from pipeline.run_folder import open_run

@@ -1,6 +1,6 @@
 """How good the embedded backbone is, read off its frames by the scorer: the world itself, the VAE, the base clip.
 
-Long videos are measured through the whole sampler by `jobs/bench/quality.py`.
+Long videos are measured through the whole sampler by `jobs/benches/quality.py`.
 """
 
 from __future__ import annotations

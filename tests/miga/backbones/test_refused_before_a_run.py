@@ -14,8 +14,8 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
-from jobs import generate
 from jobs.cli import main
+from jobs.run import check
 from tests import cli
 
 LARGE, SMALL = "Wan-AI/Wan2.1-T2V-14B-Diffusers", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -135,10 +135,10 @@ def test_a_hub_that_cannot_be_reached(refused: Callable[..., str], model: str) -
 def test_too_little_memory(
     tmp_path: Path, tiny_model: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "available_memory", lambda: 3_000_000_000)
+    monkeypatch.setattr(check, "available_memory", lambda: 3_000_000_000)
     message = refused("--model", tiny_model, "--num-actors", 4)
     assert "4 actors of" in message
     assert "this machine has 3.0 GB left" in message
     assert "what would fit: num_actors = 2" in message
-    monkeypatch.setattr(generate, "available_memory", lambda: 1_000_000_000)
+    monkeypatch.setattr(check, "available_memory", lambda: 1_000_000_000)
     assert "even one actor in bfloat16 needs" in refused("--model", tiny_model, "--num-actors", 1)

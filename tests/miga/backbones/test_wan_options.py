@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-from jobs.generate import model_options
+from jobs.run.plan import model_options
 from miga import LongVideoPipeline
 from miga.backbones.attention_backend import check_attention_backend
 from miga.backbones.family import ModelOptions

@@ -1,0 +1,168 @@
+"""An ablation before anything of it is done: a grid of settings, each with the plan of its run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from jobs.run.plan import Plan, make_plan
+from miga.config import SamplerConfig
+from miga.errors import ConfigError, InputError, OutputError, UsageError
+from miga.metrics.sprites import SpriteMeter, scenes_of
+from miga.profiles import resolve_config
+from pipeline.ablation import Grid, load_grid, merge_settings
+from pipeline.config import RunConfig, override
+from pipeline.manifest import Manifest
+from pipeline.prompt_source import PromptFile
+from pipeline.rows import SEED_LIMIT, BadRow, PromptRow
+from pipeline.storage import open_storage
+
+DEFAULT_GRID: Final = Path(__file__).parent.parent / "configs" / "ablate.toml"
+PROMPTS_FILE: Final = "prompts.jsonl"
+PROMPT_KEY: Final = "ablation_prompt"
+"""Column of the prompt file that says which prompt a row is of; the manifest carries it along in `metadata`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationPlan:
+    """An ablation, checked and resolved, nothing of it done.
+
+    Attributes:
+        out: where it goes.
+        grid: the settings and tables asked for.
+        base: the plan of a run, from which every setting's differs in `out`, `config` and `sampler`.
+        samplers: setting → its sampler, for the settings that have a run of their own.
+        runs: setting → the setting whose run it shares.
+        rows: what every setting makes.
+        features: what consistency is judged by: "sprites", "frames", or image models.
+    """
+
+    out: str
+    grid: Grid
+    base: Plan
+    samplers: Mapping[str, SamplerConfig]
+    runs: Mapping[str, str]
+    rows: Sequence[PromptRow]
+    features: str
+
+    @property
+    def prompts(self) -> bytes:
+        """The prompt file of every run."""
+        return "".join(json.dumps(_row_fields(row), ensure_ascii=False) + "\n" for row in self.rows).encode()
+
+    def run_plan(self, setting: str) -> Plan:
+        """The plan of a setting's run."""
+        chosen = self.grid.settings[setting]
+        storage = open_storage(self.out)
+        config = override(self.base.config, profile=chosen.profile, sampler=chosen.sampler)
+        return replace(
+            self.base,
+            prompts=PromptFile.of(storage.uri(PROMPTS_FILE), [self.prompts]),
+            out=f"{storage.root}/runs/{setting}",
+            config=config,
+            sampler=self.samplers[setting],
+            num_rows=len(self.rows),
+        )
+
+
+def plan_ablation(
+    prompts: str,
+    out: str,
+    config: RunConfig,
+    *,
+    grid: str | None = None,
+    tables: Sequence[str] | None = None,
+    num_seeds: int | None = None,
+    features: str | None = None,
+) -> AblationPlan:
+    """Checks everything that can be known before any work is done.
+
+    Args:
+        prompts: a prompt file as for `generate`.
+        out: a folder, or `s3://bucket/prefix`.
+        config: of the runs; `profile` is the settings', and so are the overrides of the sampler, over those of the
+            config. `limit` counts prompts.
+        grid: a TOML file (see `pipeline.ablation`); by default `jobs/configs/ablate.toml`.
+        tables: names of those to make; None means all.
+        num_seeds: each prompt is made with seeds 0 to `num_seeds - 1`; None leaves each row the one it has.
+        features: "sprites", "frames", or one or two image models; by default "sprites" if all prompts are of that
+            world, else "frames".
+
+    Raises:
+        MigaError: naming what is wrong, where, and what to do.
+    """
+    if num_seeds is not None and not 1 <= num_seeds < SEED_LIMIT:
+        raise UsageError(f"--seeds is {num_seeds}", "each prompt needs at least one seed")
+    chosen = load_grid(grid or DEFAULT_GRID).select(tables)
+    base = make_plan(prompts, out, config)
+    resolved = {}
+    for name, setting in chosen.settings.items():
+        try:
+            resolved[name] = resolve_config(setting.profile, base.spec, {**config.sampler, **setting.sampler})
+        except ConfigError as error:
+            raise ConfigError(f"setting {name!r}: {error.message}", error.hint) from error
+    runs = merge_settings({name: sampler.to_dict() for name, sampler in resolved.items()})
+    rows = _expand(base, num_seeds)
+    all_sprites = all(scenes_of(row.prompts) is not None for row in rows)
+    is_sprite_size = SpriteMeter.can_read(base.spec.height, base.spec.width)
+    return AblationPlan(
+        out=out,
+        grid=chosen,
+        base=base,
+        samplers={name: resolved[name] for name in dict.fromkeys(runs.values())},
+        runs=runs,
+        rows=rows,
+        features=features or ("sprites" if all_sprites and is_sprite_size else "frames"),
+    )
+
+
+def _expand(plan: Plan, num_seeds: int | None) -> list[PromptRow]:
+    """The rows to make; a row that cannot be made is refused, since settings are compared on all of them.
+
+    Raises:
+        InputError: naming the first such row.
+    """
+    rows: list[PromptRow] = []
+    for row in plan.rows():
+        if isinstance(row, BadRow):
+            raise InputError(f"row {row.index} cannot be made: {row.error}", "correct it, or take it out of the file")
+        named = replace(row, metadata={**row.metadata, PROMPT_KEY: row.id})
+        seeds = range(num_seeds) if num_seeds else ()
+        rows += [replace(named, id=f"{row.id}/seed-{seed}", seed=seed) for seed in seeds] or [named]
+    return rows
+
+
+def _row_fields(row: PromptRow) -> dict[str, Any]:
+    """A row as a line of a prompt file."""
+    prompt: str | list[str] = row.prompts[0] if len(row.prompts) == 1 else list(row.prompts)
+    fields = {"id": row.id, "prompt": prompt, "seed": row.seed, "num_frames": row.num_frames}
+    own = {} if row.negative_prompt is None else {"negative_prompt": row.negative_prompt}
+    return {**fields, **own, **row.metadata}
+
+
+def check_out(plan: AblationPlan) -> None:
+    """Whether the ablation may write into OUT.
+
+    Raises:
+        OutputError: if it holds something else, or an ablation of other prompts, seeds or lengths.
+    """
+    storage = open_storage(plan.out)
+    if not storage.exists(PROMPTS_FILE):
+        if names := storage.children():
+            raise OutputError(
+                f"{storage.root} is not empty and holds no ablation ({', '.join(names[:5])})",
+                "name a new or an empty folder as OUT",
+            )
+    elif storage.read_bytes(PROMPTS_FILE) != plan.prompts:
+        raise OutputError(
+            f"{storage.root} holds an ablation of other prompts, seeds or lengths",
+            "repeat PROMPTS, --seeds, --limit and --num-frames of that one to go on with it, or name another OUT",
+        )
+
+
+def manifest_of(plan: Plan) -> Manifest:
+    """The manifest of a setting's run."""
+    return Manifest(open_storage(plan.out), plan.config.run.prompts_per_shard)

@@ -1,1 +1,0 @@
-"""Benchmarks: figures of the embedded backbone on this machine. `miga bench --help`, or `python -m jobs.bench`."""

@@ -1,0 +1,1 @@
+"""Benches: figures of the embedded model, of published models and of clusters. `miga bench --help` names them."""

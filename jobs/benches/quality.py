@@ -1,0 +1,244 @@
+"""Long videos of held-out prompts, profile against profile: means, and differences video by video."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from jobs.benches.line_file import LineFile
+from jobs.benches.statistics import mean_interval, paired_difference, verdict
+from jobs.benches.video_score import MEASURES, caption_of, measure, omitted
+from jobs.profiles.choice import parse_profile
+from miga.allocator import keep_heap_steady
+from miga.backbones.registry import load_backbone, load_spec
+from miga.backbones.sprites.world import held_out_scenes
+from miga.errors import MigaError, UsageError
+from miga.video import make_video
+from pipeline.terminal import say
+
+KEY_NAMES: Final = ("profile", "config", "model", "dtype", "captions", "latents", "prompt", "seed")
+"""What makes a line: a changed profile or model makes others."""
+COSTS: Final = ("calls", "searches", "corrections", "cpu s")
+
+
+@dataclass(frozen=True)
+class VideoJob:
+    """One video of the bench.
+
+    Attributes:
+        profile: as it was named.
+        config: digest of its settings.
+        model: revision of the model.
+        dtype: of the network.
+        captions: "full", "partial" or "empty".
+        latents: length.
+        prompt: number of the held-out scene.
+        seed: of the video among those of its prompt.
+    """
+
+    profile: str
+    config: str
+    model: str
+    dtype: str
+    captions: str
+    latents: int
+    prompt: int
+    seed: int
+
+
+def bench_quality(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Makes the videos that are still missing, and compares the profiles.
+
+    Raises:
+        UsageError: if an option does not fit.
+        MigaError: if a process that makes videos fails.
+    """
+    profiles = list(dict.fromkeys(options.profiles))
+    if options.against not in profiles and len(profiles) > 1:
+        raise UsageError(f"--against {options.against} is none of --profiles", f"take one of {', '.join(profiles)}")
+    jobs = plan(options, profiles)
+    with tempfile.TemporaryDirectory(prefix="miga-bench-") as folder:
+        path = Path(options.out or Path(folder) / "quality.jsonl")
+        lines = LineFile(path, KEY_NAMES)
+        made = lines.read()
+        todo = [job for job in jobs if lines.key(asdict(job)) not in made]
+        if todo and not options.read_only:
+            _make_all(path, jobs, min(len(todo), options.processes or os.cpu_count() or 1))
+        made = lines.read()
+    rows = [made[key] for key in map(lines.key, map(asdict, jobs)) if key in made]
+    if not rows:
+        raise UsageError(f"{path} holds none of these videos", "leave out --read-only to make them")
+    return compare(rows, profiles, options.against, len(jobs) - len(rows))
+
+
+def plan(options: argparse.Namespace, profiles: Sequence[str]) -> list[VideoJob]:
+    """All videos, those of one prompt and seed side by side: what an interrupted bench has made can be compared.
+
+    Raises:
+        UsageError: if there are not so many held-out scenes.
+        ConfigError: if a profile is not known.
+    """
+    spec = load_spec("sprites")
+    prompts = range(options.first_prompt, options.first_prompt + options.prompts)
+    try:
+        held_out_scenes(options.first_prompt + options.prompts, seed=1)
+    except ValueError as error:
+        raise UsageError(f"--prompts {options.prompts}: {error}", "ask for fewer") from None
+    digests = {}
+    for profile in profiles:
+        settings = json.dumps(asdict(parse_profile(profile, spec)), sort_keys=True)
+        digests[profile] = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    return [
+        VideoJob(
+            profile=profile,
+            config=digests[profile],
+            model=spec.revision,
+            dtype=options.dtype,
+            captions=options.captions,
+            latents=options.latents,
+            prompt=prompt,
+            seed=seed,
+        )
+        for seed, prompt, profile in itertools.product(range(options.seeds), prompts, profiles)
+    ]
+
+
+def _make_all(path: Path, jobs: Sequence[VideoJob], num_processes: int) -> None:
+    if num_processes == 1:
+        make_missing(path, jobs)
+        return
+    start = multiprocessing.get_context("spawn").Process
+    workers = [start(target=make_missing, args=(path, jobs)) for _ in range(num_processes)]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        for worker in workers:
+            worker.terminate()
+    failed = [worker.exitcode for worker in workers if worker.exitcode]
+    if failed:
+        raise MigaError(
+            f"{len(failed)} of {num_processes} processes that make videos ended with status {failed}",
+            "what they have finished is kept; the same command goes on from there",
+        )
+
+
+def make_missing(path: Path, jobs: Sequence[VideoJob]) -> None:
+    """Makes, on one thread, the videos that the file lacks and nobody else is making."""
+    torch.set_num_threads(1)
+    lines = LineFile(path, KEY_NAMES)
+    maker: VideoMaker | None = None
+    for number, job in enumerate(jobs, start=1):
+        if lines.key(asdict(job)) in lines.read():
+            continue
+        maker = maker or VideoMaker(job.dtype)
+        if lines.make(asdict(job), lambda job=job, maker=maker: maker.make(job)):  # type: ignore[misc]
+            say(f"{number}/{len(jobs)}: {job.profile}, prompt {job.prompt}, seed {job.seed}")
+
+
+class VideoMaker:
+    """Makes and measures videos with the embedded model.
+
+    Args:
+        dtype: of the network.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        keep_heap_steady()
+        self._backbone = load_backbone("sprites", device="cpu", dtype=getattr(torch, dtype))
+        (self._negative,) = self._backbone.encode_prompts([self._backbone.spec.negative_prompt])
+
+    def make(self, job: VideoJob) -> dict[str, Any]:
+        """What a line says of the video beside its key."""
+        backbone = self._backbone
+        scene = held_out_scenes(job.prompt + 1, seed=1)[job.prompt]
+        open_names = omitted(job.captions, job.prompt)
+        caption = caption_of(scene, job.prompt, open_names)
+        started_s = time.process_time()
+        frames = []
+        for step in make_video(
+            backbone,
+            parse_profile(job.profile, backbone.spec),
+            backbone.encode_prompts([caption]),
+            self._negative,
+            job.latents,
+            seed=job.prompt + 1_000_000 * job.seed,
+        ):
+            trace, num_calls = step.trace, step.num_calls
+            if step.frames is not None:
+                frames.append(step.frames)
+        cpu_s = time.process_time() - started_s
+        num_first = backbone.spec.num_frames(backbone.spec.window)
+        values = measure(np.concatenate(frames) / np.float32(255.0), scene, open_names, num_first)
+        return {
+            "caption": caption,
+            "scene": asdict(scene),
+            **{name: None if math.isnan(value) else round(value, 6) for name, value in values.items()},
+            "calls": num_calls,
+            "searches": sum(trace.searched),
+            "corrections": sum(trace.corrected),
+            "cpu s": round(cpu_s, 2),
+        }
+
+
+def compare(
+    rows: Sequence[Mapping[str, Any]], profiles: Sequence[str], against: str, num_missing: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """Means per profile, and paired differences from one of them, each with its interval over prompts."""
+    values = {
+        (profile, name): {
+            (row["prompt"], row["seed"]): math.nan if row[name] is None else float(row[name])
+            for row in rows
+            if row["profile"] == profile
+        }
+        for profile in profiles
+        for name in (*MEASURES, *COSTS)
+    }
+    num_videos = {profile: len(values[profile, "calls"]) for profile in profiles}
+    judged = [name for name in MEASURES if any(not math.isnan(v) for p in profiles for v in values[p, name].values())]
+    first = rows[0]
+    title = f"{first['latents']} latents, {first['captions']} captions, {first['dtype']}"
+    if num_missing:
+        title += f"; {num_missing} videos are not made yet"
+    tables = {
+        f"Means and 95 % intervals over prompts: {title}": [
+            {
+                "measure": name,
+                **{
+                    f"{profile} ({num_videos[profile]})": str(mean_interval(values[profile, name]))
+                    for profile in profiles
+                },
+            }
+            for name in (*judged, *COSTS)
+        ]
+    }
+    if len(profiles) > 1:
+        others = [profile for profile in profiles if profile != against]
+        tables[f"Difference from {against}, same prompts and seeds"] = [
+            {"measure": name, **{other: _difference(values, other, against, name) for other in others}}
+            for name in judged
+        ]
+    return tables
+
+
+def _difference(
+    values: Mapping[tuple[str, str], Mapping[tuple[int, int], float]], profile: str, against: str, name: str
+) -> str:
+    difference = paired_difference(values[profile, name], values[against, name])
+    return "-" if math.isnan(difference.mean) else f"{difference.signed()} {verdict(difference, MEASURES[name])}"

@@ -1,0 +1,44 @@
+"""`miga export`: the dataset as training code and dataset libraries take it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from jobs.commands.common import add_command, say_unless
+from pipeline.storage import open_storage
+from pipeline.terminal import show, show_json
+
+
+def add(commands: Any) -> None:
+    """Adds the command and its options."""
+    export = add_command(commands, "export", _run, "the dataset as training code and dataset libraries take it")
+    export.add_argument("dest", metavar="DEST", help="a new folder or s3://bucket/prefix; running again goes on")
+    export.add_argument("--format", choices=("parquet", "webdataset", "hf", "csv"), default="parquet")
+    export.add_argument(
+        "--videos", choices=("copy", "link", "reference"), default="copy", help="hard links need the same disk"
+    )
+    export.add_argument("--status", choices=("ok", "failed", "all"), default="ok", help="of the rows (default: ok)")
+    export.add_argument("--min-consistency", type=float, metavar="SCORE", help="least mean score of a video")
+    export.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from pipeline.export import ExportOptions, export
+
+    chosen = ExportOptions(
+        format=options.format, videos=options.videos, status=options.status, min_consistency=options.min_consistency
+    )
+    summary = export(
+        open_storage(options.out), open_storage(options.dest), chosen, say_unless(options.quiet or options.json)
+    )
+    if options.json:
+        show_json(summary)
+        return 0
+    left = {name.removeprefix("left_out_"): n for name, n in summary.items() if name.startswith("left_out_") and n}
+    show(f"{summary['rows']} rows, {summary['bytes']:,} bytes of video")
+    if left:
+        show("left out: " + ", ".join(f"{count} {why}" for why, count in left.items()))
+    for file in summary["files"]:
+        show(file)
+    return 0

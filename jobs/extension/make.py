@@ -1,0 +1,209 @@
+"""Makes a longer video on this machine, by a worker in this process, and puts it into OUT."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from jobs.extension.files import read_note
+from jobs.extension.plan import Extension, plan_extension
+from jobs.run.plan import model_options
+from miga.errors import ModelError, OutputError, RowError, WorkerError
+from miga.outside_data import OutsideDataError, parse_json_object
+from pipeline.lease import Lease
+from pipeline.rows import ManifestRow, PromptRow
+from pipeline.run_folder import CheckpointName, newest_checkpoint
+from pipeline.storage import Storage, open_storage
+from pipeline.terminal import say
+
+if TYPE_CHECKING:
+    from actors.messages import VideoResult, VideoTask, WorkerSettings
+
+
+def extend_shown(
+    out: str, key: str, num_frames: int, *, model: str | None = None, trust: bool = False, quiet: bool = False
+) -> ManifestRow:
+    """Makes the longer video of a row, with a bar; returns its row.
+
+    Args:
+        out: of the run.
+        key: as `find_row`.
+        num_frames: of the longer video.
+        model: as `plan_extension`.
+        trust: as `plan_extension`.
+        quiet: whether to show no progress.
+
+    Raises:
+        MigaError: if it cannot be made.
+    """
+    storage = open_storage(out)
+    extension = plan_extension(storage, key, num_frames, model=model, trust=trust)
+    with tqdm(total=extension.spec.num_latents(num_frames), unit="latent", disable=quiet) as bar:
+        return extend(storage, extension, lambda done: bar.update(done - bar.n), None if quiet else say)
+
+
+def extend(
+    storage: Storage,
+    extension: Extension,
+    show: Callable[[int], None] = lambda num_latents: None,
+    say: Callable[[str], None] | None = None,
+) -> ManifestRow:
+    """Makes the longer video on this machine, and puts it into OUT; what is there already is not made again.
+
+    Args:
+        storage: of OUT.
+        extension: what to make.
+        show: told how many latents are done.
+        say: told when it has to be seen whether another one is at it.
+
+    Raises:
+        LeaseHeldError: if another process is making the same one.
+        MigaError: if it cannot be made.
+    """
+    if (made := _made(storage, extension)) is not None:
+        return made
+    run = extension.config.run
+    place = open_storage(storage.uri(f"{extension.stem}-lease"))
+    place.probe(single_coordinator=run.single_coordinator)
+    with Lease.held(place, ttl_s=run.lease_ttl_s, say=say) as lease:
+        made = _made(storage, extension) or _make_and_note(storage, extension, lease, show)
+    place.delete_many(place.list())  # of whoever waited for this one, too: it finds the video
+    return made
+
+
+def _made(storage: Storage, extension: Extension) -> ManifestRow | None:
+    """The row of the longer video, if it is there.
+
+    Raises:
+        OutputError: if what is there is another, or has lost its video.
+    """
+    note, video = f"{extension.stem}.json", f"{extension.stem}.mp4"
+    if not storage.exists(note):
+        return None
+    row = read_note(storage, extension.record, note.rpartition("/")[2])
+    hint = f"delete {storage.uri(note)}, and extend that row again"
+    if row.key != extension.key:
+        raise OutputError(f"{storage.uri(note)} is of another video: its key is {row.key}", hint)
+    if not storage.exists(video) or storage.stat(video).bytes != row.bytes:
+        raise OutputError(f"{storage.uri(video)} is not there, or not of the size that its row says", hint)
+    return row
+
+
+def _make_and_note(storage: Storage, extension: Extension, lease: Lease, show: Callable[[int], None]) -> ManifestRow:
+    from actors.messages import VideoTask
+
+    checkpoints = f"{extension.stem}-checkpoint"
+    names = storage.children(checkpoints)
+    newest = newest_checkpoint(names)
+    row = extension.row
+    assert row.seed is not None
+    epoch = 1 + max((name.epoch for name in _names(names)), default=0)
+    task = VideoTask(
+        row=row.row,
+        attempt=1,
+        num_latents=extension.spec.num_latents(extension.num_frames),
+        num_frames=extension.num_frames,
+        seed=row.seed,
+        path=f"{extension.stem}.mp4",
+        checkpoints=checkpoints,
+        epoch=epoch,
+        resume_from=extension.kept if newest is None else f"{checkpoints}/{newest}",
+        latents_path=f"{extension.stem}.safetensors",
+    )
+    longer = _make(storage, extension, task, show)
+    lease.check_now()
+    storage.write_bytes(f"{extension.stem}.json", longer.to_record())
+    storage.delete_many([f"{checkpoints}/{name}" for name in storage.children(checkpoints)])
+    return longer
+
+
+def _names(names: Sequence[str]) -> Iterator[CheckpointName]:
+    return filter(None, map(CheckpointName.parse, names))
+
+
+def _make(storage: Storage, extension: Extension, task: VideoTask, show: Callable[[int], None]) -> ManifestRow:
+    """Makes the video with a worker in this process."""
+    from actors.backbone import BackboneWorker
+    from actors.rows import RowMaker
+    from actors.text_encoder import TextEncoderWorker
+
+    row, config = extension.row, extension.config
+    settings = _worker_settings(storage, extension)
+    encoder = TextEncoderWorker(config.model, config.revision, settings.num_threads, config.text_dtype)
+    negative = extension.spec.negative_prompt if row.negative_prompt is None else row.negative_prompt
+    embeddings = [encoder.encode(prompt) for prompt in (negative, *row.prompts)]
+    del encoder  # its gigabytes, before the backbone's come
+    worker = BackboneWorker(settings)
+    info = worker.load()
+    if info.revision != row.model_revision:
+        raise ModelError(
+            f"{config.model!r} is now of revision {info.revision}; row {row.row} was made with {row.model_revision}",
+            "give the model that the run was made with its old place back",
+        )
+    making = threading.Thread(target=worker.make_video, args=(task, *embeddings), daemon=True)
+    making.start()
+    result = _result(worker, show)
+    asked = PromptRow(
+        index=row.row,
+        id=row.id,
+        prompts=row.prompts,
+        negative_prompt=row.negative_prompt,
+        seed=task.seed,
+        num_frames=task.num_frames,
+        metadata=_metadata(row),
+    )
+    return RowMaker(extension.record, extension.spec).finished(asked, extension.key, task.attempt, 0.0, result)
+
+
+def _metadata(row: ManifestRow) -> dict[str, Any]:
+    """The columns that the user carries along, which may hold any number."""
+    try:
+        return parse_json_object(row.metadata, integers=None, finite=False)
+    except OutsideDataError as error:
+        raise OutputError(f"the metadata of row {row.row} is broken: {error}", "see what `miga verify` says") from error
+
+
+def _result(worker: Any, show: Callable[[int], None]) -> VideoResult:
+    """What comes of the video that a worker is making.
+
+    Raises:
+        MigaError: if nothing does.
+    """
+    from actors.messages import VideoFailed, VideoFinished, VideoNote, VideoProgress
+
+    while True:
+        for event in worker.news(0.5).events:
+            match event:
+                case VideoProgress():
+                    show(event.num_latents_done)
+                case VideoNote():
+                    say(f"row {event.row}: {event.text}")
+                case VideoFinished():
+                    return event.result
+                case VideoFailed():
+                    kind = {"row": RowError, "worker": WorkerError, "run": OutputError}[event.scope]
+                    raise kind(f"{event.error_type}: {event.error}")
+
+
+def _worker_settings(storage: Storage, extension: Extension) -> WorkerSettings:
+    from actors.messages import WorkerSettings
+
+    config = extension.config
+    return WorkerSettings(
+        model=config.model,
+        revision=config.revision,
+        sampler=extension.sampler,
+        video=config.video,
+        out=storage.root,
+        num_threads=torch.get_num_threads(),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        dtype=config.dtype,
+        options=model_options(config),
+        text_dtype=config.text_dtype,
+        checkpoint_every_s=config.run.checkpoint_every_s,
+        keep_latents=True,
+    )

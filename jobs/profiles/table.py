@@ -1,0 +1,75 @@
+"""Every profile's settings for a model, beside the paper's values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from miga.backbones.base import BackboneSpec
+from miga.cost import count_calls
+from miga.errors import ConfigError
+from miga.profiles import field_names, profiles, published, resolve_config
+
+NOT_READ = "-"
+
+
+def profiles_as_dict(spec: BackboneSpec) -> dict[str, dict[str, Any]]:
+    """Profile → its resolved settings for the model, or why it has none."""
+    result: dict[str, dict[str, Any]] = {}
+    for name, profile in profiles().items():
+        try:
+            settings = resolve_config(name, spec).to_dict()
+        except ConfigError as error:
+            settings = {"error": str(error)}
+        result[name] = {"summary": profile.summary, **settings}
+    return result
+
+
+def profile_table(spec: BackboneSpec) -> str:
+    """The main profiles side by side; the last column is what the paper publishes for the model's family.
+
+    A setting that a profile does not read is `-`. The ablations follow, each with what it changes in `paper`.
+    """
+    resolved = {name: values for name, values in profiles_as_dict(spec).items() if "error" not in values}
+    known, paper = profiles(), published(spec.family)
+    shown = [name for name in resolved if not known[name].ablates]
+    ablations = {part: changes for profile in known.values() for part, changes in profile.ablates.items()}
+    num_ablated = sum(bool(profile.ablates) for profile in known.values())
+    header = ["setting", *shown, f"paper ({spec.family})"]
+    rows = [
+        [field, *(_cell(resolved[name], field) for name in shown), _text(paper.get(field, ""))]
+        for field in field_names()
+        if field != "profile"
+    ]
+    rows.append([f"calls, {spec.default_num_frames} frames", *(_calls(name, spec) for name in shown), ""])
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in
+             [header, ["-" * width for width in widths], *rows]]  # fmt: skip
+    return "\n".join(
+        [
+            f"model {spec.name}: window of {spec.window} latents; {NOT_READ} marks what a profile does not read",
+            "",
+            *lines,
+            "",
+            *(f"{name}: {known[name].summary}" for name in shown),
+            "",
+            f"Ablations of `paper`, joined with `-` in this order ({num_ablated} profiles):",
+            *(f"  {name}: {', '.join(f'{key} = {_text(value)}' for key, value in changes.items())}"
+              for name, changes in ablations.items()),
+            *(f"not for this model: {name} ({known[name].summary})" for name in known if name not in resolved),
+        ]
+    )  # fmt: skip
+
+
+def _cell(settings: dict[str, Any], field: str) -> str:
+    return _text(settings[field]) if field in settings else NOT_READ
+
+
+def _calls(name: str, spec: BackboneSpec) -> str:
+    count = count_calls(resolve_config(name, spec), spec.num_latents(spec.default_num_frames))
+    return str(count.total) if count.most == count.total else f"{count.total} to {count.most}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return " ".join(map(str, value)) or "none"
+    return {True: "yes", False: "no"}.get(value, "") if isinstance(value, bool) else str(value)

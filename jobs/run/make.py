@@ -1,0 +1,257 @@
+"""Makes a run, or goes on with it where it was left: Ray, a lease on OUT, the ledger, workers, and the summary."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from jobs.run.check import check_this_machine, load_tokenizer_or_raise
+from jobs.run.estimate import expected_calls
+from jobs.run.plan import Plan, few_prompts, model_options, run_record
+from jobs.run.report import make_report
+from jobs.shared.exit_status import EXIT_OK, EXIT_QUARANTINED
+from miga.backbones.registry import simulates_gpus
+from miga.errors import LeaseHeldError, MigaError, OutputError
+from miga.sharing import Share
+from miga.virtual_time import useful_slots
+from pipeline.lease import Lease
+from pipeline.ledger import Ledger
+from pipeline.manifest import Manifest
+from pipeline.run_folder import RunRecord, open_run
+from pipeline.storage import LocalStorage, Storage, open_storage
+from pipeline.storage_s3 import patience_of_environment
+
+if TYPE_CHECKING:
+    from actors.coordinator import RunParts
+    from actors.messages import WorkerSettings
+    from actors.metrics import RunMetrics
+    from actors.pool import StartActor
+    from actors.progress import ProgressBoard
+    from actors.runtime import Slots
+
+
+class RunAbortedError(MigaError):
+    """Too many rows failed, or one failed in a way that every other would."""
+
+
+def generate(
+    plan: Plan, *, address: str | None = None, quiet: bool = False, retry_failed: bool = False
+) -> dict[str, Any]:
+    """Makes the run, or goes on with it where it was left.
+
+    Args:
+        plan: the run.
+        address: of a Ray cluster.
+        quiet: whether to show no progress.
+        retry_failed: whether rows that were given up before are tried again.
+
+    Returns:
+        The summary, its `exit_status` included.
+
+    Raises:
+        LeaseHeldError: if another run is writing in OUT.
+        MigaError: if the run itself failed; what was finished stays, and the same command goes on from there.
+    """
+    import ray
+
+    if plan.check_prompt is None:
+        load_tokenizer_or_raise(plan)
+    from actors.metrics import RunMetrics
+    from actors.progress import ProgressBoard
+    from actors.runtime import cluster_address, ray_session
+
+    if not (cluster_address(address) or ray.is_initialized()):
+        check_this_machine(plan)
+    config, started_s = plan.config, time.monotonic()
+    storage = open_storage(plan.out)
+    manifest = Manifest(storage, config.run.prompts_per_shard)
+    ledger = make_ledger(plan)
+    with ray_session(config.workers, address, simulates_gpus(config.model)) as slots:  # before OUT is touched
+        record, resumed = open_run(storage, run_record(plan))
+        board = ProgressBoard(plan.num_rows, quiet=quiet)
+        try:
+            with Lease.held(storage, ttl_s=config.run.lease_ttl_s, say=board.say) as lease, _stop_signals() as stop:
+                metrics = RunMetrics(record.profile, record.model, plan.num_rows)
+                parts = run_parts(plan, record, storage, manifest, ledger, lease.epoch, slots, retry_failed)
+                make_rows(plan, parts, lease, board, metrics, stop)
+        except LeaseHeldError:
+            raise
+        except OutputError as error:  # OUT was fine at the start: this is no longer about how the command was given
+            raise RunAbortedError(error.message, error.hint) from error
+        finally:
+            board.close()
+    page = _page(storage)
+    summary = {
+        "out": storage.root,
+        "resumed": resumed,
+        "videos": ledger.num_read,
+        "ok": ledger.num_done,
+        "failed": ledger.num_dead,
+        "already_done": ledger.num_skipped,
+        "network_calls": board.num_calls,
+        "seconds": round(time.monotonic() - started_s, 1),
+        "manifest": [storage.uri(f"manifest/shard-{shard:05d}.parquet") for shard in manifest.sealed_shards()],
+        "report": page,
+    }
+    if ledger.abort_reason:
+        raise RunAbortedError(ledger.abort_reason, "see `miga status OUT`; the same command goes on with what is left")
+    return {**summary, "exit_status": EXIT_QUARANTINED if ledger.num_dead else EXIT_OK}
+
+
+def _page(storage: Storage) -> str | None:
+    """Where the page of a run that has ended is; none is made in object storage."""
+    if not isinstance(storage, LocalStorage):
+        return None
+    try:
+        return str(make_report(storage))
+    except OutputError as error:
+        raise RunAbortedError(error.message, error.hint) from error
+
+
+def make_ledger(plan: Plan) -> Ledger:
+    """The state of a run of which nothing is known yet."""
+    run, workers = plan.config.run, plan.config.workers
+    share: Share = workers.share if plan.sampler.windows_per_batch == 1 else "nothing"
+    return Ledger(
+        prompts_per_shard=run.prompts_per_shard,
+        max_attempts=run.max_attempts,
+        max_failed_share=run.max_failed_share,
+        min_finished_rows=run.min_finished_rows,
+        lookahead=workers.lookahead,
+        work_of=lambda row: expected_calls(plan.sampler, plan.spec.num_latents(row.num_frames)),
+        parallelism_of=lambda row: useful_slots(plan.sampler, plan.spec.num_latents(row.num_frames), share),
+        max_videos=workers.max_videos,
+        max_uploads=workers.uploads_ahead,
+    )
+
+
+def run_parts(
+    plan: Plan,
+    record: RunRecord,
+    storage: Storage,
+    manifest: Manifest,
+    ledger: Ledger,
+    epoch: int,
+    slots: Slots,
+    retry_failed: bool = False,
+) -> RunParts:
+    """What a coordinator works with."""
+    from actors.coordinator import RunParts
+    from actors.rows import RowMaker
+
+    return RunParts(
+        config=plan.config,
+        spec=plan.spec,
+        rows=plan.rows(),
+        num_rows=plan.num_rows,
+        calls_of=lambda row: expected_calls(plan.sampler, plan.spec.num_latents(row.num_frames)),
+        ledger=ledger,
+        storage=storage,
+        manifest=manifest,
+        epoch=epoch,
+        maker=RowMaker(record, plan.spec),
+        slots=slots,
+        retry_failed=retry_failed,
+    )
+
+
+def make_rows(
+    plan: Plan,
+    parts: RunParts,
+    lease: Lease | None,
+    board: ProgressBoard,
+    metrics: RunMetrics,
+    stop: threading.Event,
+    start_actor: StartActor | None = None,
+) -> None:
+    """Makes every row that is not settled yet, on the workers of this Ray.
+
+    Args:
+        plan: the run.
+        parts: the same, opened.
+        lease: on OUT.
+        board: the progress display.
+        metrics: what is told to Prometheus.
+        stop: ends it.
+        start_actor: makes a worker; by default one that holds the run's backbone.
+    """
+    from ray.exceptions import RayError
+
+    from actors.cluster_nodes import ClusterNodes
+    from actors.coordinator import Coordinator
+    from actors.inbox import Inbox
+    from actors.pool import Pool, backbone_starter, start_text_encoder
+    from actors.recorder import Recorder
+    from actors.text_encoder import MAX_ENCODED_AHEAD, TextStage
+
+    settings = worker_settings(plan, parts.storage.root, parts.slots)
+    inbox = Inbox()
+    recorder = Recorder(parts.storage, parts.manifest, lease, inbox.put)
+    text = TextStage(start_text_encoder(settings, parts.slots), inbox.when_ready, few_prompts(plan, MAX_ENCODED_AHEAD))
+    pool = Pool(start_actor or backbone_starter(settings, parts.slots))
+    coordinator = Coordinator(parts, inbox, pool, recorder, text, board, metrics)
+    nodes = ClusterNodes(lambda view: inbox.put(functools.partial(coordinator.nodes_changed, view)))
+    nodes.start()
+    try:
+        coordinator.run(stop)
+    finally:
+        nodes.close()
+        recorder.close()
+        with contextlib.suppress(RayError):  # a cluster that is gone has ended them itself
+            pool.close()
+            text.close()
+
+
+def worker_settings(plan: Plan, out: str, slots: Slots) -> WorkerSettings:
+    """What the workers of a run are told."""
+    from actors.messages import WorkerSettings
+
+    config = plan.config
+    return WorkerSettings(
+        model=config.model,
+        revision=config.revision,
+        sampler=plan.sampler,
+        video=config.video,
+        out=out,
+        num_threads=max(1, int(slots.cpus)),
+        device="cuda" if slots.gpus else "cpu",
+        dtype=config.dtype,
+        options=model_options(config),
+        text_dtype=config.text_dtype,
+        text_gpus=config.workers.text_gpus,
+        share=config.workers.share,
+        checkpoint_every_s=config.run.checkpoint_every_s,
+        keep_latents=config.run.keep_latents,
+        s3_patience_s=patience_of_environment() if out.startswith("s3://") else None,  # a node has another environment
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM (`ray job stop`, a preempted node) or Ctrl-C sets; the second signal interrupts at once.
+
+    To be entered once Ray is up: Ray puts a handler of its own in place, and aborts if it is interrupted inside a call.
+    """
+    stop = threading.Event()
+
+    def request(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    try:
+        before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not in the main thread: whoever runs it there sees to signals
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

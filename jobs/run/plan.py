@@ -1,0 +1,155 @@
+"""A run before anything of it is done: what its prompt file, OUT and config come to.
+
+Everything that can be wrong with them is found here: the config, the model, the prompt file's form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from miga import __version__
+from miga.backbones.attention_backend import check_attention_backend
+from miga.backbones.base import BackboneSpec
+from miga.backbones.family import ModelOptions
+from miga.backbones.options import configured_spec
+from miga.backbones.registry import check_schedule, check_weights, is_on_hub, load_backbone, load_spec
+from miga.config import SamplerConfig
+from miga.errors import BadRowError, MigaError, UsageError
+from miga.profiles import resolve_config
+from pipeline.config import RunConfig
+from pipeline.prompt_source import PromptFile, look_at
+from pipeline.prompts import count_rows, read_prompts
+from pipeline.rows import BadRow, PromptRow
+from pipeline.run_folder import RunRecord, fingerprint
+from pipeline.video import check_codec
+
+MAX_FRAMES = 10_000_000
+"""Of a video: a week at 16 frames a second. What is longer is a slip, and counting its calls would take minutes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run, checked and resolved, nothing of it done."""
+
+    prompts: PromptFile
+    out: str
+    config: RunConfig
+    spec: BackboneSpec
+    sampler: SamplerConfig
+    num_frames: int
+    num_rows: int
+    check_prompt: Callable[[str], str | None] | None
+
+    def rows(self) -> Iterator[PromptRow | BadRow]:
+        """The prompt file from its first row."""
+        return read_prompts(
+            self.prompts,
+            seed=self.config.seed,
+            num_frames=self.num_frames,
+            limit=self.config.limit,
+            check_num_frames=lambda count: why_not(self.spec, count),
+            check_prompt=self.check_prompt,
+        )
+
+
+def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
+    """Checks everything that can be known before any work is done.
+
+    Raises:
+        MigaError: naming what is wrong, where, and what to do.
+    """
+    check_attention_backend(config.attention)
+    spec = configured_spec(load_spec(config.model, config.revision), model_options(config), config.revision)
+    sampler = resolve_config(config.profile, spec, config.sampler)
+    num_frames = spec.default_num_frames if config.num_frames is None else config.num_frames
+    if reason := why_not(spec, num_frames):
+        raise UsageError(reason, "choose one of those for --num-frames")
+    check_codec(config.video, spec.height, spec.width)
+    check_schedule(config.model, sampler, config.revision)
+    check_weights(config.model, config.revision)
+    file = look_at(prompts)
+    plan = Plan(
+        prompts=file,
+        out=out,
+        config=config,
+        spec=spec,
+        sampler=sampler,
+        num_frames=num_frames,
+        num_rows=count_rows(file, config.limit),
+        check_prompt=prompt_checker(config.model, config.revision),
+    )
+    plan.rows()  # finds what is wrong with the file as a whole
+    return plan
+
+
+def model_options(config: RunConfig) -> ModelOptions:
+    """What a config says of the model beside its name."""
+    return ModelOptions(
+        lora=config.lora,
+        height=config.height,
+        width=config.width,
+        attention=config.attention,
+        compile=config.compile,
+    )
+
+
+def why_not(spec: BackboneSpec, num_frames: int) -> str | None:
+    """Why the model cannot make so many frames, or None if it can."""
+    if num_frames > MAX_FRAMES:
+        return f"num_frames {num_frames} cannot be made: {MAX_FRAMES} are the most"
+    try:
+        spec.num_latents(num_frames)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def prompt_checker(model: str, revision: str | None) -> Callable[[str], str | None] | None:
+    """A check of one prompt by the model's tokenizer; None where the hub does not deliver it (to a dry run).
+
+    Raises:
+        ModelError: if the model is here, and its tokenizer cannot be loaded.
+    """
+    try:
+        backbone = load_backbone(model, revision=revision, device="cpu", components=("tokenizer",))
+    except MigaError:
+        if is_on_hub(model):
+            return None
+        raise
+
+    def check(prompt: str) -> str | None:
+        try:
+            backbone.check_prompt(prompt)
+        except BadRowError as error:
+            return str(error)
+        return None
+
+    return check
+
+
+def few_prompts(plan: Plan, most: int) -> list[str]:
+    """All distinct prompts of the run in order, negative ones too, if there are at most so many; else none."""
+    found: dict[str, None] = {plan.spec.negative_prompt: None}  # workers measure their speed with it
+    for row in plan.rows():
+        if isinstance(row, PromptRow):
+            negative = plan.spec.negative_prompt if row.negative_prompt is None else row.negative_prompt
+            found |= dict.fromkeys((negative, *row.prompts))
+        if len(found) > most:
+            return []
+    return list(found)
+
+
+def run_record(plan: Plan) -> RunRecord:
+    """What run.json says of this run."""
+    return RunRecord(
+        config=plan.config.to_dict(),
+        model=plan.spec.name,
+        model_revision=plan.spec.revision,
+        profile=plan.sampler.profile,
+        sampler=plan.sampler.to_dict(),
+        prompts=fingerprint(plan.prompts),
+        version=__version__,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )

@@ -1,0 +1,1 @@
+"""What commands, benches and runs have in common: exit statuses, values of options, tables."""
