@@ -36,6 +36,7 @@ from miga.profiles import resolve_config
 from pipeline.config import RunConfig
 from pipeline.trust import check_model
 from tests import ten_line_family
+from tests.test_imports import import_graph
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "add-a-family.md"
@@ -104,21 +105,30 @@ def test_nothing_but_its_folder_asks_for_a_family() -> None:
 
 
 def test_only_the_table_imports_a_family() -> None:
-    """What else is of a family is reached by its object: the samplers, the batch domain and the actors import none."""
-    named = re.compile(r"miga\.backbones\.(wan|videocrafter2|sprites|simulated)\b")
-    allowed = {"miga/backbones/families.py", "jobs/convert.py"}  # it converts VideoCrafter2's file and nothing else
-    files = [file for package in ("miga", "pipeline", "actors", "jobs") for file in (ROOT / package).rglob("*.py")]
+    """All else reaches it by its object, but for what is made for one model: converting, training and judging it."""
+    rooms = {"wan", "videocrafter2", "sprites", "simulated"}
     found = {
-        str(file.relative_to(ROOT)): set(named.findall(file.read_text())) - {file.relative_to(ROOT / "miga").parts[1]}
-        if file.is_relative_to(ROOT / "miga" / "backbones")
-        else set(named.findall(file.read_text()))
-        for file in files
+        (module, room)
+        for module, imported in import_graph(ROOT).items()
+        for name in imported
+        for room in rooms & {*name.split(".")[2:3]}
+        if name.startswith("miga.backbones.") and not module.startswith(f"miga.backbones.{room}.")
     }
-    found = {file: names for file, names in found.items() if names and file not in allowed}
-    sprites = {file for file in found if file.startswith(("miga/backbones/sprites/", "miga/metrics/", "jobs/"))}
-    for file in sprites:  # the embedded model is a Wan model, and is trained and judged here
-        found[file] -= {"sprites", "wan"}
-    assert {file: names for file, names in found.items() if names} == {}
+    of_one_model = {
+        ("jobs.commands.convert", "videocrafter2"),
+        ("jobs.train_sprites", "sprites"),
+        ("jobs.held_out_prompts", "sprites"),
+        ("jobs.benches.model", "sprites"),
+        ("jobs.benches.quality", "sprites"),
+        ("jobs.benches.video_score", "sprites"),
+        ("miga.metrics.features", "sprites"),
+        ("miga.metrics.sprites", "sprites"),
+        *(
+            (f"miga.backbones.sprites.{file}", "wan")
+            for file in ("evaluate", "family", "train_transformer", "train_vae")
+        ),
+    }
+    assert found == of_one_model | {("miga.backbones.families", room) for room in rooms}
 
 
 @pytest.mark.usefixtures("package")
