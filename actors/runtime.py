@@ -23,7 +23,7 @@ from ray._private import ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config
 from ray.exceptions import AuthenticationError
 
-from actors.scratch import new_folder, remove_abandoned
+from actors.worker.scratch import new_folder, remove_abandoned
 from miga.backbones.loading import first_line
 from miga.errors import MigaError, UsageError
 from pipeline.config import WorkersConfig

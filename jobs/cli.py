@@ -34,7 +34,7 @@ from jobs.commands import (
 from jobs.shared.exit_status import EXIT_FAILED, EXIT_WRONG
 from miga import __version__
 from miga.errors import InputError, MigaError, ModelError, OutputError, UsageError
-from pipeline.addresses import without_secrets
+from pipeline.storage.addresses import without_secrets
 from pipeline.terminal import say, show_text
 
 TRACEBACK_VARIABLE: Final = "MIGA_TRACEBACK"

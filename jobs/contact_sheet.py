@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.manifest import Manifest
-from pipeline.run_folder import read_run
-from pipeline.storage import open_storage
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import read_run
+from pipeline.storage.open import open_storage
 from pipeline.video import read_frames
 
 GAP = 2

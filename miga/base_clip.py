@@ -9,9 +9,9 @@ import torch
 
 from miga.config import SamplerConfig
 from miga.denoise_pass import Stepper
-from miga.queue import FrameQueue
+from miga.queue import FrameQueue, History
 from miga.schedule import NoiseSchedule
-from miga.solvers import DDIMSolver, History
+from miga.solvers import DDIMSolver
 from miga.solvers.base import WithoutHistory
 from miga.windows import plan_pass
 

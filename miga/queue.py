@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-from miga.solvers.base import History
+History: TypeAlias = dict[str, torch.Tensor]
+"""What a solver remembers of earlier steps. Every tensor has one entry per latent along its first dimension, so that
+histories are sliced, concatenated, permuted and saved entry by entry without knowing what they hold."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,7 @@ import torch
 
 from miga.backbones.base import BranchedDenoiser, Denoiser
 from miga.denoise_pass import Pass, Stepper, WindowCall
-from miga.queue import FrameQueue, map_queues
-from miga.solvers.base import History
+from miga.queue import FrameQueue, History, map_queues
 from miga.windows import Window
 
 RUN_AHEAD: Final = 8

@@ -26,7 +26,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from miga.outside_data import OutsideDataError, parse_json
-from pipeline.storage_local import write_local
+from pipeline.storage.local import write_local
 
 REPORT_NAME: Final = "report.html"
 

@@ -104,8 +104,8 @@ Time: TypeAlias = Annotated[datetime, AfterValidator(_in_utc)]
 class ManifestRow:
     """One line of the manifest: everything known of a video, or why there is none.
 
-    What each column means is said once, in `pipeline.manifest.SCHEMA`. Columns that a failed row has no value for are
-    None; the lists are empty. The types are those of Parquet, and are held when a row is read.
+    What each column means is said once, in `pipeline.records.manifest.SCHEMA`. Columns that a failed row has no value
+    for are None; the lists are empty. The types are those of Parquet, and are held when a row is read.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

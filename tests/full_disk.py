@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import storage_local
+from pipeline.storage import local as storage_local
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch) -> None:

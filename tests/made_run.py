@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import RunConfig, VideoConfig, override
-from pipeline.manifest import Manifest
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import RUN_FILE, RunRecord, fingerprint, shard_of, video_path
 from pipeline.rows import ManifestRow, canonical_json, video_key
-from pipeline.run_folder import RUN_FILE, RunRecord, fingerprint, shard_of, video_path
-from pipeline.storage import Storage
+from pipeline.storage.base import Storage
 from pipeline.video import write_video
 
 PER_SHARD = 3

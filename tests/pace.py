@@ -18,7 +18,7 @@ from typing import Final
 LOOP: Final = ("-S", "-c", "n = 0\nfor i in range(500_000):\n    n += i * i")
 LOOP_S: Final = 0.1
 """Of an idle machine with two cores, of 2023 or so."""
-IMPORTS: Final = ("-c", "import actors.backbone")
+IMPORTS: Final = ("-c", "import actors.worker.backbone")
 IMPORTS_S: Final = 4.5
 KEPT_S: Final = 15.0
 CHANGED: Final = 1.5

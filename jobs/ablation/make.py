@@ -15,8 +15,8 @@ from jobs.run.plan import Plan, run_record
 from jobs.shared.exit_status import EXIT_OK, EXIT_QUARANTINED
 from pipeline import terminal
 from pipeline.ablation import fill_table
-from pipeline.run_folder import check_run
-from pipeline.storage import open_storage
+from pipeline.records.run_folder import check_run
+from pipeline.storage.open import open_storage
 
 
 def ablate(plan: AblationPlan, *, address: str | None = None, quiet: bool = False) -> dict[str, Any]:

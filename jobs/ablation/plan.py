@@ -15,10 +15,10 @@ from miga.metrics.sprites import SpriteMeter, scenes_of
 from miga.profiles import resolve_config
 from pipeline.ablation import Grid, load_grid, merge_settings
 from pipeline.config import RunConfig, override
-from pipeline.manifest import Manifest
-from pipeline.prompt_source import PromptFile
+from pipeline.prompts.source import PromptFile
+from pipeline.records.manifest import Manifest
 from pipeline.rows import SEED_LIMIT, BadRow, PromptRow
-from pipeline.storage import open_storage
+from pipeline.storage.open import open_storage
 
 DEFAULT_GRID: Final = Path(__file__).parent.parent / "configs" / "ablate.toml"
 PROMPTS_FILE: Final = "prompts.jsonl"

@@ -20,7 +20,9 @@ from miga.metrics.sprites import SpriteMeter, scenes_of, wanted_scenes
 from miga.metrics.video import LongVideoMeter, chunks_of
 from pipeline.ablation import ScoredVideo
 from pipeline.rows import ManifestRow
-from pipeline.storage import LocalStorage, Storage, open_storage
+from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.open import open_storage
 from pipeline.video import read_frames
 
 SCORES_VERSION: Final = 1

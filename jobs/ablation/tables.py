@@ -8,7 +8,8 @@ from typing import Any
 
 from jobs.ablation.plan import PROMPT_KEY, AblationPlan
 from pipeline.ablation import FilledTable, ScoredVideo, table_as_dict, to_markdown
-from pipeline.storage import Storage, open_storage
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 
 
 def as_dict(

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from actors.metrics import RunMetrics
-from actors.progress import ProgressBoard
+from actors.driver.metrics import RunMetrics
+from actors.driver.progress import ProgressBoard
 from jobs.profiles.choice import split_profile
 from jobs.run.make import make_ledger, make_rows, run_parts
 from jobs.run.plan import make_plan, run_record
@@ -31,10 +31,10 @@ from miga.profiles import resolve_config
 from miga.sharing import Share
 from miga.virtual_time import make_virtual_video
 from pipeline.config import RunConfig, WorkersConfig
-from pipeline.manifest import Manifest
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import open_run
 from pipeline.rows import ManifestRow
-from pipeline.run_folder import open_run
-from pipeline.storage import open_storage
+from pipeline.storage.open import open_storage
 
 REAL_CALL_S: Final = 1.4
 """A guided window of Wan2.1 1.3B on the card that the figures stand for."""

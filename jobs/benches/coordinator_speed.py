@@ -15,25 +15,25 @@ from typing import Any, Final, cast
 
 import ray
 
-from actors.backbone import CONCURRENCY_GROUPS
-from actors.coordinator import Coordinator
-from actors.inbox import Inbox
+from actors.driver.coordinator import Coordinator
+from actors.driver.inbox import Inbox
+from actors.driver.metrics import RunMetrics
+from actors.driver.pool import Pool
+from actors.driver.progress import ProgressBoard
+from actors.driver.recorder import Recorder
 from actors.messages import News, Question, VideoEvent, VideoFinished, VideoMade, VideoResult, VideoTask, WorkerInfo
-from actors.metrics import RunMetrics
-from actors.outbox import Outbox
-from actors.pool import Pool
-from actors.progress import ProgressBoard
-from actors.recorder import Recorder
 from actors.runtime import Slots, ray_session
+from actors.worker.backbone import CONCURRENCY_GROUPS
+from actors.worker.outbox import Outbox
 from jobs.benches.device_clock import process_memory_bytes
 from jobs.run.make import make_ledger, make_rows, run_parts
 from jobs.run.plan import Plan, make_plan, run_record
 from miga.reflection import ReflectionTrace
 from pipeline.config import RunConfig, WorkersConfig
-from pipeline.manifest import Manifest
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import open_run
 from pipeline.rows import BadRow, ManifestRow, PromptRow
-from pipeline.run_folder import open_run
-from pipeline.storage import open_storage
+from pipeline.storage.open import open_storage
 
 MEMORY_FOLDER: Final = "/dev/shm"
 MODEL: Final = "simulated:wan?call_s=0&decode_s=0"

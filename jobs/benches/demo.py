@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from miga.errors import MigaError
-from pipeline.manifest import Manifest
-from pipeline.storage import open_storage
+from pipeline.records.manifest import Manifest
+from pipeline.storage.open import open_storage
 
 
 def bench_demo(prompts_file: str, config_file: str) -> dict[str, list[dict[str, Any]]]:

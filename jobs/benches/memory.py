@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from actors.backbone import BackboneWorker
 from actors.messages import VideoFailed, VideoFinished, VideoTask, WorkerSettings
+from actors.worker.backbone import BackboneWorker
 from jobs.benches.device_clock import process_memory_bytes
 from jobs.profiles.choice import parse_profile
 from miga.allocator import keep_heap_steady

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from jobs.commands.common import add_command, say_unless
-from pipeline.storage import open_storage
+from pipeline.storage.open import open_storage
 from pipeline.terminal import show, show_json
 
 
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from pipeline.export import ExportOptions, export
+    from pipeline.upkeep.export import ExportOptions, export
 
     chosen = ExportOptions(
         format=options.format, videos=options.videos, status=options.status, min_consistency=options.min_consistency

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from jobs.commands.common import add_command, say_unless
-from pipeline.storage import open_storage
+from pipeline.storage.open import open_storage
 from pipeline.terminal import show, show_json
 
 
@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from pipeline.collect_garbage import collect_garbage
+    from pipeline.upkeep.collect_garbage import collect_garbage
 
     garbage = collect_garbage(
         open_storage(options.out),

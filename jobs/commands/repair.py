@@ -8,8 +8,8 @@ from typing import Any
 
 from jobs.commands.common import add_command, say_unless
 from jobs.shared.exit_status import EXIT_FAILED, EXIT_OK
-from pipeline.run_folder import read_run
-from pipeline.storage import open_storage
+from pipeline.records.run_folder import read_run
+from pipeline.storage.open import open_storage
 from pipeline.terminal import show, show_json
 
 
@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from pipeline.repair import Repairs, repair
+    from pipeline.upkeep.repair import Repairs, repair
 
     can_ask = sys.stdin.isatty() and not options.json
     is_dry = options.dry_run or not (options.yes or can_ask)

@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from jobs.run.report import make_report
-    from pipeline.storage import open_storage
+    from pipeline.storage.open import open_storage
 
     page = make_report(open_storage(options.out), options.to)
     show_values({"page": str(page)}, options.json)

@@ -7,8 +7,8 @@ from typing import Any
 
 from jobs.commands.common import add_command, say_unless
 from jobs.shared.exit_status import EXIT_FAILED, EXIT_OK
-from pipeline.run_folder import read_run
-from pipeline.storage import open_storage
+from pipeline.records.run_folder import read_run
+from pipeline.storage.open import open_storage
 from pipeline.terminal import show, show_json
 
 _MAX_FAULTS_SHOWN = 50
@@ -24,8 +24,8 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from pipeline.trust import prompts_of
-    from pipeline.verify import verify
+    from pipeline.upkeep.trust import prompts_of
+    from pipeline.upkeep.verify import verify
 
     storage = open_storage(options.out)
     recorded = read_run(storage).prompts.path

@@ -9,10 +9,10 @@ from typing import Final
 
 from miga.errors import OutputError, UsageError
 from miga.outside_data import OutsideDataError
-from pipeline.manifest import Manifest
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import RunRecord, path_in_out
 from pipeline.rows import ManifestRow, video_key
-from pipeline.run_folder import RunRecord, path_in_out
-from pipeline.storage import Storage
+from pipeline.storage.base import Storage
 
 FOLDER: Final = "extended"
 _NOTE: Final = re.compile(r"(\d{8,18})-[0-9a-f]{16}-(\d{1,9})\.json", re.ASCII)

@@ -14,10 +14,11 @@ from jobs.extension.plan import Extension, plan_extension
 from jobs.run.plan import model_options
 from miga.errors import ModelError, OutputError, RowError, WorkerError
 from miga.outside_data import OutsideDataError, parse_json_object
-from pipeline.lease import Lease
+from pipeline.records.lease import Lease
+from pipeline.records.run_folder import CheckpointName, newest_checkpoint
 from pipeline.rows import ManifestRow, PromptRow
-from pipeline.run_folder import CheckpointName, newest_checkpoint
-from pipeline.storage import Storage, open_storage
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 from pipeline.terminal import say
 
 if TYPE_CHECKING:
@@ -127,9 +128,9 @@ def _names(names: Sequence[str]) -> Iterator[CheckpointName]:
 
 def _make(storage: Storage, extension: Extension, task: VideoTask, show: Callable[[int], None]) -> ManifestRow:
     """Makes the video with a worker in this process."""
-    from actors.backbone import BackboneWorker
-    from actors.rows import RowMaker
+    from actors.driver.rows import RowMaker
     from actors.text_encoder import TextEncoderWorker
+    from actors.worker.backbone import BackboneWorker
 
     row, config = extension.row, extension.config
     settings = _worker_settings(storage, extension)

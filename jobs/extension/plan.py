@@ -13,10 +13,10 @@ from miga.config import SamplerConfig
 from miga.errors import UsageError
 from miga.profiles import read_config
 from pipeline.config import RunConfig, override
+from pipeline.records.run_folder import RUN_FILE, RunRecord, open_state_path, path_in_out, read_run
 from pipeline.rows import ManifestRow, video_key
-from pipeline.run_folder import RUN_FILE, RunRecord, open_state_path, path_in_out, read_run
-from pipeline.storage import Storage
-from pipeline.trust import check_model
+from pipeline.storage.base import Storage
+from pipeline.upkeep.trust import check_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def plan_extension(
         storage: of OUT.
         key: as `find_row`.
         num_frames: of the longer video.
-        model: where the run's model lies now, or its name in the user's own words (`pipeline/trust.py`).
+        model: where the run's model lies now, or its name in the user's own words (`pipeline/upkeep/trust.py`).
         trust: whether all that OUT itself names is taken without such a word.
 
     Raises:

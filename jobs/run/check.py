@@ -9,8 +9,8 @@ import torch
 from jobs.run.plan import Plan, run_record
 from miga.backbones.memory_plan import available_memory, check_machine_memory
 from miga.backbones.registry import check_weights, footprint_of, load_backbone
-from pipeline.run_folder import check_run
-from pipeline.storage import open_storage
+from pipeline.records.run_folder import check_run
+from pipeline.storage.open import open_storage
 
 
 def check_out(plan: Plan) -> None:

@@ -18,8 +18,8 @@ from miga.backbones.memory_plan import MemoryPlan, card_bytes, plan_memory
 from miga.backbones.registry import require_footprint
 from miga.config import SamplerConfig
 from miga.cost import count_calls
-from pipeline.estimate import CostModel, estimate_run
 from pipeline.rows import BadRow
+from pipeline.scheduling.estimate import CostModel, estimate_run
 
 GPU_FLOPS = 400e12
 """Achieved rate assumed of a GPU: about half of what an H100 does in dense bfloat16 matrix products."""

@@ -20,19 +20,21 @@ from miga.backbones.registry import simulates_gpus
 from miga.errors import LeaseHeldError, MigaError, OutputError
 from miga.sharing import Share
 from miga.virtual_time import useful_slots
-from pipeline.lease import Lease
-from pipeline.ledger import Ledger
-from pipeline.manifest import Manifest
-from pipeline.run_folder import RunRecord, open_run
-from pipeline.storage import LocalStorage, Storage, open_storage
-from pipeline.storage_s3 import patience_of_environment
+from pipeline.records.lease import Lease
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import RunRecord, open_run
+from pipeline.scheduling.ledger import Ledger
+from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.open import open_storage
+from pipeline.storage.s3 import patience_of_environment
 
 if TYPE_CHECKING:
-    from actors.coordinator import RunParts
+    from actors.driver.coordinator import RunParts
+    from actors.driver.metrics import RunMetrics
+    from actors.driver.pool import StartActor
+    from actors.driver.progress import ProgressBoard
     from actors.messages import WorkerSettings
-    from actors.metrics import RunMetrics
-    from actors.pool import StartActor
-    from actors.progress import ProgressBoard
     from actors.runtime import Slots
 
 
@@ -62,8 +64,8 @@ def generate(
 
     if plan.check_prompt is None:
         load_tokenizer_or_raise(plan)
-    from actors.metrics import RunMetrics
-    from actors.progress import ProgressBoard
+    from actors.driver.metrics import RunMetrics
+    from actors.driver.progress import ProgressBoard
     from actors.runtime import cluster_address, ray_session
 
     if not (cluster_address(address) or ray.is_initialized()):
@@ -142,8 +144,8 @@ def run_parts(
     retry_failed: bool = False,
 ) -> RunParts:
     """What a coordinator works with."""
-    from actors.coordinator import RunParts
-    from actors.rows import RowMaker
+    from actors.driver.coordinator import RunParts
+    from actors.driver.rows import RowMaker
 
     return RunParts(
         config=plan.config,
@@ -183,11 +185,11 @@ def make_rows(
     """
     from ray.exceptions import RayError
 
-    from actors.cluster_nodes import ClusterNodes
-    from actors.coordinator import Coordinator
-    from actors.inbox import Inbox
-    from actors.pool import Pool, backbone_starter, start_text_encoder
-    from actors.recorder import Recorder
+    from actors.driver.cluster_nodes import ClusterNodes
+    from actors.driver.coordinator import Coordinator
+    from actors.driver.inbox import Inbox
+    from actors.driver.pool import Pool, backbone_starter, start_text_encoder
+    from actors.driver.recorder import Recorder
     from actors.text_encoder import MAX_ENCODED_AHEAD, TextStage
 
     settings = worker_settings(plan, parts.storage.root, parts.slots)

@@ -19,10 +19,10 @@ from miga.config import SamplerConfig
 from miga.errors import BadRowError, MigaError, UsageError
 from miga.profiles import resolve_config
 from pipeline.config import RunConfig
-from pipeline.prompt_source import PromptFile, look_at
-from pipeline.prompts import count_rows, read_prompts
+from pipeline.prompts.read import count_rows, read_prompts
+from pipeline.prompts.source import PromptFile, look_at
+from pipeline.records.run_folder import RunRecord, fingerprint
 from pipeline.rows import BadRow, PromptRow
-from pipeline.run_folder import RunRecord, fingerprint
 from pipeline.video import check_codec
 
 MAX_FRAMES = 10_000_000

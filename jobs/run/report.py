@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 from miga.errors import UsageError
-from pipeline.manifest import Manifest
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import read_run
 from pipeline.report import write_report
-from pipeline.run_folder import read_run
-from pipeline.storage import LocalStorage, Storage
+from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
 
 
 def make_report(storage: Storage, folder: str | None = None) -> Any:

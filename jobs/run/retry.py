@@ -10,12 +10,12 @@ from jobs.run.make import generate
 from jobs.run.plan import Plan, make_plan
 from miga.errors import InputError, UsageError
 from pipeline.config import RunConfig, override, parse_config
-from pipeline.manifest import Manifest
-from pipeline.prompt_source import look_at
+from pipeline.prompts.source import look_at
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import RunRecord, read_run, shard_of
 from pipeline.rows import BadRow, PromptRow
-from pipeline.run_folder import RunRecord, read_run, shard_of
-from pipeline.storage import open_storage
-from pipeline.trust import check_model, prompts_of
+from pipeline.storage.open import open_storage
+from pipeline.upkeep.trust import check_model, prompts_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from pipeline.manifest import Manifest
-from pipeline.run_folder import read_run
-from pipeline.storage import open_storage
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import read_run
+from pipeline.storage.open import open_storage
 
 
 def status(out: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from miga.errors import UsageError
-from pipeline.ledger import Assign, Decision, Ledger
 from pipeline.rows import PromptRow
+from pipeline.scheduling.ledger import Assign, Decision, Ledger
 
 
 def bench_ledger(num_rows: int, num_workers: int) -> list[dict[str, Any]]:

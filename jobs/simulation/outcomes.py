@@ -11,7 +11,7 @@ from typing import Any
 from jobs.shared.table import format_table
 from jobs.simulation.scenarios import simulate_all, sweep_of
 from miga.errors import OutputError
-from pipeline.simulation import Outcome
+from pipeline.scheduling.simulation import Outcome
 
 
 def outcome_table(outcomes: Sequence[Outcome]) -> str:

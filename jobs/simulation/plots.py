@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Final
 
-from pipeline.simulation import HOUR_S, Outcome
+from pipeline.scheduling.simulation import HOUR_S, Outcome
 
 _COLOURS: Final = ("#1f5fa8", "#c4561b", "#3b8a3e", "#7a4ba0")
 _MARKS: Final = ("o", "s", "^", "D")

@@ -13,7 +13,7 @@ from miga.backbones.registry import load_spec
 from miga.errors import UsageError
 from miga.profiles import resolve_config
 from miga.sharing import Share
-from pipeline.simulation import Outcome, Scenario, measure_speed_up, simulate, video_cost
+from pipeline.scheduling.simulation import Outcome, Scenario, measure_speed_up, simulate, video_cost
 from pipeline.terminal import say
 
 VIDEOS_PER_GPU: Final = 5

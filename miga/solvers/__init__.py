@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from miga.queue import History
 from miga.schedule import NoiseSchedule
-from miga.solvers.base import History, Solver
+from miga.solvers.base import Solver
 from miga.solvers.ddim import DDIMSolver
 from miga.solvers.euler import EulerSolver
 from miga.solvers.renoise import RenoiseSolver

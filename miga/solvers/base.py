@@ -5,13 +5,11 @@ Legend: F latents, C channels, H, W latent cells; `level_F` int64, the steps a l
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import torch
 
-History: TypeAlias = dict[str, torch.Tensor]
-"""What a solver remembers of earlier steps. Every tensor has one entry per latent along its first dimension, so that
-histories are sliced, concatenated, permuted and saved entry by entry without knowing what they hold."""
+from miga.queue import History
 
 
 class Solver(Protocol):

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import torch
 
+from miga.queue import History
 from miga.schedule import NoiseSchedule
-from miga.solvers.base import History, WithoutHistory
+from miga.solvers.base import WithoutHistory
 from miga.solvers.linear import table_of_steps, weighted_sum
 
 

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import torch
 
+from miga.queue import History
 from miga.schedule import NoiseSchedule
-from miga.solvers.base import History, WithoutHistory
+from miga.solvers.base import WithoutHistory
 from miga.solvers.linear import require_noise, table_of_steps, weighted_sum
 
 

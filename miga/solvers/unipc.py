@@ -20,8 +20,8 @@ import math
 
 import torch
 
+from miga.queue import History
 from miga.schedule import NoiseSchedule
-from miga.solvers.base import History
 from miga.solvers.linear import weighted_sum
 
 MAX_ORDER = 2

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from actors.backbone import BackboneWorker
 from actors.messages import VideoEvent, VideoFailed, VideoFinished, VideoSuspended, VideoTask, WorkerSettings
 from actors.text_encoder import TextEncoderWorker
+from actors.worker.backbone import BackboneWorker
 from miga.backbones.registry import load_spec
 from miga.profiles import resolve_config
 from pipeline.config import VideoConfig

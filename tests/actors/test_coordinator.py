@@ -14,10 +14,14 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 
-from actors import coordinator as coordinator_module
-from actors.cluster_nodes import NodesView
-from actors.coordinator import Coordinator, RunParts
-from actors.inbox import Inbox
+from actors.driver import coordinator as coordinator_module
+from actors.driver.cluster_nodes import NodesView
+from actors.driver.coordinator import Coordinator, RunParts
+from actors.driver.inbox import Inbox
+from actors.driver.pool import Pool
+from actors.driver.progress import ProgressBoard
+from actors.driver.recorder import Recorder
+from actors.driver.rows import RowMaker
 from actors.messages import (
     HelperFailed,
     News,
@@ -31,20 +35,16 @@ from actors.messages import (
     VideoTask,
     WorkerInfo,
 )
-from actors.pool import Pool
-from actors.progress import ProgressBoard
-from actors.recorder import Recorder
-from actors.rows import RowMaker
 from actors.runtime import Slots
 from jobs.benches.coordinator_speed import RESULT
 from jobs.run.make import make_ledger
 from jobs.run.plan import make_plan, run_record
 from miga.errors import OutputError
 from pipeline.config import RunConfig, RunSection, WorkersConfig
-from pipeline.manifest import Manifest
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import checkpoint_folder, manifest_path, open_run, video_path
 from pipeline.rows import PromptRow
-from pipeline.run_folder import checkpoint_folder, manifest_path, open_run, video_path
-from pipeline.storage import open_storage
+from pipeline.storage.open import open_storage
 from pipeline.video import write_video
 from tests.actors.hosts import MODEL
 

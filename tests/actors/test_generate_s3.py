@@ -12,14 +12,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from actors.backbone import BackboneWorker
 from actors.messages import VideoFailed
 from actors.runtime import Slots
+from actors.worker.backbone import BackboneWorker
 from jobs.run.make import worker_settings
 from jobs.run.plan import make_plan
 from pipeline.config import RunConfig
-from pipeline.storage import open_storage
-from pipeline.verify import verify
+from pipeline.storage.open import open_storage
+from pipeline.upkeep.verify import verify
 from tests.actors.hosts import MODEL, Making, task
 from tests.faulty_s3 import FaultyS3
 from tests.pace import paced

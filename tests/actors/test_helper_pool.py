@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.helpers import HelperPool
+from actors.worker.helpers import HelperPool
 from miga.denoise_pass import WindowCall
 from miga.errors import NonFiniteError, WorkerError
 from miga.sharing import Share

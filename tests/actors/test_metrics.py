@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.metrics import MAX_ERROR_TYPES, METRICS, WORKER_STATES, RunMetrics, exported_names
+from actors.driver.metrics import MAX_ERROR_TYPES, METRICS, WORKER_STATES, RunMetrics, exported_names
 from tests import processes
 from tests.pace import paced
 
@@ -84,7 +84,7 @@ def test_every_metric_arrives_at_the_endpoint_with_its_figures(
     scrape: Callable[[], list[Sample]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(now_s=1000.0)
-    monkeypatch.setattr("actors.metrics.time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr("actors.driver.metrics.time", SimpleNamespace(monotonic=lambda: clock.now_s))
     metrics = RunMetrics("swift", "sprites", num_rows=100)
     for _ in range(4):
         metrics.row_settled("skipped")

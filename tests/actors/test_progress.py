@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from actors.driver.progress import ProgressBoard
 from actors.messages import VideoProgress
-from actors.progress import ProgressBoard
 from pipeline.rows import BadRow, PromptRow
 
 ROW = PromptRow(index=3, id="row\x1b[31m 3", prompts=("a red circle",), negative_prompt=None, seed=0, num_frames=37)
@@ -46,7 +46,7 @@ def test_a_log_says_where_the_videos_are_now_and_then(monkeypatch: pytest.Monkey
     board.video_progress("worker-0", ROW, progress(4, 99), 10)
     board.refresh()
     assert log.getvalue() == ""
-    monkeypatch.setattr("actors.progress.LOG_EVERY_S", 0.0)
+    monkeypatch.setattr("actors.driver.progress.LOG_EVERY_S", 0.0)
     board.refresh()
     assert "4/10 (99 calls)" in log.getvalue()
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from actors import recorder as recorder_module
-from actors.inbox import Inbox
-from actors.recorder import Recorder, Threads
+from actors.driver import recorder as recorder_module
+from actors.driver.inbox import Inbox
+from actors.driver.recorder import Recorder, Threads
 from miga.errors import OutputError
-from pipeline.manifest import Manifest
+from pipeline.records.manifest import Manifest
 from pipeline.rows import ManifestRow
-from pipeline.storage import LocalStorage
+from pipeline.storage.local import LocalStorage
 from tests.made_run import PER_SHARD, MadeRun, make_run
 from tests.pace import paced
 

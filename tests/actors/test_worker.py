@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 
-from actors import hosting, scratch
 from actors.messages import (
     HelperFailed,
     VideoCheckpointed,
@@ -29,12 +28,13 @@ from actors.messages import (
     VideoProgress,
     VideoSuspended,
 )
+from actors.worker import hosting, scratch
 from miga.backbones.registry import load_backbone
 from miga.checkpoint import VideoCheckpoint, load_checkpoints, save_checkpoint
 from miga.cost import count_calls
 from miga.errors import CheckpointError, OutputError, WorkerError
 from miga.video import VideoRun, make_video
-from pipeline.run_folder import open_state_path
+from pipeline.records.run_folder import open_state_path
 from pipeline.video import count_frames, write_video
 from tests.actors.hosts import MODEL, SPEC, Making, make, settings, task, worker
 from tests.miga.test_checkpoint import as_version_1
@@ -329,8 +329,8 @@ def _raiser(error: Exception) -> Any:
 
 @pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.backbone.ray.get", lambda call: call())
-    monkeypatch.setattr("actors.shared_embeddings.ray.put", lambda value: value)
+    monkeypatch.setattr("actors.worker.backbone.ray.get", lambda call: call())
+    monkeypatch.setattr("actors.worker.shared_embeddings.ray.put", lambda value: value)
 
 
 def test_windows_of_a_video_run_on_helpers_to_the_same_bits(tmp_path: Path, no_ray: None) -> None:
@@ -417,7 +417,7 @@ def test_what_a_killed_process_left_on_this_machine_is_removed_by_the_next(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     mine = scratch.new_folder()
     ended = subprocess.run(
-        [sys.executable, "-c", "from actors.scratch import new_folder; print(new_folder())"],
+        [sys.executable, "-c", "from actors.worker.scratch import new_folder; print(new_folder())"],
         env=os.environ | {"TMPDIR": str(tmp_path)},
         cwd=Path(__file__).parents[2],
         capture_output=True,

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from pipeline.storage import open_storage
+from pipeline.storage.open import open_storage
 from tests.faults import network, small_disk
 from tests.faults.conftest import Workshop, usual_prompts
 from tests.faults.harness import FaultCluster, Node, Run, fingerprint, manifest_of, signal_quietly, tool

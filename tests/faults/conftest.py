@@ -12,8 +12,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import pytest
 
-from pipeline.manifest import Manifest
-from pipeline.storage import open_storage
+from pipeline.records.manifest import Manifest
+from pipeline.storage.open import open_storage
 from tests.faults.harness import FaultCluster, Run, check_dataset, dataset, signal_quietly
 from tests.faulty_s3 import Fault, FaultyS3, bucket_client
 from tests.pace import PACE, paced

@@ -21,10 +21,11 @@ from typing import Any, Final
 
 from ray.cluster_utils import Cluster
 
-from pipeline.manifest import Manifest
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import read_run
 from pipeline.rows import ManifestRow
-from pipeline.run_folder import read_run
-from pipeline.storage import Storage, open_storage
+from pipeline.storage.base import Storage
+from pipeline.storage.open import open_storage
 from tests.faults.network import Namespace, Network
 from tests.pace import PACE, Limit, paced
 from tests.processes import output_of

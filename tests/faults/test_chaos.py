@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage import LocalStorage
+from pipeline.storage.local import LocalStorage
 from tests.faults.chaos import (
     KINDS,
     Outcome,

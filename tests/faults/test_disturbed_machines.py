@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.rows import ManifestRow
-from pipeline.storage import LocalStorage
+from pipeline.storage.local import LocalStorage
 from tests.faults.conftest import Trial, usual_prompts
 from tests.faults.harness import Run
 from tests.pace import paced

@@ -1,6 +1,6 @@
 """An actor, its raylet, its whole node or the driver is killed in each state of a row and of a worker.
 
-The states are those of `pipeline/ledger.py`:
+The states are those of `pipeline/scheduling/ledger.py`:
 
     row      waiting       workers are loading
              making        before any checkpoint; while one is put into storage

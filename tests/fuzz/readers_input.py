@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 
 from pipeline.ablation import load_grid
 from pipeline.config import load_config
-from pipeline.export import ExportOptions, export
-from pipeline.prompt_source import look_at
-from pipeline.prompts import count_rows, read_prompts
+from pipeline.prompts.read import count_rows, read_prompts
+from pipeline.prompts.source import look_at
 from pipeline.rows import BadRow
-from pipeline.storage import LocalStorage
+from pipeline.storage.local import LocalStorage
+from pipeline.upkeep.export import ExportOptions, export
 from tests.fuzz.reader import Reader
 from tests.made_run import make_run
 

@@ -15,13 +15,21 @@ from jobs.run.retry import recorded_config
 from jobs.run.status import status
 from miga.errors import OutputError, UsageError
 from miga.outside_data import OutsideDataError
-from pipeline.collect_garbage import collect_garbage
-from pipeline.export import ExportOptions, export
-from pipeline.manifest import Manifest, to_parquet
-from pipeline.repair import repair
-from pipeline.run_folder import RUN_FILE, RunRecord, manifest_path, newest_checkpoint, pack_path, path_in_out, read_run
-from pipeline.storage import LocalStorage
-from pipeline.verify import verify
+from pipeline.records.manifest import Manifest, to_parquet
+from pipeline.records.run_folder import (
+    RUN_FILE,
+    RunRecord,
+    manifest_path,
+    newest_checkpoint,
+    pack_path,
+    path_in_out,
+    read_run,
+)
+from pipeline.storage.local import LocalStorage
+from pipeline.upkeep.collect_garbage import collect_garbage
+from pipeline.upkeep.export import ExportOptions, export
+from pipeline.upkeep.repair import repair
+from pipeline.upkeep.verify import verify
 from tests.fuzz.reader import Reader
 from tests.made_run import PER_SHARD, MadeRun, make_run
 

@@ -11,10 +11,10 @@ from unittest import mock
 import certifi
 
 from miga.errors import OutputError
-from pipeline import lease as lease_module
-from pipeline.lease import Lease, Owner
-from pipeline.s3_settings import check_s3_settings
-from pipeline.storage import open_storage
+from pipeline.records import lease as lease_module
+from pipeline.records.lease import Lease, Owner
+from pipeline.storage.open import open_storage
+from pipeline.storage.s3_settings import check_s3_settings
 from tests.fuzz.reader import Reader
 
 ELSEWHERE = Owner(host="elsewhere", boot_id="b", pid_space="pid:[1]", pid=1, process_start=1)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.backbone import BackboneWorker
 from actors.messages import VideoFailed, VideoTask, WorkerSettings
+from actors.worker.backbone import BackboneWorker
 from jobs.benches.backbone import BackboneBench
 from jobs.benches.device_clock import peak_memory, seconds_of
 from jobs.benches.network_calls import PER_LATENT, UNIFORM, NetworkCalls

@@ -62,7 +62,7 @@ def as_the_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_storage_needs_no_more_than_the_policy_grants(as_the_run: str, tmp_path: Path) -> None:
-    from pipeline.storage import open_storage
+    from pipeline.storage.open import open_storage
 
     storage = open_storage("s3://bucket/run")
     storage.probe()
@@ -84,7 +84,7 @@ def test_storage_needs_no_more_than_the_policy_grants(as_the_run: str, tmp_path:
 def test_the_policy_reaches_no_other_run(as_the_run: str) -> None:
     # In a process of its own: what it leaves of the S3 client dies with it.
     script = (
-        "from pipeline.storage import open_storage\n"
+        "from pipeline.storage.open import open_storage\n"
         "open_storage('s3://bucket/other').write_bytes('run.json', b'{}')\n"
     )  # fmt: skip
     done = subprocess.run(

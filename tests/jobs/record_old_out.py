@@ -29,9 +29,9 @@ import numpy as np
 from jobs.run.plan import make_plan, run_record
 from miga.outside_data import parse_toml
 from pipeline.config import RunConfig, override, parse_config
-from pipeline.manifest import Manifest
+from pipeline.records.manifest import Manifest
 from pipeline.rows import ManifestRow
-from pipeline.storage import LocalStorage
+from pipeline.storage.local import LocalStorage
 from pipeline.video import read_frames
 from tests.machine import machine
 from tests.processes import wait_for

@@ -46,7 +46,7 @@ def test_one_video_runs_on_several_gpus_to_the_same_file(tmp_path: Path) -> None
     assert row.helper_calls is not None
     assert row.helper_calls > 50
     assert 0.0 < run.busy_share(until_tail=False) <= 1.0
-    from actors.backbone import BackboneWorker
+    from actors.worker.backbone import BackboneWorker
     from tests.actors.hosts import make
 
     alone = BackboneWorker(settings(tmp_path, sampler={"self_reflection": False, "num_steps": 50}))

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from actors.rows import RowMaker
+from actors.driver.rows import RowMaker
 from jobs.cli import main
 from jobs.run.plan import make_plan, run_record
 from pipeline.config import RunConfig, RunSection
-from pipeline.lease import Lease
-from pipeline.manifest import Manifest
+from pipeline.records.lease import Lease
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import latents_path, open_run, open_state_path, video_path
 from pipeline.rows import ManifestRow, PromptRow
-from pipeline.run_folder import latents_path, open_run, open_state_path, video_path
-from pipeline.storage import open_storage
-from pipeline.verify import verify
+from pipeline.storage.open import open_storage
+from pipeline.upkeep.verify import verify
 from tests.actors.hosts import FEWER_STEPS, MODEL, make, task, worker
 
 SHORT, LONG = 61, 101

@@ -18,10 +18,10 @@ from miga.backbones.registry import load_spec
 from miga.cost import count_calls
 from miga.profiles import resolve_config
 from pipeline.config import WorkersConfig
-from pipeline.manifest import Manifest
-from pipeline.run_folder import manifest_path
-from pipeline.storage import LocalStorage
-from pipeline.verify import verify
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import manifest_path
+from pipeline.storage.local import LocalStorage
+from pipeline.upkeep.verify import verify
 from pipeline.video import read_frames
 from tests.ablation_grid import GRID
 from tests.cli import run

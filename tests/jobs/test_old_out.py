@@ -21,10 +21,10 @@ from miga.checkpoint import load_checkpoints
 from miga.errors import OutputError
 from miga.video import VideoRun
 from pipeline.config import load_config, parse_config
-from pipeline.manifest import Manifest
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import RunRecord, check_run, read_run
 from pipeline.rows import ManifestRow, PromptRow
-from pipeline.run_folder import RunRecord, check_run, read_run
-from pipeline.storage import LocalStorage
+from pipeline.storage.local import LocalStorage
 from pipeline.video import write_video
 from tests.cli import run
 from tests.jobs.record_old_out import FIXTURES, LONGER, ROWS, brightness

@@ -17,7 +17,7 @@ import ray
 
 from actors import runtime
 from actors.runtime import cluster_address, ray_session
-from actors.scratch import new_folder, remove_abandoned
+from actors.worker.scratch import new_folder, remove_abandoned
 from miga.errors import MigaError
 from pipeline.config import WorkersConfig
 from tests.cli import run
@@ -198,7 +198,9 @@ def test_which_cluster_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_folders_of_processes_that_are_gone_are_removed_and_no_others(tmp_path: Path) -> None:
     mine = new_folder(tmp_path)
-    code = f"from pathlib import Path; from actors.scratch import new_folder; new_folder(Path({str(tmp_path)!r}))"
+    code = (
+        f"from pathlib import Path; from actors.worker.scratch import new_folder; new_folder(Path({str(tmp_path)!r}))"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
     (left,) = set(tmp_path.glob("miga-*")) - {mine}
     (left / "video.mp4").write_bytes(b"half of it")

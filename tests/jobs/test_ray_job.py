@@ -188,7 +188,7 @@ def test_a_submitted_run_survives_being_stopped_and_terminated_and_tells_no_secr
     cluster: Cluster, bucket: Any, tmp_path: Path
 ) -> None:
     from jobs.run.report import make_report
-    from pipeline.storage import open_storage
+    from pipeline.storage.open import open_storage
 
     bucket.mkdir("dataset")
     rows = [{"id": text, "prompt": f"a red circle {text}"} for text in HOSTILE]

@@ -9,8 +9,8 @@ import pytest
 from jobs.run.make import make_ledger, worker_settings
 from jobs.run.plan import make_plan
 from pipeline.config import RunConfig, parse_config
-from pipeline.ledger import Helpers
 from pipeline.rows import PromptRow
+from pipeline.scheduling.ledger import Helpers
 
 NUM_WORKERS = 12
 

@@ -15,9 +15,9 @@ import pytest
 from jobs.run.plan import make_plan, run_record
 from miga.errors import UsageError
 from pipeline.config import RunConfig
-from pipeline.run_folder import open_run
-from pipeline.storage import open_storage
-from pipeline.trust import check_model, prompts_of
+from pipeline.records.run_folder import open_run
+from pipeline.storage.open import open_storage
+from pipeline.upkeep.trust import check_model, prompts_of
 from tests.cli import run
 
 MODEL = "simulated:wan?call_s=0&decode_s=0"

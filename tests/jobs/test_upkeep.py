@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.storage import LocalStorage
+from pipeline.storage.local import LocalStorage
 from tests.cli import run
 from tests.made_run import MadeRun, make_run
 from tests.pace import paced
@@ -67,7 +67,7 @@ def test_gc_says_what_goes(capsys: pytest.CaptureFixture[str], made: MadeRun) ->
 
 
 def test_gc_beside_a_run_is_refused(capsys: pytest.CaptureFixture[str], made: MadeRun) -> None:
-    from pipeline.lease import Lease
+    from pipeline.records.lease import Lease
 
     with Lease.held(made.storage, ttl_s=paced(2.0)):
         status, _, err = run(capsys, "gc", made.storage.root)

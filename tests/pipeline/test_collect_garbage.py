@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from miga.errors import LeaseHeldError, LeaseLostError, OutputError
-from pipeline.collect_garbage import collect_garbage
-from pipeline.lease import Lease, Owner
-from pipeline.run_folder import checkpoint_folder, latents_path, open_state_path
-from pipeline.storage import LocalStorage, Storage, open_storage
-from pipeline.verify import verify
+from pipeline.records.lease import Lease, Owner
+from pipeline.records.run_folder import checkpoint_folder, latents_path, open_state_path
+from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.open import open_storage
+from pipeline.upkeep.collect_garbage import collect_garbage
+from pipeline.upkeep.verify import verify
 from tests.full_disk import fill_disk
 from tests.made_run import MadeRun, make_run
 from tests.pace import paced
@@ -289,7 +291,8 @@ def test_no_run(tmp_path: Path) -> None:
 def test_a_run_killed_on_this_machine_does_not_hold_it_up(tmp_path: Path) -> None:
     run = make_run(LocalStorage(tmp_path / "out"), tmp_path)
     code = (
-        "import os, sys; from pipeline.lease import Lease, Owner; from pipeline.storage import open_storage\n"
+        "import os, sys\nfrom pipeline.records.lease import Lease, Owner\n"
+        "from pipeline.storage.open import open_storage\n"
         "Lease.acquire(open_storage(sys.argv[1]), Owner.this_process(), 600.0, None); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code, run.storage.root], cwd=Path(__file__).parents[2], check=False)

@@ -13,15 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from miga.errors import OutputError
-from pipeline import lease as lease_module
-from pipeline import storage_local, storage_s3
-from pipeline.collect_garbage import collect_garbage
-from pipeline.lease import Lease, Owner
-from pipeline.manifest import Manifest
+from pipeline.records import lease as lease_module
+from pipeline.records.lease import Lease, Owner
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import open_run, shard_of
 from pipeline.rows import ManifestRow
-from pipeline.run_folder import open_run, shard_of
-from pipeline.storage import LocalStorage, S3Storage, Storage
-from pipeline.verify import verify
+from pipeline.storage import local as storage_local
+from pipeline.storage import s3 as storage_s3
+from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.s3 import S3Storage
+from pipeline.upkeep.collect_garbage import collect_garbage
+from pipeline.upkeep.verify import verify
 from tests.faulty_s3 import FaultyS3
 from tests.made_run import PER_SHARD, MadeRun, make_run, video_bytes
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.estimate import CostModel, estimate_run
+from pipeline.scheduling.estimate import CostModel, estimate_run
 
 
 def test_sums_and_bases() -> None:

@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from miga.errors import MigaError, OutputError, UsageError
-from pipeline.export import ExportOptions, Format, export
-from pipeline.manifest import Manifest
-from pipeline.storage import LocalStorage, Storage, open_storage
+from pipeline.records.manifest import Manifest
+from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.open import open_storage
+from pipeline.upkeep.export import ExportOptions, Format, export
 from tests.made_run import MadeRun, make_run, video_bytes
 
 FORMATS: tuple[Format, ...] = ("parquet", "csv", "hf", "webdataset")

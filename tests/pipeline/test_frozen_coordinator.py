@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from miga.errors import LeaseLostError, OutputError
-from pipeline import lease as lease_module
-from pipeline.collect_garbage import collect_garbage
-from pipeline.lease import Lease, Owner
-from pipeline.manifest import Manifest
-from pipeline.repair import repair
-from pipeline.run_folder import shard_of
-from pipeline.storage import LocalStorage
-from pipeline.verify import verify
+from pipeline.records import lease as lease_module
+from pipeline.records.lease import Lease, Owner
+from pipeline.records.manifest import Manifest
+from pipeline.records.run_folder import shard_of
+from pipeline.storage.local import LocalStorage
+from pipeline.upkeep.collect_garbage import collect_garbage
+from pipeline.upkeep.repair import repair
+from pipeline.upkeep.verify import verify
 from tests.made_run import PER_SHARD, MadeRun, make_run, video_bytes
 
 NUM_ROWS: Final = 2 * PER_SHARD

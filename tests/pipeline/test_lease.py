@@ -18,9 +18,12 @@ from typing import Any
 import pytest
 
 from miga.errors import LeaseHeldError, LeaseLostError, MigaError, OutputError, OutputFullError
-from pipeline import lease as lease_module
-from pipeline.lease import Lease, Owner
-from pipeline.storage import LocalStorage, S3Storage, Storage, open_storage
+from pipeline.records import lease as lease_module
+from pipeline.records.lease import Lease, Owner
+from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.open import open_storage
+from pipeline.storage.s3 import S3Storage
 from tests.faulty_s3 import FaultyS3
 from tests.full_disk import fill_disk
 from tests.pace import paced
@@ -492,8 +495,8 @@ def test_a_full_disk_is_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 HOLDER = """
 import sys, time
-from pipeline.lease import Lease
-from pipeline.storage import open_storage
+from pipeline.records.lease import Lease
+from pipeline.storage.open import open_storage
 with Lease.held(open_storage(sys.argv[1]), ttl_s=float(sys.argv[2])) as lease:
     print(lease.epoch, flush=True)
     sys.stdin.read()

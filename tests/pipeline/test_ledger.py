@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from pipeline.ledger import (
+from pipeline.rows import BadRow, PromptRow
+from pipeline.scheduling.ledger import (
     Abort,
     Assign,
     Commit,
@@ -22,7 +23,6 @@ from pipeline.ledger import (
     Seal,
     Suspend,
 )
-from pipeline.rows import BadRow, PromptRow
 
 
 def prompt_row(index: int) -> PromptRow:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pipeline.ledger import (
+from pipeline.rows import BadRow, PromptRow
+from pipeline.scheduling.ledger import (
     Abort,
     Assign,
     Commit,
@@ -24,7 +25,6 @@ from pipeline.ledger import (
     Seal,
     Suspend,
 )
-from pipeline.rows import BadRow, PromptRow
 
 SHARD = 7
 

@@ -15,10 +15,10 @@ import pytest
 
 from miga.errors import OutputError
 from miga.outside_data import OutsideDataError
-from pipeline.manifest import SCHEMA, Manifest, to_parquet
+from pipeline.records.manifest import SCHEMA, Manifest, to_parquet
+from pipeline.records.run_folder import manifest_path, pack_path, sidecar_path
 from pipeline.rows import ManifestRow
-from pipeline.run_folder import manifest_path, pack_path, sidecar_path
-from pipeline.storage import LocalStorage
+from pipeline.storage.local import LocalStorage
 
 KEY = "ab" * 32
 

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from miga.errors import InputError
-from pipeline import prompt_files, seen_ids
-from pipeline.prompts import count_rows, read_prompts
+from pipeline.prompts import files as prompt_files
+from pipeline.prompts import seen_ids
+from pipeline.prompts.read import count_rows, read_prompts
 from pipeline.rows import SEED_LIMIT, BadRow, PromptRow
 
 Write = Callable[[str, Any], str]

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from miga.errors import InputError
-from pipeline.prompts import count_rows, read_prompts
+from pipeline.prompts.read import count_rows, read_prompts
 from pipeline.rows import BadRow, PromptRow
 
 
@@ -96,7 +96,7 @@ def test_rows_and_groups_in_order(tmp_path: Path) -> None:
 
 MEASURE = """
 import sys
-from pipeline.prompts import count_rows, read_prompts
+from pipeline.prompts.read import count_rows, read_prompts
 from miga.errors import InputError
 
 def peak_mb():

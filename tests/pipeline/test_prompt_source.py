@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from miga.errors import InputError, OutputError
-from pipeline import prompt_source
 from pipeline.config import RunConfig
-from pipeline.prompt_source import PromptFile, look_at
-from pipeline.prompts import count_rows, read_prompts
+from pipeline.prompts import source as prompt_source
+from pipeline.prompts.read import count_rows, read_prompts
+from pipeline.prompts.source import PromptFile, look_at
+from pipeline.records.run_folder import RunRecord, fingerprint, open_run
 from pipeline.rows import PromptRow
-from pipeline.run_folder import RunRecord, fingerprint, open_run
-from pipeline.storage import LocalStorage
+from pipeline.storage.local import LocalStorage
 
 NUM_ROWS = 80
 

@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from miga.errors import LeaseHeldError
-from pipeline import repair as repair_module
-from pipeline import verify as verify_module
-from pipeline.collect_garbage import collect_garbage
-from pipeline.lease import Lease
-from pipeline.manifest import to_parquet
-from pipeline.repair import repair
-from pipeline.run_folder import latents_path, manifest_path
-from pipeline.storage import LocalStorage
-from pipeline.verify import verify
+from pipeline.records.lease import Lease
+from pipeline.records.manifest import to_parquet
+from pipeline.records.run_folder import latents_path, manifest_path
+from pipeline.storage.local import LocalStorage
+from pipeline.upkeep import repair as repair_module
+from pipeline.upkeep import verify as verify_module
+from pipeline.upkeep.collect_garbage import collect_garbage
+from pipeline.upkeep.repair import repair
+from pipeline.upkeep.verify import verify
 from pipeline.video import count_frames
 from tests.made_run import NUM_FRAMES, PER_SHARD, MadeRun, make_run, video_bytes
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from pipeline.manifest import SCHEMA
+from pipeline.records.manifest import SCHEMA
 from pipeline.rows import BadRow, ManifestRow, bad_row_key, canonical_json, video_key
 
 ROW = ManifestRow(

@@ -10,7 +10,7 @@ from miga.backbones.registry import load_spec
 from miga.errors import InputError, OutputError
 from miga.profiles import resolve_config
 from pipeline.config import RunConfig, override
-from pipeline.run_folder import (
+from pipeline.records.run_folder import (
     RUN_FILE,
     PromptsFingerprint,
     RunRecord,
@@ -22,7 +22,8 @@ from pipeline.run_folder import (
     sidecar_path,
     video_path,
 )
-from pipeline.storage import LocalStorage, checked_path
+from pipeline.storage.base import checked_path
+from pipeline.storage.local import LocalStorage
 
 
 def record(config: RunConfig | None = None, **values: object) -> RunRecord:

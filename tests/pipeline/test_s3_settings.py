@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from miga.errors import InputError, OutputError
-from pipeline.addresses import check_address
-from pipeline.s3_settings import check_s3_settings
-from pipeline.storage import open_storage
+from pipeline.storage.addresses import check_address
+from pipeline.storage.open import open_storage
+from pipeline.storage.s3_settings import check_s3_settings
 
 SECRET = "wJalrXUtnFEMI-K7MDENG"
 
@@ -206,7 +206,7 @@ def test_nothing_of_it_is_asked_for_a_local_folder(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
     open_storage(tmp_path / "out").write_bytes("a", b"1")
     command = (
-        "import sys; from pipeline.storage import open_storage; open_storage('x'); print('botocore' in sys.modules)"
+        "import sys; from pipeline.storage.open import open_storage as o; o('x'); print('botocore' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -12,7 +12,7 @@ from miga.cost import count_calls
 from miga.errors import UsageError
 from miga.profiles import resolve_config
 from miga.virtual_time import make_virtual_video
-from pipeline.simulation import Scenario, VideoCost, measure_speed_up, simulate, video_cost
+from pipeline.scheduling.simulation import Scenario, VideoCost, measure_speed_up, simulate, video_cost
 
 CALLS = 100
 NO_OVERHEAD: dict[str, Any] = {

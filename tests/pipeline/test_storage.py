@@ -14,10 +14,12 @@ from urllib.parse import quote
 import pytest
 
 from miga.errors import InputError, OutputError
-from pipeline import storage as storage_module
-from pipeline.addresses import check_address, refuse_secrets, without_secrets
-from pipeline.prompts import read_prompts
-from pipeline.storage import FileInfo, LocalStorage, Storage, open_storage
+from pipeline.prompts.read import read_prompts
+from pipeline.storage import open as storage_module
+from pipeline.storage.addresses import check_address, refuse_secrets, without_secrets
+from pipeline.storage.base import FileInfo, Storage
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.open import open_storage
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from miga.errors import OutputError
-from pipeline import storage_s3
-from pipeline.storage import S3Storage, open_storage
+from pipeline.storage import s3 as storage_s3
+from pipeline.storage.open import open_storage
+from pipeline.storage.s3 import S3Storage
 from tests.faulty_s3 import FaultyS3, bucket_client
 from tests.pace import paced
 from tests.processes import wait_for
@@ -265,9 +266,9 @@ def test_an_upload_that_someone_else_aborts_is_an_error_and_no_object(
 
 KILLED = """
 import sys
-from pipeline import storage_s3
+from pipeline.storage import s3 as storage_s3
 storage_s3.MULTIPART_BYTES = storage_s3.PART_BYTES = 5 << 20
-from pipeline.storage import open_storage
+from pipeline.storage.open import open_storage
 open_storage(sys.argv[1]).put_file(sys.argv[2], "video/a.mp4")
 """
 

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from miga.errors import OutputError
-from pipeline import s3_client, storage_s3
-from pipeline.s3_client import AwakeClock, Body, Lane, Progress, SilentServerError, StuckLoopError, lane
-from pipeline.storage import S3Storage
+from pipeline.storage import s3 as storage_s3
+from pipeline.storage import s3_client
+from pipeline.storage.s3 import S3Storage
+from pipeline.storage.s3_client import AwakeClock, Body, Lane, Progress, SilentServerError, StuckLoopError, lane
 from tests.faulty_s3 import bucket_client
 from tests.pace import paced
 from tests.silent_s3 import STAGES, SilentS3, Stage

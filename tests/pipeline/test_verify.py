@@ -17,10 +17,12 @@ from safetensors.torch import save
 
 from miga.checkpoint import save_checkpoint
 from miga.errors import OutputError
-from pipeline.manifest import to_parquet
-from pipeline.run_folder import checkpoint_folder, latents_path, open_state_path
-from pipeline.storage import LocalStorage, Storage, open_storage
-from pipeline.verify import Verification, verify
+from pipeline.records.manifest import to_parquet
+from pipeline.records.run_folder import checkpoint_folder, latents_path, open_state_path
+from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.open import open_storage
+from pipeline.upkeep.verify import Verification, verify
 from tests.made_run import MadeRun, make_run, video_bytes
 from tests.miga.test_checkpoint import CONFIG, make_checkpoint
 

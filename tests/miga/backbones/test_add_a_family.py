@@ -34,7 +34,7 @@ from miga.errors import ConfigError, ModelError
 from miga.long_video import LongVideoPipeline
 from miga.profiles import resolve_config
 from pipeline.config import RunConfig
-from pipeline.trust import check_model
+from pipeline.upkeep.trust import check_model
 from tests import ten_line_family
 from tests.test_imports import import_graph
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
+from miga.queue import History
 from miga.schedule import flow_unipc_schedule
-from miga.solvers.base import History
 from miga.solvers.unipc import UniPCSolver
 
 SHAPE = (4, 3, 5)
