@@ -21,7 +21,6 @@ SWEEP_GPUS: Final = 100
 """Size of the cluster that the plot of lost work is made with: the share that is lost does not depend on it."""
 SWEEP_INTERVALS_S: Final = (30.0, 60.0, 120.0, 300.0, 600.0)
 SWEEP_KILLS: Final = (0.01, 0.05, 0.2)
-SPEC_OF: Final = {"wan": "simulated:wan", "videocrafter2": "simulated:videocrafter2"}
 
 
 def make_scenarios(
@@ -41,7 +40,7 @@ def make_scenarios(
     Args:
         gpus: sizes of clusters.
         checkpoints_every_s: seconds between checkpoints of a video.
-        family: "wan" or "videocrafter2".
+        family: of the model; one that has a published model.
         profile: settings of the sampler.
         num_frames: lengths of videos, each `FRAMES` or `FRAMES:WEIGHT`; empty: the model's default.
         speeds: speeds of nodes, each `SPEED` or `SPEED:WEIGHT`; empty: all alike.
@@ -52,8 +51,9 @@ def make_scenarios(
     Raises:
         UsageError: if a value cannot be.
         ConfigError: if the model has no such profile.
+        ModelError: if there is no such family.
     """
-    spec = load_spec(SPEC_OF[family])
+    spec = load_spec(f"simulated:{family}")
     lengths = parse_mix("--num-frames", num_frames or [str(spec.default_num_frames)], int)
     config = resolve_config(profile, spec)
     costs = {frames: video_cost(config, _num_latents(spec, frames), share) for frames in lengths}

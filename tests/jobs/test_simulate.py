@@ -137,6 +137,7 @@ def test_plots_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
         (["--speeds", "fast"], "'fast'"),
         (["--profile", "nope"], "unknown profile 'nope'"),
         (["--ledger-rows", "3"], "two rows a worker"),
+        (["--family", "flowers"], "write simulated:wan or simulated:videocrafter2"),
     ],
 )
 def test_bad_values_are_refused(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
