@@ -11,8 +11,9 @@ from pipeline.terminal import show
 def add(commands: Any) -> None:
     """Adds the command and its options."""
     plan = commands.add_parser("plan", help="draw what a profile does, pass by pass")
-    plan.add_argument("--profile", default="paper", metavar="NAME[:FIELD=VALUE,...]", help="default: paper")
-    plan.add_argument("--against", metavar="NAME[:FIELD=VALUE,...]", help="another profile, drawn beside it")
+    profile = "NAME[:FIELD=VALUE,...]"
+    plan.add_argument("--profile", action="append", metavar=profile, help="one or several (default: paper)")
+    plan.add_argument("--against", action="append", default=[], metavar=profile, help="another, drawn beside it")
     plan.add_argument("--model", default="sprites", help="as `miga generate` takes it (default: sprites)")
     plan.add_argument("--num-frames", type=int, help="length of the video (default: the model's)")
     plan.add_argument("--out", required=True, metavar="FILE", help="ends in .html or .svg; it is replaced")
@@ -22,7 +23,7 @@ def add(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from jobs.profiles.drawing import draw
 
-    texts = [options.profile, *([options.against] if options.against else [])]
+    texts = [*(options.profile or ["paper"]), *options.against]
     for drawing in draw(options.model, texts, options.num_frames, options.out):
         show(f"{drawing.title}: {drawing.num_latents} latents, {drawing.count.total} calls")
     show(f"drawn: {options.out}")

@@ -23,9 +23,7 @@ def add(commands: Any) -> None:
         metavar="FRAMES[:WEIGHT]",
         help="lengths of videos (default: the model's)",
     )
-    simulate.add_argument(
-        "--family", default="wan", help="of the model, such as videocrafter2 (default: wan)"
-    )
+    simulate.add_argument("--family", default="wan", help="of the model, such as videocrafter2 (default: wan)")
     simulate.add_argument("--profile", default="paper", help="how to sample: see `miga profiles` (default: paper)")
     simulate.add_argument("--call-s", type=float, default=1.4, help="seconds of one call at speed 1 (default: 1.4)")
     simulate.add_argument(

@@ -1,7 +1,5 @@
 """The page in a real Chromium, opened from disk beside real videos."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,30 +13,8 @@ from tests.pace import paced
 
 pytestmark = pytest.mark.browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-NO_BROWSER = "no Chromium found: install Debian's package chromium; .ci/run does"
-QUIET = [
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run", "--disable-dev-shm-usage"),
-]
 NUM_VIDEOS, NUM_ROWS, FPS = 4, 60, 16
 NASTY = "<img src=x onerror=alert(1)></script><b>bold</b> \u2028 \x1b🦊 \u202eright to left"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium: without one the tests are skipped with a plain reason, or fail where one is required."""
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        if os.environ.get("MIGA_REQUIRE_BROWSER") == "1":
-            pytest.fail(NO_BROWSER)
-        pytest.skip(NO_BROWSER)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=QUIET)
-        yield chromium
-        chromium.close()
 
 
 def write_video(path: Path, hue: int) -> None:
