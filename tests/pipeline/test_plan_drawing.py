@@ -117,11 +117,11 @@ def test_the_pictures_of_the_documentation_are_drawn_as_it_says(tmp_path: Path) 
 def test_the_command_draws_profiles_side_by_side(suffix: str, tmp_path: Path) -> None:
     out = tmp_path / f"plan{suffix}"
     assert main(["plan", "--against", "fifo", "--num-frames", "61", "--out", str(out)]) == 0
+    assert "fifo" in out.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
     twice = tmp_path / f"twice{suffix}"
     assert main(["plan", "--profile", "paper", "--profile", "fifo", "--num-frames", "61", "--out", str(twice)]) == 0
     assert twice.read_text() == out.read_text()
-    assert "fifo" in out.read_text()
-    assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
 @pytest.mark.parametrize(
