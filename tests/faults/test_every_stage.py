@@ -155,7 +155,7 @@ def one_video(trial: Trial, bucket: Bucket) -> Callable[[bool], Beside]:
         port = trial.until(lambda: fault.client_port, what="a checkpoint of the host")
         (host,) = (actor for actor in trial.cluster.actors() if actor.sends_from(port))
         (elsewhere,) = (node for node in trial.cluster.nodes if node.raylet != host.parent)
-        method = "run_window" if has_helpers else "news"
+        method = "run_window" if has_helpers else "answer"
         return Beside(host, actor_in(method, trial, elsewhere.raylet))
 
     return start
