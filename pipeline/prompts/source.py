@@ -25,8 +25,9 @@ from typing import IO, Any, Final, TypeAlias
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from miga.errors import InputError, MigaError
+from miga.errors import InputError, MigaError, OutputError
 from pipeline.storage.addresses import check_address
+from pipeline.storage.s3_object import S3Object
 
 Data: TypeAlias = bytes
 """Where `bytes` is a size."""
@@ -238,10 +239,14 @@ class _Raw:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self.is_local, self._object = False, None
         with _faults(path):
-            self._fs, self._fs_path = _file_system(path)
-            self.is_local = isinstance(self._fs, LocalFileSystem)
-            self._file = self._open_local() if self.is_local else self._open_remote()
+            if path.startswith("s3://"):
+                self._object = S3Object(path)
+            else:
+                self._fs, self._fs_path = _file_system(path)
+                self.is_local = isinstance(self._fs, LocalFileSystem)
+                self._file = self._open_local() if self.is_local else self._open_remote()
         self._at = 0
         self._stamp = self._stamp_now()
         self._looked_s = time.monotonic()
@@ -271,12 +276,17 @@ class _Raw:
         return size
 
     def close(self) -> None:
-        self._file.close()
+        if self._object is None:
+            self._file.close()
 
     def read(self, start: int, size: int) -> bytes:
         """Up to `size` bytes from `start` on; fewer at the end only."""
         parts = []
         with _faults(self._path):
+            if self._object is not None:
+                data = self._object.read(start, size)
+                self._at = start + len(data)
+                return data
             if start != self._at:
                 self._file.seek(start)
                 self._at = start
@@ -304,6 +314,8 @@ class _Raw:
             about = os.fstat(self._file.fileno())
             return about.st_size, about.st_mtime_ns
         with _faults(self._path):
+            if self._object is not None:
+                return self._object.version()
             self._fs.invalidate_cache()
             info = self._fs.info(self._fs_path)
             return (info.get("size"), *(str(info.get(key)) for key in _VERSION_KEYS))
@@ -342,10 +354,14 @@ def _faults(path: str) -> Iterator[None]:
     """Whatever keeps a file from being opened or read, as an `InputError`."""
     try:
         yield
+    except OutputError as error:  # of a bucket
+        raise InputError(f"{path} cannot be read: {error.message}", error.hint) from error
     except MigaError:
         raise
     except FileNotFoundError as error:
         raise InputError(*_not_there(path)) from error
+    except IsADirectoryError as error:
+        raise _folder(path) from error
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: permission denied", "check its permissions or credentials") from error
     except ImportError as error:

@@ -51,7 +51,7 @@ _MAX_PARTS: Final = 10_000
 _PARTS_AT_ONCE: Final = 4
 _DELETES_AT_ONCE: Final = 8
 _PAGE: Final = 1000
-_CHUNK: Final = 1 << 18
+CHUNK_BYTES: Final = 1 << 18
 _FIRST_PAUSE_S: Final = 0.1
 _MAX_PAUSE_S: Final = 15.0
 
@@ -62,7 +62,7 @@ _HASTY_S: Final = 60.0
 _HASTY_IDLE_S: Final = 10.0
 _LEAST_IDLE_S: Final = 1.0
 
-_BUCKET: Final = re.compile(
+BUCKET: Final = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}|arn:aws[a-z-]*:s3[a-z-]*:[A-Za-z0-9:._-]{1,240}", re.ASCII
 )
 
@@ -83,7 +83,7 @@ class S3Storage:
     def __init__(self, root: str, patience_s: float | None = None) -> None:
         check_address(root, OutputError, "OUT")
         bucket, _, prefix = root.removeprefix("s3://").rstrip("/").partition("/")
-        if not _BUCKET.fullmatch(bucket):
+        if not BUCKET.fullmatch(bucket):
             raise OutputError(
                 f"OUT: the address begins with no name of a bucket ({len(bucket)} characters before the first /)",
                 "write s3://bucket/prefix; a bucket's name is of letters, digits, '.', '_' and '-'",
@@ -122,7 +122,7 @@ class S3Storage:
 
     def stat(self, path: str) -> FileInfo:
         """See `Storage`."""
-        return self._ask(path, self._head(path))
+        return self.ask(path, self._head(path))
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """See `Storage`."""
@@ -155,13 +155,13 @@ class S3Storage:
             async with answer["Body"] as body:
                 check_size(self.uri(path), int(answer["ContentLength"]), max_bytes)
                 data = bytearray()
-                async for chunk in body.iter_chunks(_CHUNK):
+                async for chunk in body.iter_chunks(CHUNK_BYTES):
                     progress.moved(len(chunk))
                     data += chunk
             _check_sha256(answer, len(data), hashlib.sha256(data))
             return bytes(data)
 
-        return self._ask(path, read)
+        return self.ask(path, read)
 
     def get_file(self, path: str, local: str | Path) -> None:
         """See `Storage`."""
@@ -173,14 +173,14 @@ class S3Storage:
             digest, size = hashlib.sha256(), 0
             with write_local(Path(local)) as file:
                 async with answer["Body"] as body:
-                    async for chunk in body.iter_chunks(_CHUNK):
+                    async for chunk in body.iter_chunks(CHUNK_BYTES):
                         progress.moved(len(chunk))
                         await asyncio.to_thread(file.write, chunk)  # a disk that hangs holds up this request alone
                         digest.update(chunk)
                         size += len(chunk)
                 _check_sha256(answer, size, digest)
 
-        self._ask(path, read)
+        self.ask(path, read)
 
     def write_bytes(self, path: str, data: bytes, if_absent: bool = False) -> bool:
         """See `Storage`.
@@ -230,7 +230,7 @@ class S3Storage:
     def delete(self, path: str) -> None:
         """See `Storage`."""
         with suppress(FileNotFoundError):
-            self._ask(path, _called("delete_object", self._at(path)))
+            self.ask(path, _called("delete_object", self._at(path)))
 
     def delete_many(self, paths: Iterable[str]) -> None:
         """See `Storage`.
@@ -291,18 +291,11 @@ class S3Storage:
     # ---- objects ----
 
     def _head(self, path: str) -> Request[FileInfo]:
-        """Asks what there is to know of an object; GET, too, if refused: only that has a body to say what was wrong."""
+        """What there is to know of an object."""
+        ask = heading(self._at(path))
 
-        at = self._at(path)
-
-        async def head(client: Any, _: Progress) -> FileInfo:
-            try:
-                found = await client.head_object(**at)
-            except Exception as error:
-                if _status(error) in (301, 307, 400, 401, 403):
-                    answer = await client.get_object(**at, Range="bytes=0-0")
-                    answer["Body"].close()
-                raise
+        async def head(client: Any, progress: Progress) -> FileInfo:
+            found = await ask(client, progress)
             return FileInfo(
                 path=path,
                 bytes=int(found["ContentLength"]),
@@ -323,7 +316,7 @@ class S3Storage:
         token: dict[str, str] = {}
         while True:
             where = {"Bucket": self._bucket, "Prefix": self._folder(prefix), "MaxKeys": _PAGE, **options, **token}
-            page = self._ask(prefix, _listing(where))
+            page = self.ask(prefix, _listing(where))
             yield page
             if not page.get("IsTruncated"):
                 return
@@ -331,13 +324,13 @@ class S3Storage:
 
     def _put(self, path: str, data: bytes, sha256: str, condition: dict[str, str]) -> None:
         about = {**self._at(path), "Metadata": {"sha256": sha256}, **condition}
-        self._ask(path, _sending("put_object", about, data), len(data))
+        self.ask(path, _sending("put_object", about, data), len(data))
 
     def _put_parts(self, local: Path, path: str, size: int, sha256: str) -> None:
         """Puts a large file. Nothing is at `path` before the last step, and the parts are removed if that fails."""
         part_bytes = max(PART_BYTES, -(-size // _MAX_PARTS))
         about = {**self._at(path), "Metadata": {"sha256": sha256}}
-        upload: str = self._ask(path, _called("create_multipart_upload", about, "UploadId"))["UploadId"]
+        upload: str = self.ask(path, _called("create_multipart_upload", about, "UploadId"))["UploadId"]
         threads = ThreadPoolExecutor(_PARTS_AT_ONCE)
 
         def send(number: int) -> dict[str, Any]:
@@ -345,7 +338,7 @@ class S3Storage:
                 file.seek((number - 1) * part_bytes)
                 data = file.read(part_bytes)
             about = {**self._at(path), "UploadId": upload, "PartNumber": number}
-            sent = self._ask(path, _sending("upload_part", about, data), len(data))
+            sent = self.ask(path, _sending("upload_part", about, data), len(data))
             return {"PartNumber": number, "ETag": sent.get("ETag", "")}
 
         try:
@@ -363,7 +356,7 @@ class S3Storage:
         """Makes the object of its parts; an upload that is not known any more was completed by a try before."""
         about = {**self._at(path), "UploadId": upload, "MultipartUpload": {"Parts": parts}}
         try:
-            self._ask(path, _called("complete_multipart_upload", about))
+            self.ask(path, _called("complete_multipart_upload", about))
         except FileNotFoundError as error:
             with suppress(FileNotFoundError):
                 there = self.stat(path)
@@ -375,14 +368,14 @@ class S3Storage:
 
     def _abort(self, path: str, upload: str) -> None:
         with suppress(FileNotFoundError):
-            self._ask(path, _called("abort_multipart_upload", {**self._at(path), "UploadId": upload}))
+            self.ask(path, _called("abort_multipart_upload", {**self._at(path), "UploadId": upload}))
 
     def _uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
         """Uploads in parts that are not completed."""
         markers: dict[str, str] = {}
         while True:
             where = {"Bucket": self._bucket, "Prefix": prefix, "MaxUploads": _PAGE, **markers}
-            page = self._ask("", _called("list_multipart_uploads", where))
+            page = self.ask("", _called("list_multipart_uploads", where))
             yield from page.get("Uploads", ())
             if not page.get("IsTruncated"):
                 return
@@ -390,7 +383,7 @@ class S3Storage:
 
     # ---- requests ----
 
-    def _ask(self, path: str, request: Request[T], body_bytes: int = 0) -> T:
+    def ask(self, path: str, request: Request[T], body_bytes: int = 0) -> T:
         """What the server answers, asked again while it fails in a way that passes.
 
         Args:
@@ -458,6 +451,22 @@ class _NotImplementedThereError(OutputError):
 
 class _BrokenAnswerError(Exception):
     """What arrived is not what the server said it sends."""
+
+
+def heading(at: Mapping[str, str]) -> Request[dict[str, Any]]:
+    """Asks what there is to know of an object; GET, too, if refused: only that has a body to say what was wrong."""
+
+    async def head(client: Any, _: Progress) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = await client.head_object(**at)
+        except Exception as error:
+            if _status(error) in (301, 307, 400, 401, 403):
+                answer = await client.get_object(**at, Range="bytes=0-0")
+                answer["Body"].close()
+            raise
+        return found
+
+    return head
 
 
 def _called(name: str, options: Mapping[str, Any], key: str = "ResponseMetadata") -> Request[dict[str, Any]]:

@@ -194,8 +194,14 @@ def test_on_s3(s3_root: str, look_s: float, monkeypatch: pytest.MonkeyPatch) -> 
         count_rows(file)
     with pytest.raises(InputError, match="does not exist"):
         look_at(f"{s3_root}/in/none.jsonl")
-    with pytest.raises(InputError, match="is a folder"):
-        look_at(f"{s3_root}/in")
+    for folder in (f"{s3_root}/in", f"{s3_root}/in/", f"s3://{s3_root.split('/')[2]}"):
+        with pytest.raises(InputError, match="is a folder"):
+            look_at(folder)
+    with pytest.raises(InputError, match="the bucket does not exist"):
+        look_at("s3://no-such-bucket/p.txt")
+    for address in ("s3://", "s3://b c/p.txt"):
+        with pytest.raises(InputError, match="begins with no name of a bucket"):
+            look_at(address)
 
 
 def test_the_bytes_of_a_file_known_before_it_is_written(tmp_path: Path) -> None:

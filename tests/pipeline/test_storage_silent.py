@@ -15,6 +15,7 @@ from pipeline.storage import s3 as storage_s3
 from pipeline.storage import s3_client
 from pipeline.storage.s3 import S3Storage
 from pipeline.storage.s3_client import AwakeClock, Body, Lane, Progress, SilentServerError, StuckLoopError, lane
+from pipeline.storage.s3_object import S3Object
 from tests.faulty_s3 import bucket_client
 from tests.pace import paced
 from tests.silent_s3 import STAGES, SilentS3, Stage
@@ -116,6 +117,28 @@ def test_every_request_ends(proxy: SilentS3, s3_root: str, tmp_path: Path, call:
         proxy.speak()
     assert storage.read_bytes("a") == b"1" * 1000
     assert not any("expect" in headers for _, _, headers in proxy.requests), "100 Continue is never waited for"
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_a_prompt_file_is_read_through_silence(proxy: SilentS3, s3_root: str, stage: Stage) -> None:
+    data = b"".join(b"prompt %d\n" % number for number in range(200_000))
+    bucket_client().put_object(Bucket=s3_root.split("/")[2], Key="in/a b (1).txt", Body=data)
+    address = f"s3://{s3_root.split('/')[2]}/in/a b (1).txt"
+    head = proxy.stop_at(stage, method="HEAD")
+    file = S3Object(address, patience_s=60.0)
+    get = proxy.stop_at(stage, method="GET")
+    assert file.read(0, len(data) + 10) == data
+    assert file.read(1_500_000, 20) == data[1_500_000:1_500_020]
+    assert (head.num_hit, get.num_hit) == (1, 1)
+
+
+def test_a_prompt_file_that_nobody_sends_is_given_up(proxy: SilentS3, s3_root: str) -> None:
+    address = f"s3://{s3_root.split('/')[2]}/in/p.txt"
+    bucket_client().put_object(Bucket=s3_root.split("/")[2], Key="in/p.txt", Body=b"a\n")
+    file = S3Object(address, patience_s=0.0)
+    proxy.stop_at("request headers", method="GET", times=1000)
+    with pytest.raises(OutputError, match="no usable answer for 0 s"):
+        file.read(0, 2)
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])
