@@ -166,6 +166,7 @@ class Chaos:
         self._plan = planned(seed, world.left_out)
         self._begun_s = time.monotonic()
         self._undo: list[tuple[float, Callable[[], object]]] = []
+        self._told_to_stop: set[int] = set()
         self.struck: Counter[str] = Counter()
         self.complaints: list[str] = []
 
@@ -307,6 +308,7 @@ class Chaos:
         """SIGTERM, as `ray job stop` does."""
         assert self._run.process is not None
         is_alive = self._run.is_alive
+        self._told_to_stop.add(self._run.process.pid)
         self._run.process.send_signal(signal.SIGTERM)
         return is_alive
 
@@ -326,7 +328,10 @@ class Chaos:
             signal_quietly(first.process.pid, signal.SIGCONT)
         wait_for(lambda: self._ticked(not first.is_alive), 120, "the end of a driver that was frozen")
         self._judge(first)
-        has_noticed = first.process.returncode == 1 and "another run has taken over" in first.log
+        noticed = ["another run has taken over"]
+        if first.process.pid in self._told_to_stop:
+            noticed.append("miga: stopped;")
+        has_noticed = first.process.returncode == 1 and any(text in first.log for text in noticed)
         if not has_noticed and first.process.returncode not in (0, 3):  # 0, 3: all was done when it was frozen
             self.complaints.append(
                 f"a driver without a lease ended with {first.process.returncode}:\n{first.log[-3000:]}"
