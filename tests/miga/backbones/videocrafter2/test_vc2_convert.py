@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def test_the_folder_appears_when_it_is_whole(
         seen.append((files_of(source), out.exists()))
         rename(source, target)
 
-    monkeypatch.setattr(convert.os, "rename", watch)
+    monkeypatch.setattr(os, "rename", watch)
     convert_checkpoint(checkpoint, out, tokenizer=tokenizer, architecture=architecture())
     assert seen == [(FILES, False)]
     assert list(tmp_path.iterdir()) == [out]
@@ -191,7 +192,7 @@ def test_no_room(tmp_path: Path, checkpoint: Path, tokenizer: Path, monkeypatch:
     class Usage:
         free = 1_000_000
 
-    monkeypatch.setattr(convert.shutil, "disk_usage", lambda folder: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage)
     with pytest.raises(OutputError, match=r"0\.0 GB left, the converted model takes"):
         convert_checkpoint(checkpoint, tmp_path / "out", tokenizer=tokenizer, architecture=architecture())
     assert list(tmp_path.iterdir()) == []
