@@ -6,6 +6,7 @@ into memory: a tensor takes room when it is asked for.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,6 @@ NUMBERS: Final = {
     torch.float8_e5m2: "F8_E5M2",
 }
 """Types as safetensors names them."""
-BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 QUANTIZED_HINT: Final = "quantized weights are not converted: take the file in bfloat16, float16 or float32"
 
 
@@ -51,10 +51,12 @@ class Stored:
     @property
     def num_bytes(self) -> int:
         """What it takes."""
-        size = BYTES[self.entry.dtype]
-        for length in self.entry.shape:
-            size *= length
-        return size
+        return self.dtype.itemsize * math.prod(self.entry.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type."""
+        return next(kind for kind, name in NUMBERS.items() if name == self.entry.dtype)
 
 
 def tensors_of(file: Path) -> dict[str, Stored]:

@@ -6,6 +6,7 @@ transformers have the same modules under other names. `place_of` is that diction
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from miga.backbones.loading import is_finite
 from miga.backbones.tensor_files import read_pickle
 from miga.backbones.videocrafter2.spec import LATENT_SCALE, PAD_TOKEN, Settings
 from miga.backbones.videocrafter2.unet import UNetConfig, VideoCrafter2UNet
-from miga.backbones.weight_files import named
+from miga.backbones.weight_files import PICKLES, named
 from miga.errors import ModelError
 from miga.schedule import NUM_TRAIN_TIMESTEPS, ddim_schedule, ddim_signal_scale
 
@@ -180,6 +181,21 @@ def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
             plain values.
     """
     return read_pickle(file, "VideoCrafter2's model.ckpt")
+
+
+def is_checkpoint(file: Path) -> bool:
+    """Whether a file is meant as VideoCrafter2's: by its name, unless it holds something else, or by what it holds."""
+    prefixes = (VAE_PREFIX, TEXT_PREFIX)
+    is_named = file.suffix == ".ckpt"
+    if file.suffix not in PICKLES or not os.path.isfile(file):
+        return is_named
+    try:
+        names = read_checkpoint(file).keys()
+    except ModelError:  # which is said when it is converted
+        return is_named
+    has_unet = any(name.startswith(f"{UNET_PREFIX}input_blocks.") for name in names)
+    is_foreign = any("self_attn" in name or name.startswith("blocks.") for name in names)
+    return has_unet or any(name.startswith(prefixes) for name in names) or (is_named and not is_foreign)
 
 
 def split_state(state: State, architecture: Architecture) -> dict[Component, dict[str, torch.Tensor]]:

@@ -350,6 +350,13 @@ def modules_of_folder(folder: Path) -> dict[str, tuple[torch.nn.Module, str]]:
     return modules
 
 
+def module_of(config: WanTransformerConfig | WanVaeConfig | Umt5Config) -> torch.nn.Module:
+    """The module of a part's configuration, on the meta device; the same one for the same configuration."""
+    if isinstance(config, WanTransformerConfig):
+        return _transformer(config)
+    return _vae(config) if isinstance(config, WanVaeConfig) else _text_encoder(config)
+
+
 @lru_cache(maxsize=4)
 def _transformer(config: WanTransformerConfig) -> torch.nn.Module:
     from diffusers import WanTransformer3DModel
