@@ -9,7 +9,9 @@ from typing import Any, Final
 
 from jobs.commands.common import say_unless, show_values
 
-_HELP: Final = "weights as people have them (Wan2.1's own layout, ComfyUI's files, VideoCrafter2's) to a folder for --model"
+_HELP: Final = (
+    "weights as people have them (Wan2.1's own layout, ComfyUI's files, VideoCrafter2's) to a folder for --model"
+)
 _EPILOG: Final = """\
 examples:
   miga convert Wan2.1-T2V-1.3B wan-1.3b                  a folder as Wan-AI publishes it
@@ -41,8 +43,8 @@ def add(commands: Any) -> None:
     convert.add_argument(
         "--tokenizer",
         metavar="NAME",
-        help="a folder, or a hub name (default: what lies beside Wan's weights, else google/umt5-xxl; for VideoCrafter2 "
-        "openai/clip-vit-large-patch14)",
+        help="a folder, or a hub name (default: what lies beside Wan's weights, else google/umt5-xxl; "
+        "of VideoCrafter2 openai/clip-vit-large-patch14)",
     )
     convert.add_argument("--json", action="store_true", help="print for machines")
     convert.set_defaults(command=_run)

@@ -15,7 +15,7 @@ from miga.backbones.model_config import class_name_of
 from miga.backbones.videocrafter2 import spec as videocrafter2
 from miga.backbones.videocrafter2.footprint import VideoCrafter2Architecture, load_architecture, modules_of_folder
 from miga.backbones.videocrafter2.schedule import schedule_of
-from miga.backbones.weight_files import PICKLES, read_json, visible_files
+from miga.backbones.weight_files import read_json, visible_files
 from miga.config import SamplerConfig
 from miga.errors import ModelError
 from miga.schedule import NoiseSchedule
@@ -42,15 +42,15 @@ class VideoCrafter2Family(FolderFamily):
         return videocrafter2.PUBLISHED
 
     def recognises(self, place: Path, model: str) -> bool:
-        """See `Family.recognises`. Pickles are taken for the published file, and refused."""
+        """See `Family.recognises`. A pickle of its name is taken for the published file, and refused."""
         if os.path.isfile(place):
-            if place.suffix not in PICKLES:
+            if place.suffix != ".ckpt":
                 return False
             raise ModelError(f"model {model!r} is a pickle, which is never loaded as it is", hint=_PICKLE_HINT)
         index = place / "model_index.json"
         if os.path.lexists(index):
             return class_name_of(read_json(index)) == videocrafter2.PIPELINE_CLASS
-        if found := visible_files(place, ".ckpt"):
+        if os.path.isdir(place) and (found := visible_files(place, ".ckpt")):
             raise ModelError(
                 f"model folder {model!r} holds {found[0]}, a pickle, which is never loaded as it is", hint=_PICKLE_HINT
             )

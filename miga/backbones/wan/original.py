@@ -422,7 +422,7 @@ def _text_config(found: Found) -> Umt5Config:
         "relative_attention_bias" in name for name in found.tensors if ".block.0." not in name
     ):
         raise ModelError(
-            f"{found.title} is T5, of {vocabulary:,} words, as image models have: its first layer alone knows positions",
+            f"{found.title} is T5, of {vocabulary:,} words, as image models have: only its first layer has positions",
             hint="Wan2.1 reads texts with UMT5-XXL, such as umt5_xxl_fp16.safetensors",
         )
     return validated(
