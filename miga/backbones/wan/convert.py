@@ -76,12 +76,10 @@ def convert_wan(
     chosen = {part: existing(file) for part, file in (parts or {}).items()}
     gathered = gather([existing(source) for source in sources], chosen)
     require_all(gathered, sources, out)
-    configs = {part: config_of(gathered.parts[part], gathered.heads) for part in PARTS}
+    configs = {part: config_of(gathered.parts[part], gathered.stated) for part in PARTS}
     transformer, text = configs["transformer"], configs["text_encoder"]
     assert isinstance(transformer, WanTransformerConfig)
     assert isinstance(text, Umt5Config)
-    for check in gathered.checks:
-        check(transformer)
     if text.d_model != transformer.text_dim:
         raise ModelError(
             f"{gathered.parts['text_encoder'].title} makes texts of {text.d_model} numbers a token, "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -18,7 +18,7 @@ import torch
 
 from miga.backbones.tensor_files import Stored, require_plain
 from miga.backbones.wan.config import Umt5Config, WanTransformerConfig, WanVaeConfig
-from miga.backbones.wan.spec import module_of
+from miga.backbones.wan.spec import ARCHITECTURES, module_of
 from miga.backbones.weight_files import HARMLESS, named
 from miga.errors import ModelError
 from miga.outside_data import OutsideDataError, validated
@@ -29,6 +29,8 @@ Tensors: TypeAlias = Mapping[str, Stored]
 
 PARTS: Final[tuple[Part, ...]] = ("transformer", "vae", "text_encoder")
 CALLED: Final[Mapping[Part, str]] = {"transformer": "transformer", "vae": "VAE", "text_encoder": "text encoder"}
+LIBRARY: Final[Mapping[Part, str]] = {"transformer": "diffusers", "vae": "diffusers", "text_encoder": "transformers"}
+"""Whose module it becomes."""
 
 PREFIXES: Final = (
     "model.diffusion_model.",
@@ -225,6 +227,31 @@ def _without_harmless(part: Part, tensors: dict[str, Stored]) -> tuple[dict[str,
     return kept, len(tensors) - len(kept) - (tied is not None and shared is None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class WanModelConfig:
+    """What `config.json` beside Wan's own weights may state; what it leaves out follows from the weights."""
+
+    model_type: str = "t2v"
+    dim: int | None = None
+    in_dim: int | None = None
+    out_dim: int | None = None
+    ffn_dim: int | None = None
+    freq_dim: int | None = None
+    text_dim: int | None = None
+    text_len: int = 512
+    num_heads: int | None = None
+    num_layers: int | None = None
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a configuration says of a transformer, and where."""
+
+    file: Path
+    config: WanModelConfig
+
+
 # ---- names ----
 
 _TEXT_RULES: Final = (
@@ -281,19 +308,20 @@ def _text_name(name: str) -> str:
 # ---- sizes ----
 
 
-def config_of(found: Found, num_heads: int | None = None) -> PartConfig:
+def config_of(found: Found, stated: Stated | None = None) -> PartConfig:
     """The configuration of the part's module, from its tensors' shapes; checked against every one of them.
 
     Args:
         found: the part.
-        num_heads: of the transformer, where a config.json states it; else heads are `HEAD_WIDTH` wide.
+        stated: what a config.json says of a transformer; without one its heads are `HEAD_WIDTH` wide, and models as
+            wide as the published ones have their depth.
 
     Raises:
         ModelError: if tensors are missing, left over or of another shape, or it is another model's part.
     """
     try:
         if found.part == "transformer":
-            config: PartConfig = _transformer_config(found, num_heads)
+            config: PartConfig = _transformer_config(found, stated)
         elif found.part == "vae":
             config = _vae_config(found)
         else:
@@ -317,7 +345,7 @@ def require_every_tensor(found: Found, config: PartConfig) -> None:
     shapes = found.shapes
     common = wanted.keys() & shapes.keys()
     problems = {
-        "lacks": sorted(wanted.keys() - shapes.keys()),
+        f"lacks, by {LIBRARY[found.part]}' names,": sorted(wanted.keys() - shapes.keys()),
         "has no place for": sorted(found.tensors[name].key for name in shapes.keys() - wanted.keys()),
         "has another shape than the other tensors say for": sorted(
             found.tensors[name].key for name in common if wanted[name] != shapes[name]
@@ -334,7 +362,10 @@ def _shape(found: Found, name: str, num_sides: int) -> tuple[int, ...]:
     """Of a tensor that sizes are read from."""
     stored = found.tensors.get(name)
     if stored is None:
-        raise ModelError(f"{found.title} lacks {name}", hint=f"it was cut off, or is another model's: {CONVERT_HINT}")
+        raise ModelError(
+            f"{found.title} lacks, by {LIBRARY[found.part]}' names, {name}",
+            hint=f"it was cut off, or is another model's: {CONVERT_HINT}",
+        )
     if len(stored.entry.shape) != num_sides or 0 in stored.entry.shape:
         raise ModelError(
             f"{found.title}: {stored.key} has the shape {list(stored.entry.shape)}", hint="it is another model's"
@@ -348,7 +379,7 @@ def _count(found: Found, pattern: str) -> int:
     return 1 + max(numbers, default=-1)
 
 
-def _transformer_config(found: Found, num_heads: int | None) -> WanTransformerConfig:
+def _transformer_config(found: Found, stated: Stated | None) -> WanTransformerConfig:
     width, channels, *patch = _shape(found, "patch_embedding.weight", 5)
     if channels != LATENT_CHANNELS:
         why = {
@@ -361,6 +392,7 @@ def _transformer_config(found: Found, num_heads: int | None) -> WanTransformerCo
             hint=CONVERT_HINT,
         )
     embedder = "condition_embedder"
+    num_heads = stated.config.num_heads if stated else None
     if num_heads is None and width % HEAD_WIDTH:
         raise ModelError(
             f"{found.title} is {width} wide, no multiple of {HEAD_WIDTH}, which Wan's heads are wide",
@@ -371,7 +403,14 @@ def _transformer_config(found: Found, num_heads: int | None) -> WanTransformerCo
         raise ModelError(
             f"{found.title} is {width} wide, and its config.json states {heads} heads", hint="they are of two models"
         )
-    return validated(
+    num_layers = _count(found, r"blocks\.(\d{1,6})\.")
+    depth = {other.width: other.num_layers for other in ARCHITECTURES.values()}.get(width, num_layers)
+    if stated is None and num_layers != depth:
+        raise ModelError(
+            f"{found.title} has {num_layers} blocks; models {width} wide have {depth}",
+            hint="it was cut off; if it is meant so, name the folder whose config.json states num_layers",
+        )
+    config = validated(
         WanTransformerConfig,
         {
             "patch_size": patch,
@@ -382,15 +421,21 @@ def _transformer_config(found: Found, num_heads: int | None) -> WanTransformerCo
             "text_dim": _shape(found, f"{embedder}.text_embedder.linear_1.weight", 2)[1],
             "freq_dim": _shape(found, f"{embedder}.time_embedder.linear_1.weight", 2)[1],
             "ffn_dim": _shape(found, "blocks.0.ffn.net.0.proj.weight", 2)[0],
-            "num_layers": _count(found, r"blocks\.(\d{1,6})\."),
-            "cross_attn_norm": "blocks.0.norm2.weight" in found.tensors,
-            "qk_norm": "rms_norm_across_heads" if "blocks.0.attn1.norm_q.weight" in found.tensors else None,
+            "num_layers": num_layers,
+            "cross_attn_norm": any(".norm2." in name for name in found.tensors),
+            "qk_norm": "rms_norm_across_heads" if any(".norm_q." in name for name in found.tensors) else None,
         },
     )
+    if stated:
+        _check_stated(stated.file, stated.config, config)
+    return config
 
 
 def _vae_config(found: Found) -> WanVaeConfig:
-    """Of four levels with two blocks each, as all of Wan2.1's; where others differ their tensors have no place."""
+    """Of four levels with two blocks each, the last two of which halve time, as all of Wan2.1's.
+
+    Where others differ, tensors are missing or have no place.
+    """
     latent = _shape(found, "quant_conv.weight", 5)[0] // 2
     if latent != LATENT_CHANNELS:
         raise ModelError(
@@ -405,9 +450,6 @@ def _vae_config(found: Found) -> WanVaeConfig:
             "base_dim": base,
             "z_dim": latent,
             "dim_mult": [max(1, width // base) for width in levels],
-            "temperal_downsample": [
-                f"encoder.down_blocks.{3 * level + 2}.time_conv.weight" in found.tensors for level in range(3)
-            ],
         },
     )
 
@@ -439,27 +481,7 @@ def _text_config(found: Found) -> Umt5Config:
     )
 
 
-# ---- config.json of Wan's own program ----
-
-
-@dataclass(frozen=True, kw_only=True)
-class WanModelConfig:
-    """What `config.json` beside Wan's own weights may state; what it leaves out follows from the weights."""
-
-    model_type: str = "t2v"
-    dim: int | None = None
-    in_dim: int | None = None
-    out_dim: int | None = None
-    ffn_dim: int | None = None
-    freq_dim: int | None = None
-    text_dim: int | None = None
-    text_len: int = 512
-    num_heads: int | None = None
-    num_layers: int | None = None
-    eps: float = 1e-6
-
-
-def check_stated(file: Path, stated: WanModelConfig, config: WanTransformerConfig) -> None:
+def _check_stated(file: Path, stated: WanModelConfig, config: WanTransformerConfig) -> None:
     """Refuses a config.json that does not speak of these weights.
 
     Raises:
@@ -484,7 +506,7 @@ def check_stated(file: Path, stated: WanModelConfig, config: WanTransformerConfi
         raise ModelError(f"{str(file)!r}: eps is {stated.eps}, Wan2.1's is {config.eps}", hint=CONVERT_HINT)
 
 
-def check_model_type(file: Path, stated: WanModelConfig, also: Sequence[str] = ()) -> None:
+def check_model_type(file: Path, stated: WanModelConfig) -> None:
     """Refuses what is no text-to-video model by what it says of itself.
 
     Raises:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from miga.backbones.model_config import checked_config, class_name_of, read_config
+from miga.backbones.model_config import checked_config, class_name_of
 from miga.backbones.tensor_files import SAFETENSORS, Stored, tensors_of
 from miga.backbones.wan.config import WanTransformerConfig
 from miga.backbones.wan.original import (
@@ -19,9 +19,9 @@ from miga.backbones.wan.original import (
     PARTS,
     Found,
     Part,
+    Stated,
     WanModelConfig,
     check_model_type,
-    check_stated,
     parts_of,
 )
 from miga.backbones.weight_files import (
@@ -53,15 +53,13 @@ class Gathered:
 
     Attributes:
         parts: by name.
-        heads: of the transformer, where a configuration states them.
-        checks: of configurations against the transformer's sizes.
+        stated: what a configuration says of the transformer.
         tokenizer: its folder.
         refusals: of files of a folder that are no parts: said if a part is missing.
     """
 
     parts: dict[Part, Found] = field(default_factory=dict)
-    heads: int | None = None
-    checks: list[Callable[[WanTransformerConfig], None]] = field(default_factory=list)
+    stated: Stated | None = None
     tokenizer: Path | None = None
     refusals: list[ModelError] = field(default_factory=list)
 
@@ -143,7 +141,7 @@ def _file_parts(file: Path) -> list[Found]:
 def _refuse_half_of_wan22(found: Found) -> None:
     """By its name; its tensors are called and shaped as those of Wan2.1."""
     for file in found.files if found.part == "transformer" else ():
-        if _NOISE_HALF.search(file.name) or _NOISE_HALF.search(file.parent.name):
+        if _NOISE_HALF.search(file.name) or file.parent.name in ("high_noise_model", "low_noise_model"):
             raise ModelError(
                 f"{str(file)!r} is one of Wan2.2's two transformers, by its name: they share the noise levels between "
                 "them, and neither is a model by itself",
@@ -182,14 +180,15 @@ def _read_stated(gathered: Gathered, folder: Path) -> None:
     values = read_json(file)
     kind = class_name_of(values) if "_class_name" in values or "model_type" not in values else "WanModel"
     if kind == "WanTransformer3DModel":
-        gathered.heads = checked_config(file, values, WanTransformerConfig).num_attention_heads
+        sizes = checked_config(file, values, WanTransformerConfig)
+        config = WanModelConfig(num_heads=sizes.num_attention_heads, num_layers=sizes.num_layers, eps=sizes.eps)
+        gathered.stated = Stated(file, config)
         return
     if kind != "WanModel":
         raise ModelError(f"{str(file)!r} is of a {kind}, not of Wan's WanModel", hint=CONVERT_HINT)
     stated = checked_config(file, values, WanModelConfig)
     check_model_type(file, stated)
-    gathered.heads = stated.num_heads
-    gathered.checks.append(lambda config: check_stated(file, stated, config))
+    gathered.stated = Stated(file, stated)
 
 
 def _take_folder_of_part(gathered: Gathered, part: Part, folder: Path) -> None:
@@ -258,7 +257,7 @@ def _take_diffusers_folder(gathered: Gathered, folder: Path, wanted: Sequence[Pa
             "place of that part",
         )
     if "transformer" in wanted:
-        gathered.heads = read_config(folder, "transformer", WanTransformerConfig).num_attention_heads
+        _read_stated(gathered, folder / "transformer")
     for part in wanted:
         _take(gathered, _part_of_files(part, weight_files(part, folder)))
     if gathered.tokenizer is None and has_tokenizer(folder / "tokenizer"):
