@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import torch
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
     from miga.backbones.videocrafter2.random_model import RandomVideoCrafter2
 
-_PICKLE_HINT: Final = f"if it is VideoCrafter2's model.ckpt, {videocrafter2.CONVERT_HINT}"
+
+def _convert_hint(file: Path) -> str:
+    command = f"miga convert {quote(str(file))} FOLDER"
+    return f"if it is VideoCrafter2's model.ckpt, run `{command}` once, and name FOLDER as the model"
 
 
 class VideoCrafter2Family(FolderFamily):
@@ -46,13 +50,14 @@ class VideoCrafter2Family(FolderFamily):
         if os.path.isfile(place):
             if place.suffix != ".ckpt":
                 return False
-            raise ModelError(f"model {model!r} is a pickle, which is never loaded as it is", hint=_PICKLE_HINT)
+            raise ModelError(f"model {model!r} is a pickle, which is never loaded as it is", hint=_convert_hint(place))
         index = place / "model_index.json"
         if os.path.lexists(index):
             return class_name_of(read_json(index)) == videocrafter2.PIPELINE_CLASS
         if os.path.isdir(place) and (found := visible_files(place, ".ckpt")):
             raise ModelError(
-                f"model folder {model!r} holds {found[0]}, a pickle, which is never loaded as it is", hint=_PICKLE_HINT
+                f"model folder {model!r} holds {found[0]}, a pickle, which is never loaded as it is",
+                hint=_convert_hint(place / found[0]),
             )
         return False
 
