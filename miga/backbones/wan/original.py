@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -83,7 +83,7 @@ _TOKENS: Final = (
     (
         r"coder\.(?:down|up)samples\.\d+\.(?:down|up)samples\.",
         "of Wan2.2's VAE, which belongs to its 5B model",
-        "take Wan-AI/Wan2.2-TI2V-5B-Diffusers, which needs no conversion",
+        CONVERT_HINT,
     ),
     (
         r"\bdouble_blocks\.|\bjoint_blocks\.|\bsingle_blocks\.",
@@ -177,7 +177,7 @@ def _recognised(section: Mapping[str, Stored]) -> Found:
     if not votes:
         raise _unknown(section)
     part, naming = votes.most_common(1)[0][0]
-    names = dict(zip(section, section, strict=True)) if naming == "library" else _library_names(part, section)
+    names = dict(zip(section, section, strict=True)) if naming == "library" else _library_names(part, list(section))
     tensors: dict[str, Stored] = {}
     for key, name in names.items():
         if name in tensors:
@@ -271,10 +271,11 @@ _TEXT_RULES: Final = (
 """From the names of Wan's text encoder to transformers'. `gate` is what the activation is applied to, `wi_0` there."""
 
 
-def _library_names(part: Part, names: Iterable[str]) -> dict[str, str]:
+def _library_names(part: Part, names: Sequence[str]) -> dict[str, str]:
     """Name in Wan's program → name in diffusers or transformers; one that is not known stays as it is.
 
-    diffusers' own conversions are given one name at a time, with the name in the tensor's place.
+    diffusers' own conversions are given the names in the tensors' place. Where two become one, or one cannot be taken
+    apart, each is given by itself.
     """
     if part == "text_encoder":
         return {name: _text_name(name) for name in names}
@@ -284,18 +285,21 @@ def _library_names(part: Part, names: Iterable[str]) -> dict[str, str]:
         "transformer": single_file_utils.convert_wan_transformer_to_diffusers,
         "vae": single_file_utils.convert_wan_vae_to_diffusers,
     }[part]
-    converted = {}
-    for name in names:
-        try:
-            (converted[name],) = convert({name: name})
-        except (
-            ValueError,
-            LookupError,
-            AttributeError,
-            TypeError,
-        ):  # a name that it takes apart and that is none of Wan's
-            converted[name] = name
-    return converted
+    try:
+        converted = convert({name: name for name in names})
+    except (ValueError, LookupError, AttributeError, TypeError):
+        converted = {}
+    if len(converted) != len(names):
+        return {name: _library_name(convert, name) for name in names}
+    return {name: new for new, name in converted.items()}
+
+
+def _library_name(convert: Callable[[dict[str, str]], Mapping[str, Any]], name: str) -> str:
+    try:
+        (new,) = convert({name: name})
+    except (ValueError, LookupError, AttributeError, TypeError):  # it takes names apart, and this is none of Wan's
+        return name
+    return new
 
 
 def _text_name(name: str) -> str:
@@ -516,7 +520,7 @@ def check_model_type(file: Path, stated: WanModelConfig) -> None:
         "i2v": "an image-to-video model, which is conditioned on images",
         "flf2v": "a model between two images, which is conditioned on them",
         "vace": "VACE, which is conditioned on videos",
-        "ti2v": "Wan2.2's 5B model, of another VAE: take Wan-AI/Wan2.2-TI2V-5B-Diffusers, which needs no conversion",
+        "ti2v": "Wan2.2's 5B model, which has another VAE",
         "s2v": "a model that is conditioned on sound",
         "animate": "Wan2.2-Animate, which is conditioned on images and poses",
     }

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -28,6 +28,7 @@ from miga.backbones.wan.convert import convert_wan
 from miga.backbones.wan.original import config_of, parts_of
 from miga.backbones.weight_files import Entry
 from miga.errors import MigaError, ModelError, OutputError, UsageError
+from miga.long_video import LongVideoPipeline
 from tests import wan_layouts as layouts
 from tests.faulty_folder import WAS_RUN, edit
 from tests.tiny_wan import build_tokenizer
@@ -281,6 +282,27 @@ def test_diffusers_loads_the_folder_as_a_pipeline(tmp_path: Path, tiny: TinyWan,
     assert frames.shape == (1, 5, 32, 32, 3)
 
 
+def test_the_same_video_as_from_diffusers_own_folder(
+    tmp_path: Path, tiny: TinyWan, states: States, tokenizer: Path
+) -> None:
+    """Made by the sampler from the converted folder, and from the one that diffusers writes."""
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    pipeline = WanPipeline(build_tokenizer(), tiny.text, tiny.vae, scheduler, transformer=tiny.transformer)
+    pipeline.save_pretrained(tmp_path / "saved")
+    edit(tmp_path / "saved" / "model_index.json", tokenizer=["transformers", "T5TokenizerFast"])
+    sources, _, _ = wrapper(tmp_path, states)
+    convert_wan(sources, tmp_path / "converted", tokenizer=tokenizer)
+    settings = {"window": 6, "height": 32, "width": 32, "sampler": {"num_steps": 20, "zigzag_width": 2}}
+    frames = []
+    for folder in (tmp_path / "saved", tmp_path / "converted"):
+        edit(folder / "miga.json", **settings, default_num_frames=29)
+        pipe = LongVideoPipeline.from_pretrained(str(folder), device="cpu", dtype=torch.float32)
+        frames.append(torch.as_tensor(pipe("a red ball", seed=4).frames))
+    assert frames[0].shape == (29, 32, 32, 3)
+    assert frames[0].float().std() > 1
+    assert torch.equal(*frames)
+
+
 def test_large_parts_lie_in_several_files(
     tmp_path: Path, tiny: TinyWan, states: States, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -524,9 +546,9 @@ def changed(state: State, **changes: torch.Tensor | None) -> State:
 def test_every_tensor_is_missed(states: States, part: str) -> None:
     """Whichever of them is not there, it is refused by its name, in the library's naming."""
     names = {"transformer": wan_transformer, "vae": wan_vae, "text_encoder": wan_text}[part]
-    for missing in states[part]:
-        state = names({name: tensor for name, tensor in states[part].items() if name != missing})
-        (found,) = parts_of(stored(state))
+    whole = stored(names(states[part]))
+    for missing, key in zip(states[part], whole, strict=True):
+        (found,) = parts_of({name: each for name, each in whole.items() if name != key})
         with pytest.raises(ModelError) as error:
             config_of(found)
         assert re.search(rf" lacks, by \w+' names, {re.escape(missing)}$", error.value.message), missing
