@@ -194,7 +194,9 @@ def is_checkpoint(file: Path) -> bool:
     except ModelError:  # which is said when it is converted
         return is_named
     has_unet = any(name.startswith(f"{UNET_PREFIX}input_blocks.") for name in names)
-    is_foreign = any("self_attn" in name or name.startswith("blocks.") for name in names)
+    is_foreign = any(
+        re.match(rf"(?:{re.escape(UNET_PREFIX)})?(?:blocks|encoder|decoder|token_embedding)\.", n) for n in names
+    )
     return has_unet or any(name.startswith(prefixes) for name in names) or (is_named and not is_foreign)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from miga.backbones.loading import HUB_NAME
 from miga.backbones.model_config import checked_config, class_name_of
 from miga.backbones.tensor_files import SAFETENSORS, Stored, tensors_of
 from miga.backbones.wan.config import WanTransformerConfig
@@ -76,7 +77,10 @@ def existing(text: str | Path) -> Path:
             return path
     except ValueError:  # a null character
         pass
-    raise ModelError(f"{str(text)!r} does not exist", hint="name files or folders of weights that are there")
+    hint = "name files or folders of weights that are there"
+    if HUB_NAME.fullmatch(str(text)):
+        hint += f"; what lies on the hub is fetched first: hf download {text} --local-dir {path.name}"
+    raise ModelError(f"{str(text)!r} does not exist", hint)
 
 
 def gather(sources: Sequence[Path], chosen: Mapping[Part, Path]) -> Gathered:

@@ -7,8 +7,10 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, NoReturn
 
 import pytest
@@ -904,3 +906,67 @@ def test_no_paths_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().err
     assert "no path was named" in said
     assert "miga convert --transformer" in said
+
+
+def test_a_repository_to_convert(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not exist") as error:
+        convert_wan(["Wan-AI/Wan2.1-T2V-1.3B"], tmp_path / "out")
+    assert "hf download Wan-AI/Wan2.1-T2V-1.3B --local-dir Wan2.1-T2V-1.3B" in error.value.hint
+
+
+@pytest.mark.parametrize("names", [wan_transformer, prefixed, wan_vae, wan_text])
+def test_a_part_that_is_called_as_videocrafter2s_checkpoint(
+    tmp_path: Path, states: States, capsys: pytest.CaptureFixture[str], names: Callable[..., State]
+) -> None:
+    """Fine-tunes come as .ckpt too: what is in the file counts."""
+    parts = {wan_vae: "vae", wan_text: "text_encoder"}
+    state = states[parts.get(names, "transformer")]
+    content = prefixed("model.diffusion_model.", wan_transformer(state)) if names is prefixed else names(state)
+    torch.save({"state_dict": content}, tmp_path / "model.ckpt")
+    assert main(["convert", str(tmp_path / "model.ckpt"), str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert f"beside {tmp_path / 'model.ckpt'}" in said
+    assert "VideoCrafter2" not in said
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, states: States, tokenizer: Path) -> None:
+    """A part of 1 GB: what is not mapped from it stays below 50 MB, for either kind of file."""
+    with torch.device("meta"):
+        large = WanTransformer3DModel(**{**layouts.TRANSFORMER, "ffn_dim": 120_000, "num_layers": 8})
+    shapes = wan_transformer(large.state_dict())
+    state = {name: torch.full(tensor.shape, 0.1, dtype=torch.bfloat16) for name, tensor in shapes.items()}
+    assert sum(tensor.nbytes for tensor in state.values()) > 0.9e9
+    files = layouts.write_comfy(tmp_path, states)
+    save_file(state, files["transformer"])
+    torch.save(state, tmp_path / "large.pth")
+    del state
+    for file in (files["transformer"], tmp_path / "large.pth"):
+        with watched_memory() as most:
+            convert_wan([], tmp_path / file.stem, parts={**files, "transformer": file}, tokenizer=tokenizer)
+        assert most[0] < 50e6
+        shutil.rmtree(tmp_path / file.stem)
+        file.unlink()
+
+
+@contextmanager
+def watched_memory() -> Iterator[list[float]]:
+    """The most bytes of its own, not mapped from files, that this process held more than at the start."""
+
+    def held() -> float:
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+        return 1024.0 * int(line.split()[1])
+
+    begun, most, over = held(), [0.0], Event()
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            most[0] = max(most[0], held() - begun)
+
+    watcher = Thread(target=watch)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        watcher.join()

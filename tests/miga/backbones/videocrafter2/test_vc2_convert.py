@@ -130,6 +130,18 @@ def test_the_command(tmp_path: Path, checkpoint: Path, tokenizer: Path, capsys: 
 
 
 @pytest.mark.usefixtures("tiny")
+def test_the_folder_of_the_checkpoint(tmp_path: Path, checkpoint: Path, tokenizer: Path) -> None:
+    """As it was downloaded, or under the name of another kind of pickle."""
+    (tmp_path / "VideoCrafter2").mkdir()
+    (tmp_path / "VideoCrafter2" / "model.ckpt").symlink_to(checkpoint)
+    (tmp_path / "model.pt").symlink_to(checkpoint)
+    for number, given in enumerate(("VideoCrafter2", "model.pt")):
+        out = tmp_path / f"out{number}"
+        assert main(["convert", str(tmp_path / given), str(out), "--tokenizer", str(tokenizer)]) == 0
+        assert files_of(out) == FILES
+
+
+@pytest.mark.usefixtures("tiny")
 def test_nothing_is_written_over(
     tmp_path: Path, checkpoint: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
