@@ -119,15 +119,20 @@ def _link_hint(path: Path) -> str:
     return "download the model again"
 
 
-def weight_files(component: str, folder: Path) -> list[Path]:
+def weight_files(component: str, folder: Path, stem: str | None = None) -> list[Path]:
     """The files that hold a component's weights, each of them there and readable.
+
+    Args:
+        component: name of its folder; "" for weights that lie in `folder` itself.
+        folder: of the model.
+        stem: how the files are called; by default as in diffusers' layout.
 
     Raises:
         ModelError: if there are none, or none under the names that are loaded, naming those that are there; or if an
             index names files that are missing or lie elsewhere.
     """
     place = folder / component
-    stem = STEMS.get(component, DIFFUSERS_STEM)
+    stem = stem or STEMS.get(component, DIFFUSERS_STEM)
     single, index = place / f"{stem}.safetensors", place / f"{stem}.safetensors.index.json"
     if os.path.lexists(place / "adapter_config.json"):
         raise ModelError(

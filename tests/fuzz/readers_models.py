@@ -1,4 +1,4 @@
-"""The files of a model's folder, of a LoRA and of VideoCrafter2's checkpoint; see `tests/fuzz/reader.py`."""
+"""The files of a model's folder and of a LoRA, and what is converted to models; see `tests/fuzz/reader.py`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from miga.backbones import registry
 from miga.backbones.family import ModelOptions
 from miga.backbones.lora_files import find_loras, parse_lora
 from miga.backbones.options import configured_spec
+from miga.backbones.tensor_files import tensors_of
 from miga.backbones.videocrafter2.checkpoint import read_checkpoint, split_state
 from miga.backbones.videocrafter2.footprint import modules_of_folder as videocrafter2_modules
 from miga.backbones.wan.lora import check_lora
+from miga.backbones.wan.original import config_of, parts_of
+from miga.backbones.wan.sources import gather
 from miga.backbones.wan.spec import load_architecture
 from miga.backbones.wan.spec import modules_of_folder as wan_modules
 from miga.errors import MigaError
 from miga.profiles import resolve_config
+from tests import wan_layouts
 from tests.fuzz.reader import Reader
 from tests.tiny_videocrafter2 import architecture, build_tiny_videocrafter2
 from tests.tiny_wan import build_tiny_wan, shard
+from tests.wan_layouts import wan_text, wan_vae
 
 KEPT = TemporaryDirectory(prefix="models-")
 """Of the sound models, made once."""
@@ -123,6 +128,42 @@ def _read_checkpoint(folder: Path, data: bytes) -> None:
         split_state(read_checkpoint(folder / "x.ckpt"), architecture())
 
 
+def _prepare_text(folder: Path) -> list[bytes]:
+    """ComfyUI's file, and Wan's own names: 80 kB each."""
+    states = wan_layouts.build().states()
+    file = wan_layouts.write_comfy(folder, states)["text_encoder"]
+    return [file.read_bytes(), save({name: x.clone() for name, x in wan_text(states["text_encoder"]).items()})]
+
+
+def _prepare_vae(folder: Path) -> list[bytes]:
+    """A pickle."""
+    torch.save(wan_vae(wan_layouts.build().states()["vae"]), folder / "vae.pth")
+    return [(folder / "vae.pth").read_bytes()]
+
+
+def _read_part(name: str) -> Callable[[Path, bytes], None]:
+    """As far as a part is looked at before anything is written."""
+
+    def read(folder: Path, data: bytes) -> None:
+        (folder / name).unlink(missing_ok=True)  # the one before is mapped into memory
+        (folder / name).write_bytes(data)
+        for found in parts_of(tensors_of(folder / name)):
+            config_of(found)
+
+    return read
+
+
+def _prepare_original(folder: Path) -> list[bytes]:
+    place = wan_layouts.write_original(folder / "wan", wan_layouts.build().states())
+    return [(place / "config.json").read_bytes()]
+
+
+def _read_original(folder: Path, data: bytes) -> None:
+    (folder / "wan" / "config.json").write_bytes(data)
+    gathered = gather([folder / "wan"], {})
+    config_of(gathered.parts["transformer"], gathered.stated)
+
+
 def _read_name(_: Path, data: bytes) -> None:
     """What users type for a model, and for a LoRA."""
     text = os.fsdecode(data)
@@ -150,5 +191,8 @@ READERS = [
     *(of_folder("videocrafter2", name) for name in VIDEOCRAFTER2_FILES),
     Reader("lora", _prepare_lora, _read_lora),
     Reader("model.ckpt", _prepare_checkpoint, _read_checkpoint),
+    Reader("Wan's text encoder", _prepare_text, _read_part("text.safetensors")),
+    Reader("Wan's VAE, a pickle", _prepare_vae, _read_part("wan.pth")),
+    Reader("Wan's own config.json", _prepare_original, _read_original),
     Reader("names of models", lambda _: [b"simulated:wan?call_s=0.5&cells=20", b"sprites"], _read_name),
 ]

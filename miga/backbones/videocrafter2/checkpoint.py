@@ -7,7 +7,6 @@ transformers have the same modules under other names. `place_of` is that diction
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,9 +19,10 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from miga.backbones.loading import is_finite
+from miga.backbones.tensor_files import read_pickle
 from miga.backbones.videocrafter2.spec import LATENT_SCALE, PAD_TOKEN, Settings
 from miga.backbones.videocrafter2.unet import UNetConfig, VideoCrafter2UNet
-from miga.backbones.weight_files import first_line, named
+from miga.backbones.weight_files import PICKLES, named
 from miga.errors import ModelError
 from miga.schedule import NUM_TRAIN_TIMESTEPS, ddim_schedule, ddim_signal_scale
 
@@ -180,42 +180,24 @@ def read_checkpoint(file: Path) -> dict[str, torch.Tensor]:
         ModelError: if the file is missing, truncated, no checkpoint of torch, or holds anything beside tensors and
             plain values.
     """
-    if not os.path.isfile(file):
-        raise ModelError(f"checkpoint {str(file)!r} does not exist", hint="name VideoCrafter2's model.ckpt")
+    return read_pickle(file, "VideoCrafter2's model.ckpt")
+
+
+def is_checkpoint(file: Path) -> bool:
+    """Whether a file is meant as VideoCrafter2's: by its name, unless it holds something else, or by what it holds."""
+    prefixes = (VAE_PREFIX, TEXT_PREFIX)
+    is_named = file.suffix == ".ckpt"
+    if file.suffix not in PICKLES or not os.path.isfile(file):
+        return is_named
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"checkpoint {str(file)!r} holds code or objects beside its weights; it was not loaded, nothing in it was "
-            f"run: {first_line(error)}",
-            hint="take the published model.ckpt; whoever trusts this file can save its 'state_dict' alone",
-        ) from error
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # RuntimeError, EOFError, OSError, ValueError, by what is broken
-        raise ModelError(
-            f"checkpoint {str(file)!r} cannot be read: {type(error).__name__}: {first_line(error)}",
-            hint="it was downloaded incompletely, or torch.save of 1.6 or later did not write it: download it again",
-        ) from error
-    return _state_dict(content, file)
-
-
-def _state_dict(content: Any, file: Path) -> dict[str, torch.Tensor]:
-    """The tensors by name: at the top, or under "state_dict" (Lightning) or "module" (DeepSpeed)."""
-    for key in ("state_dict", "module"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content or not all(torch.is_tensor(value) for value in content.values()):
-        raise ModelError(
-            f"checkpoint {str(file)!r} holds no named tensors", hint="name VideoCrafter2's model.ckpt, not another file"
-        )
-    wrapper = "_forward_module."
-    state = {str(key).removeprefix(wrapper): value for key, value in content.items()}
-    if len(state) != len(content):
-        raise ModelError(
-            f"checkpoint {str(file)!r} holds tensors twice, with and without {wrapper!r}", hint="take the published one"
-        )
-    return state
+        names = read_checkpoint(file).keys()
+    except ModelError:  # which is said when it is converted
+        return is_named
+    has_unet = any(name.startswith(f"{UNET_PREFIX}input_blocks.") for name in names)
+    is_foreign = any(
+        re.match(rf"(?:{re.escape(UNET_PREFIX)})?(?:blocks|encoder|decoder|token_embedding)\.", n) for n in names
+    )
+    return has_unet or any(name.startswith(prefixes) for name in names) or (is_named and not is_foreign)
 
 
 def split_state(state: State, architecture: Architecture) -> dict[Component, dict[str, torch.Tensor]]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +11,10 @@ from typing import Any, Final
 import diffusers
 import torch
 from diffusers import DDIMScheduler
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import CLIPTokenizer
 
+from miga.backbones.converted_folder import folder_made_whole, require_new, write_json
 from miga.backbones.loading import resolve_folder
 from miga.backbones.videocrafter2.backbone import require_tokenizer_files
 from miga.backbones.videocrafter2.checkpoint import (
@@ -29,7 +26,7 @@ from miga.backbones.videocrafter2.checkpoint import (
 )
 from miga.backbones.videocrafter2.spec import NUM_TEXT_TOKENS, PIPELINE_CLASS
 from miga.backbones.weight_files import DIFFUSERS_STEM, first_line
-from miga.errors import ModelError, OutputError
+from miga.errors import ModelError
 from miga.schedule import DDIM_LINEAR_END, DDIM_LINEAR_START, NUM_TRAIN_TIMESTEPS
 
 TOKENIZER: Final = "openai/clip-vit-large-patch14"
@@ -68,25 +65,15 @@ def convert_checkpoint(
         OutputError: if `out` exists, or cannot be written.
     """
     checkpoint, out = (Path(os.path.expanduser(path)) for path in (checkpoint, out))
-    if os.path.lexists(out):
-        raise OutputError(f"{out} exists already", "name a folder that does not exist; nothing is written over")
+    require_new(out)
     architecture = architecture or PUBLISHED_ARCHITECTURE
     state = read_checkpoint(checkpoint)
     parts = split_state(state, architecture)
     words = load_tokenizer(tokenizer, architecture.text["vocab_size"])
     require_sound(state)
     num_bytes = {name: sum(tensor.nbytes for tensor in part.values()) for name, part in parts.items()}
-    unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _require_room(out.parent, sum(num_bytes.values()))
-        unfinished.mkdir()
+    with folder_made_whole(out, sum(num_bytes.values())) as unfinished:
         _write(unfinished, parts, words, architecture, checkpoint.name)
-        os.rename(unfinished, out)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{out} cannot be written: {first_line(error)}", "name a place with room to write") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return {
         "folder": str(out),
         "tensors": {name: len(part) for name, part in parts.items()},
@@ -127,14 +114,6 @@ def load_tokenizer(name_or_dir: str | Path, vocab_size: int) -> Any:
     return tokenizer
 
 
-def _require_room(folder: Path, num_bytes: int) -> None:
-    if (free := shutil.disk_usage(folder).free) < num_bytes:
-        raise OutputError(
-            f"{folder} has {free / 1e9:.1f} GB left, the converted model takes {num_bytes / 1e9:.1f}",
-            "name a place with more room",
-        )
-
-
 def _write(
     folder: Path,
     parts: Mapping[Component, Mapping[str, torch.Tensor]],
@@ -143,7 +122,7 @@ def _write(
     source: str,
 ) -> None:
     (folder / "unet").mkdir()
-    _write_json(folder / "unet" / "config.json", {"_class_name": "VideoCrafter2UNet", **architecture.unet.to_dict()})
+    write_json(folder / "unet" / "config.json", {"_class_name": "VideoCrafter2UNet", **architecture.unet.to_dict()})
     unet = {name: tensor.contiguous() for name, tensor in parts["unet"].items()}
     save_file(unet, folder / "unet" / f"{DIFFUSERS_STEM}.safetensors", metadata={"format": "pt"})
     for component in ("vae", "text_encoder"):
@@ -163,8 +142,8 @@ def _write(
         timestep_spacing="linspace",
     )
     scheduler.save_pretrained(folder / "scheduler")
-    _write_json(folder / "miga.json", asdict(architecture.settings))
-    _write_json(
+    write_json(folder / "miga.json", asdict(architecture.settings))
+    write_json(
         folder / "model_index.json",
         {
             "_class_name": PIPELINE_CLASS,
@@ -177,7 +156,3 @@ def _write(
             "vae": ["diffusers", "AutoencoderKL"],
         },
     )
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

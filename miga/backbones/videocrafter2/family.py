@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import torch
@@ -15,7 +16,7 @@ from miga.backbones.model_config import class_name_of
 from miga.backbones.videocrafter2 import spec as videocrafter2
 from miga.backbones.videocrafter2.footprint import VideoCrafter2Architecture, load_architecture, modules_of_folder
 from miga.backbones.videocrafter2.schedule import schedule_of
-from miga.backbones.weight_files import PICKLES, read_json, visible_files
+from miga.backbones.weight_files import read_json, visible_files
 from miga.config import SamplerConfig
 from miga.errors import ModelError
 from miga.schedule import NoiseSchedule
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
     from miga.backbones.videocrafter2.random_model import RandomVideoCrafter2
 
-_PICKLE_HINT: Final = f"if it is VideoCrafter2's model.ckpt, {videocrafter2.CONVERT_HINT}"
+
+def _convert_hint(file: Path) -> str:
+    command = f"miga convert {quote(str(file))} FOLDER"
+    return f"if it is VideoCrafter2's model.ckpt, run `{command}` once, and name FOLDER as the model"
 
 
 class VideoCrafter2Family(FolderFamily):
@@ -42,17 +46,18 @@ class VideoCrafter2Family(FolderFamily):
         return videocrafter2.PUBLISHED
 
     def recognises(self, place: Path, model: str) -> bool:
-        """See `Family.recognises`. Pickles are taken for the published file, and refused."""
+        """See `Family.recognises`. A pickle of its name is taken for the published file, and refused."""
         if os.path.isfile(place):
-            if place.suffix not in PICKLES:
+            if place.suffix != ".ckpt":
                 return False
-            raise ModelError(f"model {model!r} is a pickle, which is never loaded as it is", hint=_PICKLE_HINT)
+            raise ModelError(f"model {model!r} is a pickle, which is never loaded as it is", hint=_convert_hint(place))
         index = place / "model_index.json"
         if os.path.lexists(index):
             return class_name_of(read_json(index)) == videocrafter2.PIPELINE_CLASS
-        if found := visible_files(place, ".ckpt"):
+        if os.path.isdir(place) and (found := visible_files(place, ".ckpt")):
             raise ModelError(
-                f"model folder {model!r} holds {found[0]}, a pickle, which is never loaded as it is", hint=_PICKLE_HINT
+                f"model folder {model!r} holds {found[0]}, a pickle, which is never loaded as it is",
+                hint=_convert_hint(place / found[0]),
             )
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -11,6 +12,7 @@ import torch
 from miga.backbones.base import Backbone, BackboneSpec
 from miga.backbones.family import ModelOptions
 from miga.backbones.folder_family import FolderFamily
+from miga.backbones.loading import local_path
 from miga.backbones.wan import spec as wan
 from miga.backbones.wan.schedule import schedule_of
 from miga.config import SamplerConfig
@@ -40,7 +42,13 @@ class WanFamily(FolderFamily):
         return wan.PUBLISHED
 
     def recognises(self, place: Path, model: str) -> bool:
-        """See `Family.recognises`."""
+        """See `Family.recognises`. Of what is in another layout it is said what it is, and how it becomes a model."""
+        from miga.backbones.wan.sources import why_no_hub_model, why_no_model
+
+        if os.path.isfile(place):
+            raise why_no_model(place, model)
+        if place != local_path(model) and not os.path.lexists(place / "model_index.json"):
+            raise why_no_hub_model(model)
         return True
 
     def read_spec(self, place: str, revision: str | None) -> BackboneSpec:

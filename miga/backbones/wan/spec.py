@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from shlex import quote
 from typing import Any, ClassVar, Final, Literal
 
 import torch
@@ -20,7 +21,7 @@ from miga.backbones.loading import MOST_TOKENS, loading, read_settings, require_
 from miga.backbones.model_config import arguments, check_scheduler, class_name_of, left_out, read_config
 from miga.backbones.spec import is_published, resized, spec_folder, why_no_default_length, why_no_multiple
 from miga.backbones.wan.config import Umt5Config, WanTransformerConfig, WanVaeConfig
-from miga.backbones.weight_files import read_json
+from miga.backbones.weight_files import PICKLES, named, read_json, visible_files
 from miga.errors import ModelError
 
 NEGATIVE_PROMPT: Final = (
@@ -350,6 +351,13 @@ def modules_of_folder(folder: Path) -> dict[str, tuple[torch.nn.Module, str]]:
     return modules
 
 
+def module_of(config: WanTransformerConfig | WanVaeConfig | Umt5Config) -> torch.nn.Module:
+    """The module of a part's configuration, on the meta device; the same one for the same configuration."""
+    if isinstance(config, WanTransformerConfig):
+        return _transformer(config)
+    return _vae(config) if isinstance(config, WanVaeConfig) else _text_encoder(config)
+
+
 @lru_cache(maxsize=4)
 def _transformer(config: WanTransformerConfig) -> torch.nn.Module:
     from diffusers import WanTransformer3DModel
@@ -434,16 +442,35 @@ def _check_mmdit(kind: str, folder: Path) -> None:
         )
 
 
+def _convert_hint(folder: Path) -> str:
+    """Which command makes a model of a folder."""
+    out = folder.with_name(f"{folder.resolve().name}-diffusers")
+    return f"convert it once, `miga convert {quote(str(folder))} {quote(str(out))}`, and name {str(out)!r} as the model"
+
+
+def _loose_weights(folder: Path) -> list[str]:
+    return [name for name in visible_files(folder) if name.endswith((*PICKLES, ".safetensors"))]
+
+
 def _check_pipeline(folder: Path) -> None:
     if not os.path.lexists(folder / "model_index.json") and (folder / "config.json").exists():
         config = read_json(folder / "config.json")
         architectures = config.get("architectures")
-        named = architectures[0] if isinstance(architectures, list) and architectures else "a single network"
-        kind = class_name_of({"_class_name": config.get("_class_name") or named})
+        other = architectures[0] if isinstance(architectures, list) and architectures else "a single network"
+        kind = class_name_of({"_class_name": config.get("_class_name") or other})
         _check_mmdit(kind, folder)
         if kind == "WanModel":
-            raise ModelError(f"model folder {str(folder)!r} is in the layout of Wan's own program", hint=_SUPPORTED)
+            raise ModelError(
+                f"model folder {str(folder)!r} is in the layout of Wan's own program",
+                hint=f"{_convert_hint(folder)}; or take the same model in diffusers' layout, as "
+                "Wan-AI/Wan2.1-T2V-1.3B-Diffusers is",
+            )
         raise ModelError(f"model folder {str(folder)!r} holds {kind}, not a pipeline", hint=_SUPPORTED)
+    if not os.path.lexists(folder / "model_index.json") and (loose := _loose_weights(folder)):
+        raise ModelError(
+            f"model folder {str(folder)!r} has no model_index.json, and holds {named(loose)}",
+            hint=_convert_hint(folder),
+        )
     index = read_json(folder / "model_index.json")
     kind = class_name_of(index)
     _check_mmdit(kind, folder)

@@ -116,6 +116,7 @@ def test_only_the_table_imports_a_family() -> None:
     }
     of_one_model = {
         ("jobs.commands.convert", "videocrafter2"),
+        ("jobs.commands.convert", "wan"),
         ("jobs.train_sprites", "sprites"),
         ("jobs.held_out_prompts", "sprites"),
         ("jobs.benches.model", "sprites"),

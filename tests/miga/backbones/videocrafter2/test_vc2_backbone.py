@@ -118,11 +118,11 @@ def test_a_checkpoint_has_to_be_converted(converted: Path, tmp_path: Path, load:
     checkpoint = converted.with_suffix(".ckpt")
     with pytest.raises(ModelError, match="is a pickle") as error:
         load(str(checkpoint))
-    assert "miga convert model.ckpt" in error.value.hint
+    assert f"miga convert {checkpoint} FOLDER" in error.value.hint
     (tmp_path / "model.ckpt").symlink_to(checkpoint)
     with pytest.raises(ModelError, match=r"holds model\.ckpt, a pickle") as error:
         load(str(tmp_path))
-    assert "miga convert model.ckpt" in error.value.hint
+    assert f"miga convert {tmp_path / 'model.ckpt'} FOLDER" in error.value.hint
 
 
 PROFILES = ["paper", "fifo", "swift", "released"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,18 @@ def test_the_command(tmp_path: Path, checkpoint: Path, tokenizer: Path, capsys: 
 
 
 @pytest.mark.usefixtures("tiny")
+def test_the_folder_of_the_checkpoint(tmp_path: Path, checkpoint: Path, tokenizer: Path) -> None:
+    """As it was downloaded, or under the name of another kind of pickle."""
+    (tmp_path / "VideoCrafter2").mkdir()
+    (tmp_path / "VideoCrafter2" / "model.ckpt").symlink_to(checkpoint)
+    (tmp_path / "model.pt").symlink_to(checkpoint)
+    for number, given in enumerate(("VideoCrafter2", "model.pt")):
+        out = tmp_path / f"out{number}"
+        assert main(["convert", str(tmp_path / given), str(out), "--tokenizer", str(tokenizer)]) == 0
+        assert files_of(out) == FILES
+
+
+@pytest.mark.usefixtures("tiny")
 def test_nothing_is_written_over(
     tmp_path: Path, checkpoint: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,7 +181,7 @@ def test_the_folder_appears_when_it_is_whole(
         seen.append((files_of(source), out.exists()))
         rename(source, target)
 
-    monkeypatch.setattr(convert.os, "rename", watch)
+    monkeypatch.setattr(os, "rename", watch)
     convert_checkpoint(checkpoint, out, tokenizer=tokenizer, architecture=architecture())
     assert seen == [(FILES, False)]
     assert list(tmp_path.iterdir()) == [out]
@@ -191,7 +204,7 @@ def test_no_room(tmp_path: Path, checkpoint: Path, tokenizer: Path, monkeypatch:
     class Usage:
         free = 1_000_000
 
-    monkeypatch.setattr(convert.shutil, "disk_usage", lambda folder: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage)
     with pytest.raises(OutputError, match=r"0\.0 GB left, the converted model takes"):
         convert_checkpoint(checkpoint, tmp_path / "out", tokenizer=tokenizer, architecture=architecture())
     assert list(tmp_path.iterdir()) == []

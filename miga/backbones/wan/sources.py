@@ -1,0 +1,351 @@
+"""Which files each part of a Wan model is to be converted from, of the files and folders that a user names."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from miga.backbones.loading import HUB_NAME
+from miga.backbones.model_config import checked_config, class_name_of
+from miga.backbones.tensor_files import SAFETENSORS, Stored, tensors_of
+from miga.backbones.wan.config import WanTransformerConfig
+from miga.backbones.wan.original import (
+    CALLED,
+    CONVERT_HINT,
+    PARTS,
+    Found,
+    Part,
+    Stated,
+    WanModelConfig,
+    check_model_type,
+    parts_of,
+)
+from miga.backbones.weight_files import (
+    DIFFUSERS_STEM,
+    PICKLES,
+    STEMS,
+    named,
+    read_json,
+    visible_files,
+    weight_files,
+)
+from miga.errors import ModelError, UsageError
+
+_WEIGHT_SUFFIXES: Final = (*SAFETENSORS, *PICKLES, ".gguf")
+TOKENIZER_PLACES: Final = ("google/umt5-xxl", "umt5-xxl", "tokenizer")
+_NOISE_HALF: Final = re.compile(r"(?:high|low)[-_ ]?noise", re.IGNORECASE)
+_SHARD: Final = re.compile(r"-\d{5}-of-\d{5}\.")
+EXAMPLES: Final[Mapping[Part, str]] = {
+    "transformer": "wan2.1_t2v_1.3B_bf16.safetensors",
+    "vae": "wan_2.1_vae.safetensors",
+    "text_encoder": "umt5_xxl_fp16.safetensors",
+}
+OPTIONS: Final[Mapping[Part, str]] = {part: f"--{part.replace('_', '-')}" for part in PARTS}
+
+
+@dataclass
+class Gathered:
+    """What has been found so far.
+
+    Attributes:
+        parts: by name.
+        stated: what a configuration says of the transformer.
+        tokenizer: its folder.
+        refusals: of files of a folder that are no parts: said if a part is missing.
+    """
+
+    parts: dict[Part, Found] = field(default_factory=dict)
+    stated: Stated | None = None
+    tokenizer: Path | None = None
+    refusals: list[ModelError] = field(default_factory=list)
+
+
+def existing(text: str | Path) -> Path:
+    """A path, if something is there.
+
+    Raises:
+        ModelError: if nothing is.
+    """
+    path = Path(os.path.expanduser(text))
+    try:
+        if os.path.lexists(path):
+            return path
+    except ValueError:  # a null character
+        pass
+    hint = "name files or folders of weights that are there"
+    if HUB_NAME.fullmatch(str(text)):
+        hint += f"; what lies on the hub is fetched first: hf download {text} --local-dir {path.name}"
+    raise ModelError(f"{str(text)!r} does not exist", hint)
+
+
+def gather(sources: Sequence[Path], chosen: Mapping[Part, Path]) -> Gathered:
+    """Every part that there is, each once.
+
+    Args:
+        sources: files and folders; a file's parts take the place of a folder's.
+        chosen: files or folders that are to be a part, before all sources.
+
+    Raises:
+        ModelError: if a file is broken, quantized or of another model.
+        UsageError: if a part is given twice.
+    """
+    gathered = Gathered()
+    for part, place in chosen.items():
+        if place.is_dir():
+            _take_folder_of_part(gathered, part, place)
+            continue
+        found = {each.part: each for each in _file_parts(place)}
+        if part not in found:
+            kinds = " and ".join(f"a {CALLED[kind]}" for kind in found)
+            raise ModelError(
+                f"{OPTIONS[part]} {str(place)!r}: it holds {kinds}, no {CALLED[part]}",
+                hint=f"give it by {' and '.join(OPTIONS[kind] for kind in found)}",
+            )
+        _take(gathered, found[part])
+        _look_beside(gathered, found[part])
+    for file in (place for place in sources if not place.is_dir()):
+        several = _file_parts(file)
+        for each in several:
+            if len(several) > 1 and each.part in chosen:
+                continue  # a file of all parts, one of which was chosen from elsewhere
+            _take(gathered, each)
+            _look_beside(gathered, each)
+    for folder in (place for place in sources if place.is_dir()):
+        _take_folder(gathered, folder)
+    return gathered
+
+
+def _take(gathered: Gathered, found: Found) -> None:
+    if other := gathered.parts.get(found.part):
+        raise UsageError(
+            f"{str(other.files[0])!r} and {str(found.files[0])!r} are both a {CALLED[found.part]}",
+            f"name one of them; of a folder that holds several, name the one by {OPTIONS[found.part]}",
+        )
+    gathered.parts[found.part] = found
+
+
+def _file_parts(file: Path) -> list[Found]:
+    """The parts in one file."""
+    if _SHARD.search(file.name):
+        raise ModelError(
+            f"{str(file)!r} is one file of several that are a whole",
+            hint=f"name the folder that holds them all and their index, {shlex.quote(str(file.parent))}",
+        )
+    found = parts_of(tensors_of(file))
+    for each in found:
+        _refuse_half_of_wan22(each)
+    return found
+
+
+def _refuse_half_of_wan22(found: Found) -> None:
+    """By its name; its tensors are called and shaped as those of Wan2.1."""
+    for file in found.files if found.part == "transformer" else ():
+        if _NOISE_HALF.search(file.name) or file.parent.name in ("high_noise_model", "low_noise_model"):
+            raise ModelError(
+                f"{str(file)!r} is one of Wan2.2's two transformers, by its name: they share the noise levels between "
+                "them, and neither is a model by itself",
+                hint=CONVERT_HINT,
+            )
+
+
+def _part_of_files(part: Part, files: Sequence[Path]) -> Found:
+    """One part that lies in several files."""
+    tensors: dict[str, Stored] = {}
+    for file in files:
+        found = tensors_of(file)
+        if twice := sorted(tensors.keys() & found.keys()):
+            raise ModelError(
+                f"{named(twice)} stand in {str(file)!r} and in another file beside it",
+                hint="the files are of two models: download it again",
+            )
+        tensors |= found
+    for each in parts_of(tensors):
+        _refuse_half_of_wan22(each)
+        if each.part == part:
+            return each
+    raise ModelError(f"{str(files[0])!r} is no {CALLED[part]}", hint=CONVERT_HINT)
+
+
+def _look_beside(gathered: Gathered, found: Found) -> None:
+    """Reads the configuration beside a transformer that lies where Wan or diffusers put it."""
+    if found.part == "transformer" and found.files[0].name.startswith(DIFFUSERS_STEM):
+        _read_stated(gathered, found.files[0].parent)
+
+
+def _read_stated(gathered: Gathered, folder: Path) -> None:
+    file = folder / "config.json"
+    if not os.path.lexists(file):
+        return
+    values = read_json(file)
+    kind = class_name_of(values) if "_class_name" in values or "model_type" not in values else "WanModel"
+    if kind == "WanTransformer3DModel":
+        sizes = checked_config(file, values, WanTransformerConfig)
+        config = WanModelConfig(num_heads=sizes.num_attention_heads, num_layers=sizes.num_layers, eps=sizes.eps)
+        gathered.stated = Stated(file, config)
+        return
+    if kind != "WanModel":
+        raise ModelError(f"{str(file)!r} is of a {kind}, not of Wan's WanModel", hint=CONVERT_HINT)
+    stated = checked_config(file, values, WanModelConfig)
+    check_model_type(file, stated)
+    gathered.stated = Stated(file, stated)
+
+
+def _take_folder_of_part(gathered: Gathered, part: Part, folder: Path) -> None:
+    """A folder that holds nothing else, in one file or several."""
+    if part == "transformer":
+        _read_stated(gathered, folder)
+    stem = STEMS.get(part, DIFFUSERS_STEM)
+    has_stem = _has_stem(folder, stem)
+    files = weight_files("", folder, stem) if has_stem else _weights_in(folder)
+    if not has_stem and len(files) != 1:
+        listed = f"{len(files)} files of weights, {named([file.name for file in files])}" if files else "no weights"
+        raise ModelError(
+            f"{OPTIONS[part]} {str(folder)!r}: the folder holds {listed}", hint="name the file that is meant"
+        )
+    _take(gathered, _part_of_files(part, files))
+
+
+def _has_stem(folder: Path, stem: str) -> bool:
+    return any(name.startswith((f"{stem}.safetensors", f"{stem}-")) for name in visible_files(folder))
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    return [folder / name for name in visible_files(folder) if name.endswith(_WEIGHT_SUFFIXES)]
+
+
+def _take_folder(gathered: Gathered, folder: Path) -> None:
+    """What a folder holds of the parts that are still wanted."""
+    wanted = [part for part in PARTS if part not in gathered.parts]
+    if os.path.lexists(folder / "model_index.json"):
+        _take_diffusers_folder(gathered, folder, wanted)
+        return
+    if halves := [name for name in visible_files(folder) if _NOISE_HALF.search(name) and (folder / name).is_dir()]:
+        raise ModelError(
+            f"{str(folder)!r} is a model of two transformers, {named(halves)}, as Wan2.2's 14B models are",
+            hint=CONVERT_HINT,
+        )
+    gathered.tokenizer = gathered.tokenizer or next(
+        (folder / place for place in TOKENIZER_PLACES if has_tokenizer(folder / place)), None
+    )
+    if "transformer" in wanted:
+        _read_stated(gathered, folder)
+    files = _weights_in(folder)
+    if _has_stem(folder, DIFFUSERS_STEM):
+        if "transformer" in wanted:
+            _take(gathered, _part_of_files("transformer", weight_files("", folder)))
+        files = [file for file in files if not file.name.startswith(DIFFUSERS_STEM)]
+    for file in files:
+        try:
+            several = _file_parts(file)
+        except ModelError as refusal:  # of other kinds there may be files; one that is missed is said
+            gathered.refusals.append(refusal)
+            continue
+        for each in several:
+            if each.part in wanted:
+                _take(gathered, each)
+
+
+def _take_diffusers_folder(gathered: Gathered, folder: Path, wanted: Sequence[Part]) -> None:
+    kind = class_name_of(read_json(folder / "model_index.json"))
+    if kind != "WanPipeline":
+        raise ModelError(f"{str(folder)!r} is a {kind}, not a WanPipeline", hint=CONVERT_HINT)
+    if len(wanted) == len(PARTS):
+        raise ModelError(
+            f"{str(folder)!r} is in diffusers' layout already, which needs no conversion",
+            hint=f"name it as the model: --model {shlex.quote(str(folder))}; a file named beside it here takes the "
+            "place of that part",
+        )
+    if "transformer" in wanted:
+        _read_stated(gathered, folder / "transformer")
+    for part in wanted:
+        _take(gathered, _part_of_files(part, weight_files(part, folder)))
+    if gathered.tokenizer is None and has_tokenizer(folder / "tokenizer"):
+        gathered.tokenizer = folder / "tokenizer"
+
+
+def require_all(gathered: Gathered, sources: Sequence[str | Path], out: Path) -> None:
+    """Refuses to go on without a part.
+
+    Raises:
+        ModelError: naming the command that has all.
+    """
+    missing = [part for part in PARTS if part not in gathered.parts]
+    if not missing:
+        return
+    if gathered.refusals:
+        raise gathered.refusals[0]
+    if not gathered.parts:
+        where = f"{str(sources[0])!r} holds" if len(sources) == 1 else "no path was named that holds"
+        raise ModelError(f"{where} no weights of a model" if len(sources) == 1 else f"{where} weights", usage_hint())
+    there = [shlex.quote(str(found.files[0])) for found in gathered.parts.values()]
+    lacking = " and ".join(f"no {CALLED[part]}" for part in missing)
+    raise ModelError(
+        f"there is {lacking} beside {named(there)}",
+        hint=f"name all parts: {command_for(gathered.parts, sources, out)}",
+    )
+
+
+def command_for(parts: Mapping[Part, Found], sources: Sequence[str | Path], out: str | Path) -> str:
+    """The command that converts what is there, with examples for the parts that are not.
+
+    Args:
+        parts: that are there.
+        sources: that the user named; those that are files are named by their part.
+        out: the folder to make.
+    """
+    folders = [shlex.quote(str(source)) for source in sources if os.path.isdir(source)]
+    files = {part: shlex.quote(str(found.files[0])) for part, found in parts.items()}
+    options = [
+        f"{OPTIONS[part]} {files.get(part, EXAMPLES[part])}"
+        for part in PARTS
+        if part not in parts or str(parts[part].files[0].parent) not in map(str, map(Path, sources))
+    ]
+    return " ".join(["miga convert", *options, *folders, shlex.quote(str(out))])
+
+
+def usage_hint() -> str:
+    """What can be converted, and by which command."""
+    return (
+        "miga convert FOLDER OUT for a folder as Wan-AI publishes it (Wan2.1-T2V-1.3B); "
+        f"{command_for({}, [], 'OUT')} for ComfyUI's files; miga convert model.ckpt OUT for VideoCrafter2's"
+    )
+
+
+def why_no_model(file: Path, model: str) -> ModelError:
+    """What is said of a file that is named as a model: what it is, and which command makes a model of it."""
+    if file.suffix not in _WEIGHT_SUFFIXES:
+        return ModelError(
+            f"model {model!r} is a file, not a folder in diffusers' layout",
+            hint=f"name the folder that holds model_index.json; weights are converted once: {usage_hint()}",
+        )
+    try:
+        parts = {found.part: found for found in _file_parts(file)}
+    except ModelError as error:
+        return ModelError(f"model {model!r} is a file, not a folder in diffusers' layout: {error.message}", error.hint)
+    kinds = " and ".join(f"a {CALLED[part]}" for part in parts)
+    out = file.with_name(f"{file.stem}-diffusers")
+    return ModelError(
+        f"model {model!r} is a file that holds {kinds} of Wan2.1, not a folder in diffusers' layout",
+        hint=f"convert it once with its other parts, `{command_for(parts, [], out)}`, and name {str(out)!r} as the "
+        "model",
+    )
+
+
+def why_no_hub_model(model: str) -> ModelError:
+    """What is said of a repository on the hub that is in another layout: how it becomes a model."""
+    place = model.rpartition("/")[2]
+    return ModelError(
+        f"model {model!r} on the hub is not in diffusers' layout: it has no model_index.json",
+        hint=f"take {model}-Diffusers if that is there; Wan's own layout is converted once, "
+        f"`hf download {model} --local-dir {place}` and `miga convert {place} {place}-diffusers`",
+    )
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files."""
+    return any(os.path.isfile(folder / name) for name in ("tokenizer.json", "spiece.model"))
