@@ -257,9 +257,10 @@ def check_machine_memory(
             best = most
     least = needed(1, half, half)
     model = f"{spec.name!r} at {spec.height}x{spec.width}"
-    subject = f"{model} needs" if num_actors == 1 else f"{num_actors} actors of {model} need"
+    is_one = num_actors == 1
+    subject, each = (f"{model} needs", "itself") if is_one else (f"{num_actors} actors of {model} need", "each")
     raise ModelError(
-        f"{subject} {_gb(wanted)} of memory (each "
+        f"{subject} {_gb(wanted)} of memory ({each} "
         f"{_gb(plan.own_bytes + PROCESS_BYTES)}: weights {_gb(plan.transformer_bytes)}, VAE {_gb(plan.vae_bytes)}, "
         f"activations {_gb(plan.activations_bytes)}; the text encoder {_gb(plan.text_bytes)}), and this machine has "
         f"{_gb(available)} left",
