@@ -22,8 +22,8 @@ _LORA_SCALE: Final = (
 _TEXT_ALONE: Final = "the models here are told by text alone what to show: leave it out"
 _SAMPLER: Final = "it is a setting of the sampler: from_pretrained(..., sampler={{{0!r}: ...}})"
 _MEMORY: Final = (
-    "leave it out: a memory plan is made when the model is loaded (pipe.memory says which); latents are decoded one at a "
-    "time, and turns, bfloat16 and fp8 are taken where a card needs it"
+    "leave it out: a memory plan is made when the model is loaded (pipe.memory says which); latents are decoded one at "
+    "a time, and turns, bfloat16 and fp8 are taken where a card needs it"
 )
 _PARTS: Final = "put the part into the model's folder, or build a backbone and give it to LongVideoPipeline(...)"
 _SCHEDULER: Final = (

@@ -72,6 +72,7 @@ class LoadedModel:
     revision: str | None = None
     memory: MemoryPlan | None = None
     _family: Family | None = None
+    _rounded: MemoryPlan | None = None
     _kept: OrderedDict[str, torch.Tensor] = field(default_factory=OrderedDict)
 
     @classmethod
@@ -125,7 +126,7 @@ class LoadedModel:
         configure(backbone, options, revision=revision, device=device, memory=memory)
         where = device if memory is None or placing.text_stays else CPU
         text = load_backbone(name, revision=revision, device=where, dtype=placing.text_dtype, components=("text",))
-        return cls(backbone, text, placing, revision, memory, family)
+        return cls(backbone, text, placing, revision, memory, family, memory)
 
     @property
     def family(self) -> Family:
@@ -154,18 +155,19 @@ class LoadedModel:
         placing = replace(self.placing, device=device)
         spec = self.backbone.spec
         memory = _planned(self.family, spec.name, self.revision, spec, config, placing)
-        held = self.memory
-        if memory is not None and held is not None:  # what was rounded once stays so
+        to_do = memory
+        if memory is not None and self._rounded is not None:  # what was rounded once stays so
+            held = self._rounded
             narrow = held.vae_dtype if held.vae_dtype.itemsize < memory.vae_dtype.itemsize else memory.vae_dtype
             memory = replace(memory, vae_dtype=narrow, fp8=memory.fp8 or held.fp8)
-        done = None if memory is None else replace(memory, fp8=memory.fp8 and not (held and held.fp8))
-        self.family.configure(self.backbone, ModelOptions(), [], device=device, memory=done)
+            to_do = replace(memory, fp8=memory.fp8 and not held.fp8)
+        self.family.configure(self.backbone, ModelOptions(), [], device=device, memory=to_do)
         if self.backbone.device != device:
             raise ModelError(
                 f"{spec.name!r} cannot be moved to {device}: nothing is known of its parts",
                 f"load it there: from_pretrained(..., device={str(device)!r})",
             )
-        self.placing, self.memory = placing, memory
+        self.placing, self.memory, self._rounded = placing, memory, memory or self._rounded
         if self.text is not self.backbone:
             self._move_text(device if memory is None or placing.text_stays else CPU)
 
@@ -214,7 +216,7 @@ class LoadedModel:
         """
         options = ModelOptions(lora=(lora,))
         configured_spec(self.backbone.spec, options, self.revision)  # refuses before a weight is changed
-        if self.memory is not None and self.memory.fp8:
+        if self._rounded is not None and self._rounded.fp8:
             raise ModelError(
                 "the network's weights are stored in fp8 already, too coarse to add a LoRA to",
                 f"name it when the model is loaded: from_pretrained(..., lora={lora!r})",
