@@ -561,6 +561,10 @@ class _Job:
 
 def _overrides(config: SamplerConfig, spec: BackboneSpec) -> dict[str, Any]:
     """What was said over a profile, as far as settings tell that are resolved already."""
-    base = resolve_config(config.profile, spec, {"method": config.method, "num_steps": config.num_steps}).to_dict()
-    said = {name: value for name, value in config.to_dict().items() if name != "profile" and base[name] != value}
-    return {"num_steps": config.num_steps, "method": config.method, **said}
+    settings = {name: value for name, value in config.to_dict().items() if name != "profile"}
+    said = {"num_steps": config.num_steps, "method": config.method}
+    try:
+        base = resolve_config(config.profile, spec, said).to_dict()
+    except ConfigError:  # only what was said makes the rest possible
+        base = {"guidance_high_level": config.num_steps}
+    return said | {name: value for name, value in settings.items() if name not in base or base[name] != value}

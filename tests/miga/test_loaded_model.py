@@ -55,7 +55,7 @@ def needed(model: Path, **arguments: Any) -> int:
 
 
 def assert_alike(one: np.ndarray, other: np.ndarray) -> None:
-    """But for rounding: a processor's kernels round by where weights lie in memory, and what was moved lies elsewhere."""
+    """But for rounding: kernels round by where weights lie in memory, and what was moved lies elsewhere."""
     assert one.shape == other.shape
     assert np.abs(one.astype(int) - other).max() <= 2
 
