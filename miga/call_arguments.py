@@ -5,12 +5,14 @@ Legend: L tokens of a prompt, D channels of its embedding.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
 
 from miga.backbones.base import BackboneSpec
+from miga.backbones.family import ModelOptions
 from miga.errors import UsageError
 from miga.loaded_model import DTYPES, TEXT_DTYPES, Placing, parse_device, parse_dtype
 
@@ -23,6 +25,34 @@ def parameters_of(function: Any) -> tuple[str, ...]:
     """What a function can be given by name."""
     names = function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount]
     return tuple(name for name in names if name not in ("self", "cls"))
+
+
+def name_of(name_or_dir: Any) -> str:
+    """A model's name, or its folder's.
+
+    Raises:
+        UsageError: if it is neither.
+    """
+    if isinstance(name_or_dir, str | os.PathLike) and isinstance(name := os.fspath(name_or_dir), str) and name:
+        return name
+    raise UsageError(f"model {name_or_dir!r} cannot be", 'name one, such as "sprites", or give its folder')
+
+
+def options_of(lora: Any, height: Any, width: Any, attention: Any, compile: Any) -> ModelOptions:
+    """What a model is to become.
+
+    Raises:
+        UsageError: if one of them is of another type.
+    """
+    loras = (lora,) if isinstance(lora, str) else lora
+    if not isinstance(loras, Sequence) or not all(isinstance(each, str) for each in loras):
+        raise UsageError(f"lora is a {type(lora).__name__}", "give FILE_OR_NAME[:scale], or a list of them")
+    check_size(height, width)
+    if not isinstance(attention, str):
+        raise UsageError(f"attention is a {type(attention).__name__}", "name a backend of diffusers, such as 'flash'")
+    if not isinstance(compile, bool):
+        raise UsageError(f"compile is a {type(compile).__name__}", "take True or False")
+    return ModelOptions(lora=tuple(loras), height=height, width=width, attention=attention, compile=compile)
 
 
 def placing_of(device: Any, device_map: Any, dtype: Any, torch_dtype: Any, text_dtype: Any, text_gpus: Any) -> Placing:

@@ -6,6 +6,7 @@ card to encode if there is room for it beside the weights that are there, and co
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -285,15 +286,28 @@ def _planned(
         if placing.device.type == "cpu" and available is not None:
             check_machine_memory(footprint, spec, config, 1, available, placing.dtype, placing.text_dtype)
         return None
+
+    def plan(text_on_card: bool) -> MemoryPlan:
+        return plan_memory(footprint, spec, config, card, placing.dtype, placing.text_dtype, text_on_card=text_on_card)
+
     try:
-        return plan_memory(
-            footprint, spec, config, card, placing.dtype, placing.text_dtype, text_on_card=placing.text_stays
-        )
+        planned = plan(placing.text_stays)
     except ModelError as error:
         hint = error.hint.replace(TEXT_ELSEWHERE, "text_gpus = 0").replace(
             "sampler.windows_per_batch = 1", 'sampler = {"windows_per_batch": 1}'
         )
         raise ModelError(error.message, hint) from None
+    available = available_memory()
+    if placing.text_stays or available is None or planned.text_bytes <= available:
+        return planned
+    fits = ['text_dtype = "bfloat16"'] if planned.text_bytes // placing.text_dtype.itemsize * 2 <= available else []
+    with contextlib.suppress(ModelError):
+        fits += ["text_gpus = 1, which leaves it on the card"] if plan(True) else []
+    raise ModelError(
+        f"the text encoder of {spec.name!r} takes {planned.text_bytes / 1e9:.1f} GB in {placing.text_dtype}, and this "
+        f"machine has {available / 1e9:.1f} GB of memory left beside the card",
+        f"what would fit: {', or '.join(fits) or 'a machine with more memory'}",
+    )
 
 
 def card_memory(device: torch.device) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,6 @@ from tqdm.auto import tqdm
 
 from miga import habits
 from miga.backbones.base import Backbone, BackboneSpec
-from miga.backbones.family import ModelOptions
 from miga.backbones.memory_plan import MemoryPlan
 from miga.backbones.options import configured_spec
 from miga.backbones.registry import check_schedule, load_spec
@@ -23,7 +23,9 @@ from miga.call_arguments import (
     embedding_of,
     is_length,
     is_number,
+    name_of,
     num_latents_of,
+    options_of,
     parameters_of,
     placing_of,
     seed_of,
@@ -67,7 +69,7 @@ class LongVideoPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_dir: str = "sprites",
+        name_or_dir: str | os.PathLike[str] = "sprites",
         *,
         profile: str = "swift",
         sampler: Mapping[str, Any] | None = None,
@@ -114,17 +116,11 @@ class LongVideoPipeline:
         habits.refuse_arguments(others, habits.LOAD, parameters_of(cls.from_pretrained), "from_pretrained")
         check_profile(profile)
         placing = placing_of(device, device_map, dtype, torch_dtype, text_dtype, text_gpus)
-        options = ModelOptions(
-            lora=(lora,) if isinstance(lora, str) else tuple(lora),
-            height=height,
-            width=width,
-            attention=attention,
-            compile=compile,
-        )
-        spec = configured_spec(load_spec(name_or_dir, revision), options, revision)
+        name, options = name_of(name_or_dir), options_of(lora, height, width, attention, compile)
+        spec = configured_spec(load_spec(name, revision), options, revision)
         config = resolve_config(profile, spec, sampler)
-        check_schedule(name_or_dir, config, revision)
-        model = LoadedModel.load(name_or_dir, revision, options, placing, spec, config)
+        check_schedule(name, config, revision)
+        model = LoadedModel.load(name, revision, options, placing, spec, config)
         pipe = cls(model.backbone, resolve_config(profile, model.backbone.spec, sampler))
         pipe._model, pipe._sampler = model, dict(sampler or {})
         return pipe

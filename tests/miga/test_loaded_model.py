@@ -215,6 +215,23 @@ def test_a_machine_that_is_too_small_says_what_would_fit(tiny_model: Path, monke
     assert caught.value.hint
 
 
+def test_a_machine_that_does_not_hold_the_text_encoder_says_what_would_fit(
+    tiny_model: Path, card: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card(PLENTY)
+    footprint = footprint_of(str(tiny_model))
+    assert footprint is not None
+    for available, fits in (
+        (2 * footprint.text_parameters, 'text_dtype = "bfloat16", or text_gpus = 1, which leaves it on the card'),
+        (2 * footprint.text_parameters - 1, "text_gpus = 1, which leaves it on the card"),
+    ):
+        monkeypatch.setattr(loaded_model, "available_memory", lambda available=available: available)
+        with pytest.raises(ModelError, match=r"in torch\.float32, and this machine has") as caught:
+            on_card(tiny_model)
+        assert caught.value.hint == f"what would fit: {fits}"
+    assert on_card(tiny_model, text_gpus=1).device == torch.device("cpu:0")
+
+
 def test_moved_to_a_card_it_is_held_as_if_it_had_been_loaded_there(
     tiny_model: Path, card: Callable[[int], None]
 ) -> None:
@@ -322,6 +339,11 @@ def test_dtypes(tiny_model: Path) -> None:
         ({"scheduler": object()}, "takes no scheduler"),
         ({"use_safetensors": False}, "takes no use_safetensors"),
         ({"profil": "swift"}, "did you mean 'profile'"),
+        ({"lora": 3}, "lora is a int"),
+        ({"lora": [3]}, "lora is a list"),
+        ({"height": "32"}, "height '32' cannot be"),
+        ({"attention": None}, "attention is a NoneType"),
+        ({"compile": "yes"}, "compile is a str"),
     ],
 )
 def test_what_cannot_be_is_said_before_weights_are_loaded(
@@ -336,6 +358,13 @@ def test_what_cannot_be_is_said_before_weights_are_loaded(
         LongVideoPipeline.from_pretrained(str(tiny_model), **arguments)
     assert message in str(caught.value)
     assert caught.value.hint
+
+
+def test_names_of_models(tiny_model: Path) -> None:
+    assert LongVideoPipeline.from_pretrained(tiny_model, device="cpu").backbone.spec.name == str(tiny_model)
+    for name in (None, 3, b"sprites", ""):
+        with pytest.raises(UsageError, match=r"model .* cannot be"):
+            LongVideoPipeline.from_pretrained(name)  # type: ignore[arg-type]
 
 
 def test_a_misspelt_profile_is_said_before_the_model_is_looked_for() -> None:
