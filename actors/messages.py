@@ -19,10 +19,10 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 
 from miga.backbones.family import ModelOptions
 from miga.config import SamplerConfig
-from miga.encoding import VideoConfig
 from miga.errors import MigaError, Scope
 from miga.reflection import ReflectionTrace
 from miga.sharing import Share
+from miga.video_config import VideoConfig
 
 DEATHS: Final = (RayActorError, OutOfMemoryError)
 """What a call ends with whose actor is gone; the second where Ray's memory monitor killed it."""

@@ -27,14 +27,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, ClassVar, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import imageio_ffmpeg
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, Field
 
 from miga.errors import ConfigError, OutputError, RowError, WorkerError
+from miga.video_config import VideoConfig
 
 Frames: TypeAlias = npt.NDArray[np.uint8]
 
@@ -47,30 +47,6 @@ _PIECE_BYTES: Final = 1 << 16
 AS_MP4: Final = ("-protocol_whitelist", "file,pipe", "-f", "mp4")
 """Before the file that ffmpeg reads. Left to guess, it takes a text that is called `.mp4` for a playlist, and reads
 whatever files and addresses that names."""
-
-
-_Name: TypeAlias = Annotated[str, Field(min_length=1)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoConfig:
-    """How frames become a file.
-
-    Attributes:
-        codec: an encoder of ffmpeg.
-        crf: constant quality, lower is better; None leaves it to the codec. A config that names another codec and no
-            `crf` gets None where that codec has none (nvenc, mpeg4).
-        preset: the codec's trade of time for size; None leaves it to the codec. A config that names another codec and
-            no `preset` gets None, but for libx265, whose presets are those of libx264.
-        pixel_format: yuv420p plays everywhere and needs even sizes.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    codec: _Name = "libx264"
-    crf: Annotated[int, Field(ge=0, le=63)] | None = 17
-    preset: _Name | None = "veryfast"
-    pixel_format: _Name = "yuv420p"
 
 
 @dataclass(frozen=True)

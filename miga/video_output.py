@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from miga.errors import OutputError, UsageError
+from miga.video_config import VideoConfig
 
 if TYPE_CHECKING:
-    from miga.encoding import VideoConfig
     from miga.reflection import ReflectionTrace
 
 OutputType: TypeAlias = Literal["np", "pil", "pt"]
@@ -257,8 +257,6 @@ def _with_first(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
 
 def _settings(frame_HWC: npt.NDArray[np.uint8], crf: int) -> VideoConfig:
     """Of a run, but that frames of odd sizes keep their colours' full resolution, which half of it cannot be had of."""
-    from miga.encoding import VideoConfig
-
     is_odd = frame_HWC.shape[0] % 2 or frame_HWC.shape[1] % 2
     return VideoConfig(crf=crf, pixel_format="yuv444p" if is_odd else "yuv420p")
 

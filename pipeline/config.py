@@ -28,10 +28,10 @@ from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from miga.encoding import VideoConfig
 from miga.errors import ConfigError
 from miga.outside_data import MAX_TOML_BYTES, OutsideDataError, parse_toml, read_file
 from miga.sharing import Share
+from miga.video_config import VideoConfig
 from pipeline.rows import SEED_LIMIT, canonical_json
 
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

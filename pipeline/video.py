@@ -20,7 +20,6 @@ import numpy as np
 from miga.encoding import (
     AS_MP4,
     Frames,
-    VideoConfig,
     VideoFile,
     VideoWriter,
     check_size,
@@ -32,6 +31,7 @@ from miga.encoding import (
     write_video,
 )
 from miga.errors import ConfigError, WorkerError
+from miga.video_config import VideoConfig
 from pipeline.config import settings_of_codec
 
 __all__ = [

@@ -23,8 +23,8 @@ from jobs.profiles.choice import parse_profile
 from miga.allocator import keep_heap_steady
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_backbone, load_spec
-from miga.encoding import VideoConfig
 from miga.errors import MigaError, UsageError
+from miga.video_config import VideoConfig
 
 PROMPT = "a red circle moving side to side on a grey ground"
 

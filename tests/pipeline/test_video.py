@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from miga import encoding
-from miga.encoding import VideoConfig, mp4_pieces
+from miga.encoding import mp4_pieces
 from miga.errors import ConfigError, OutputError, RowError, WorkerError
+from miga.video_config import VideoConfig
 from pipeline import video
 from pipeline.config import settings_of_codec
 from pipeline.video import (
