@@ -251,7 +251,9 @@ class _PipedEncoder:
         height, width = size_HW
         frames = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps}", "-i", "pipe:0"]
         made = ["-an", "-c:v", settings.codec, "-pix_fmt", settings.pixel_format, *output_options(settings)]
-        cut = ["-g", f"{max(1, round(fps))}", "-movflags", "+frag_keyframe+empty_moov+default_base_moof", "-f", "mp4"]
+        # without B-frames, which would put the first frame later than 0: this kind of file has no place to say so
+        cut = ["-g", f"{max(1, round(fps))}", "-bf", "0"]
+        cut += ["-movflags", "+frag_keyframe+empty_moov+default_base_moof", "-f", "mp4"]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # `close` closes it
         self._ffmpeg = subprocess.Popen(
             [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-v", "error", *frames, *made, *cut, "pipe:1"],
