@@ -63,7 +63,8 @@ LOAD: Final[dict[str, str]] = {
     "transformer": _PARTS,
     "transformer_2": _PARTS,
     "unet": _PARTS,
-    "vae": _PARTS,
+    "vae": "leave it out: the VAE is in float32 here by itself, and in bfloat16 where a card needs that; another VAE "
+    "goes into the model's folder",
     "text_encoder": _PARTS,
     "tokenizer": _PARTS,
     "quantization_config": _MEMORY,
