@@ -284,7 +284,9 @@ def _planned(
     if card is None:
         available = available_memory()
         if placing.device.type == "cpu" and available is not None:
-            check_machine_memory(footprint, spec, config, 1, available, placing.dtype, placing.text_dtype)
+            check_machine_memory(
+                footprint, spec, config, 1, available, placing.dtype, placing.text_dtype, process_bytes=0
+            )
         return None
 
     def plan(text_on_card: bool) -> MemoryPlan:

@@ -216,6 +216,8 @@ def check_machine_memory(
     available: int,
     dtype: torch.dtype = torch.float32,
     text_dtype: torch.dtype = torch.float32,
+    *,
+    process_bytes: int = PROCESS_BYTES,
 ) -> None:
     """Whether a machine without a GPU holds a run: every actor the whole model, and one process the text encoder.
 
@@ -229,6 +231,7 @@ def check_machine_memory(
         available: bytes that it has left.
         dtype: of the network.
         text_dtype: of the text encoder.
+        process_bytes: of each of those processes before it holds anything; 0 where this one, which is there, holds all.
 
     Raises:
         ModelError: if it does not, saying what would.
@@ -236,7 +239,7 @@ def check_machine_memory(
 
     def needed(num_actors: int, dtype: torch.dtype, text_dtype: torch.dtype) -> int:
         plan = next(_plans(architecture, spec, sampler, available, dtype, text_dtype, False))
-        return num_actors * (plan.own_bytes + PROCESS_BYTES) + plan.text_bytes + PROCESS_BYTES
+        return num_actors * (plan.own_bytes + process_bytes) + plan.text_bytes + process_bytes
 
     wanted = needed(num_actors, dtype, text_dtype)
     if wanted <= available:
@@ -257,16 +260,17 @@ def check_machine_memory(
             best = most
     least = needed(1, half, half)
     model = f"{spec.name!r} at {spec.height}x{spec.width}"
-    is_one = num_actors == 1
+    is_one = not process_bytes  # all in this process
+    least_of = "all of it in bfloat16" if is_one else "even one actor in bfloat16"
     subject, each = (f"{model} needs", "itself") if is_one else (f"{num_actors} actors of {model} need", "each")
     raise ModelError(
         f"{subject} {_gb(wanted)} of memory ({each} "
-        f"{_gb(plan.own_bytes + PROCESS_BYTES)}: weights {_gb(plan.transformer_bytes)}, VAE {_gb(plan.vae_bytes)}, "
+        f"{_gb(plan.own_bytes + process_bytes)}: weights {_gb(plan.transformer_bytes)}, VAE {_gb(plan.vae_bytes)}, "
         f"activations {_gb(plan.activations_bytes)}; the text encoder {_gb(plan.text_bytes)}), and this machine has "
         f"{_gb(available)} left",
         f"what would fit: {', or '.join(fits)}"
         if fits
-        else f"even one actor in bfloat16 needs {_gb(least)}: take a machine with "
+        else f"{least_of} needs {_gb(least)}: take a machine with "
         "a GPU, one with more memory, or a smaller model or size",
     )
 

@@ -19,7 +19,7 @@ import torch
 from actors.worker import backbone as worker
 from miga import LongVideoPipeline, loaded_model
 from miga.backbones.family import ModelOptions
-from miga.backbones.memory_plan import MemoryPlan, as_held, card_bytes, plan_memory
+from miga.backbones.memory_plan import RESERVE_BYTES, MemoryPlan, as_held, card_bytes, plan_memory
 from miga.backbones.registry import footprint_of, load_spec
 from miga.backbones.wan.spec import ARCHITECTURES, PUBLISHED
 from miga.errors import ConfigError, ModelError, UsageError
@@ -209,10 +209,18 @@ def test_a_card_that_is_too_small_says_what_would_fit(tiny_model: Path, card: Ca
 
 
 def test_a_machine_that_is_too_small_says_what_would_fit(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaded_model, "available_memory", lambda: 10**9)
-    with pytest.raises(ModelError, match=r"32x32 needs .* this machine has 1\.0 GB left") as caught:
+    """Without a card all is in this process, whose own memory is taken already."""
+    everything = needed(tiny_model, dtype=torch.float32, text_on_card=True) - 2 * RESERVE_BYTES
+    monkeypatch.setattr(loaded_model, "available_memory", lambda: everything)
+    assert LongVideoPipeline.from_pretrained(str(tiny_model), device="cpu").memory is None
+    monkeypatch.setattr(loaded_model, "available_memory", lambda: everything - 1)
+    with pytest.raises(ModelError, match=r"32x32 needs .* this machine has 0\.\d GB left") as caught:
         LongVideoPipeline.from_pretrained(str(tiny_model), device="cpu")
-    assert caught.value.hint
+    assert 'text_dtype = "bfloat16"' in caught.value.hint
+    monkeypatch.setattr(loaded_model, "available_memory", lambda: everything // 4)
+    with pytest.raises(ModelError) as caught:
+        LongVideoPipeline.from_pretrained(str(tiny_model), device="cpu")
+    assert caught.value.hint.startswith("all of it in bfloat16 needs")
 
 
 def test_a_machine_that_does_not_hold_the_text_encoder_says_what_would_fit(

@@ -258,7 +258,7 @@ def test_actors_that_a_machine_without_a_gpu_holds() -> None:
         check(1, 35)
     assert 'text_dtype = "bfloat16"' in error.value.hint
     check(1, 35, text_dtype=torch.bfloat16)
-    with pytest.raises(ModelError, match=r"480x832 needs 43\.3 GB of memory") as error:
+    with pytest.raises(ModelError, match="1 actors") as error:
         check(1, 8)
     assert "even one actor in bfloat16 needs" in error.value.hint
 
