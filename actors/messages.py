@@ -22,7 +22,7 @@ from miga.config import SamplerConfig
 from miga.errors import MigaError, Scope
 from miga.reflection import ReflectionTrace
 from miga.sharing import Share
-from pipeline.config import VideoConfig
+from miga.video_config import VideoConfig
 
 DEATHS: Final = (RayActorError, OutOfMemoryError)
 """What a call ends with whose actor is gone; the second where Ray's memory monitor killed it."""

@@ -57,8 +57,7 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
         ConfigError: for an unknown profile or field, a wrong type or a value out of range.
     """
     known = profiles()
-    if not isinstance(profile, str) or profile not in known:
-        raise ConfigError(f"unknown profile {profile!r}", _suggest(profile, known, "profiles"))
+    check_profile(profile)
     if not isinstance(overrides, Mapping | None):
         raise ConfigError(f"sampler = {shown(overrides)} has the wrong type", "it takes keys and values")
     overrides = dict(overrides or {})
@@ -75,6 +74,17 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
     config = method.settings(profile=profile, **_of_method(method, values))
     _check_solver_fits(config, spec.noise_schedule)
     return config
+
+
+def check_profile(profile: str) -> None:
+    """Returns if there is a profile of that name.
+
+    Raises:
+        ConfigError: if not, naming the nearest.
+    """
+    known = profiles()
+    if not isinstance(profile, str) or profile not in known:
+        raise ConfigError(f"unknown profile {profile!r}", _suggest(profile, known, "profiles"))
 
 
 def _check_used(method: Method, profile: str, overrides: Mapping[str, Any]) -> None:

@@ -31,6 +31,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from miga.errors import ConfigError
 from miga.outside_data import MAX_TOML_BYTES, OutsideDataError, parse_toml, read_file
 from miga.sharing import Share
+from miga.video_config import VideoConfig
 from pipeline.rows import SEED_LIMIT, canonical_json
 
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -78,27 +79,6 @@ class WorkersConfig:
     lookahead: Annotated[int, Field(ge=0)] = 2
     silent_after_s: Seconds = 120.0
     stalled_after_s: Seconds = 1800.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoConfig:
-    """How frames become a file.
-
-    Attributes:
-        codec: an encoder of ffmpeg.
-        crf: constant quality, lower is better; None leaves it to the codec. A config that names another codec and no
-            `crf` gets None where that codec has none (nvenc, mpeg4).
-        preset: the codec's trade of time for size; None leaves it to the codec. A config that names another codec and
-            no `preset` gets None, but for libx265, whose presets are those of libx264.
-        pixel_format: yuv420p plays everywhere and needs even sizes.
-    """
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    codec: Name = "libx264"
-    crf: Annotated[int, Field(ge=0, le=63)] | None = 17
-    preset: Name | None = "veryfast"
-    pixel_format: Name = "yuv420p"
 
 
 @dataclass(frozen=True, kw_only=True)

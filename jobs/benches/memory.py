@@ -24,7 +24,7 @@ from miga.allocator import keep_heap_steady
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_backbone, load_spec
 from miga.errors import MigaError, UsageError
-from pipeline.config import VideoConfig
+from miga.video_config import VideoConfig
 
 PROMPT = "a red circle moving side to side on a grey ground"
 

@@ -31,6 +31,8 @@ PROCESS_BYTES: Final = 900_000_000
 """Of a worker's process before it holds a model: Python, PyTorch, diffusers, and what it shares with no other."""
 SMALLER: Final = ((720, 1280), (480, 832), (384, 640), (320, 512), (256, 448))
 """Sizes that are proposed where one does not fit."""
+TEXT_ELSEWHERE: Final = "text_gpus = 0 in [workers]"
+"""What leaves the text encoder off the card, as a config says it."""
 
 
 class Footprint(Protocol):
@@ -115,6 +117,12 @@ class MemoryPlan:
         """All that is on the card, with a reserve for each process."""
         return self.own_bytes + RESERVE_BYTES + (self.text_bytes + RESERVE_BYTES if self.text_on_card else 0)
 
+    @property
+    def has_room_to_encode(self) -> bool:
+        """Whether the text encoder fits beside the weights while nothing is computed: it may come and go."""
+        kept = self.transformer_bytes + self.vae_bytes + RESERVE_BYTES
+        return self.text_on_card or kept + self.text_bytes <= self.card_bytes
+
     def to_dict(self) -> dict[str, str]:
         """For people."""
         where = "of the card" if self.text_on_card else "of the machine's memory"
@@ -178,7 +186,7 @@ def plan_memory(
     if text_on_card and text_dtype.itemsize > 2 and plans_for(spec, torch.bfloat16, True)[-1].total_bytes <= card:
         fits.append('text_dtype = "bfloat16"')
     if text_on_card and plans_for(spec, text_dtype, False)[-1].total_bytes <= card:
-        fits.append("text_gpus = 0 in [workers], which leaves the text encoder in the machine's memory")
+        fits.append(f"{TEXT_ELSEWHERE}, which leaves the text encoder in the machine's memory")
     for size in _smaller_sizes(architecture, spec):
         if plans_for(size, text_dtype, text_on_card)[-1].total_bytes <= card:
             fits.append(f"frames of {size.height}x{size.width}")
@@ -193,6 +201,13 @@ def plan_memory(
     )
 
 
+def as_held(plan: MemoryPlan, architecture: Footprint, spec: BackboneSpec, sampler: SamplerConfig) -> MemoryPlan:
+    """What videos of another size, or by other settings, take of a model that is held as a plan says."""
+    plans = _plans(architecture, spec, sampler, plan.card_bytes, plan.dtype, plan.text_dtype, plan.text_on_card)
+    held = (plan.fp8, plan.vae_dtype, plan.decodes_beside)
+    return next(each for each in plans if (each.fp8, each.vae_dtype, each.decodes_beside) == held)
+
+
 def check_machine_memory(
     architecture: Footprint,
     spec: BackboneSpec,
@@ -201,6 +216,8 @@ def check_machine_memory(
     available: int,
     dtype: torch.dtype = torch.float32,
     text_dtype: torch.dtype = torch.float32,
+    *,
+    process_bytes: int = PROCESS_BYTES,
 ) -> None:
     """Whether a machine without a GPU holds a run: every actor the whole model, and one process the text encoder.
 
@@ -214,6 +231,7 @@ def check_machine_memory(
         available: bytes that it has left.
         dtype: of the network.
         text_dtype: of the text encoder.
+        process_bytes: of each of those processes before it holds anything; 0 where this one, which is there, holds all.
 
     Raises:
         ModelError: if it does not, saying what would.
@@ -221,7 +239,7 @@ def check_machine_memory(
 
     def needed(num_actors: int, dtype: torch.dtype, text_dtype: torch.dtype) -> int:
         plan = next(_plans(architecture, spec, sampler, available, dtype, text_dtype, False))
-        return num_actors * (plan.own_bytes + PROCESS_BYTES) + plan.text_bytes + PROCESS_BYTES
+        return num_actors * (plan.own_bytes + process_bytes) + plan.text_bytes + process_bytes
 
     wanted = needed(num_actors, dtype, text_dtype)
     if wanted <= available:
@@ -241,14 +259,18 @@ def check_machine_memory(
             fits.append(" and ".join([*changes, *([f"num_actors = {most}"] if most < num_actors else [])]))
             best = most
     least = needed(1, half, half)
+    model = f"{spec.name!r} at {spec.height}x{spec.width}"
+    is_one = not process_bytes  # all in this process
+    least_of = "all of it in bfloat16" if is_one else "even one actor in bfloat16"
+    subject, each = (f"{model} needs", "itself") if is_one else (f"{num_actors} actors of {model} need", "each")
     raise ModelError(
-        f"{num_actors} actors of {spec.name!r} at {spec.height}x{spec.width} need {_gb(wanted)} of memory (each "
-        f"{_gb(plan.own_bytes + PROCESS_BYTES)}: weights {_gb(plan.transformer_bytes)}, VAE {_gb(plan.vae_bytes)}, "
+        f"{subject} {_gb(wanted)} of memory ({each} "
+        f"{_gb(plan.own_bytes + process_bytes)}: weights {_gb(plan.transformer_bytes)}, VAE {_gb(plan.vae_bytes)}, "
         f"activations {_gb(plan.activations_bytes)}; the text encoder {_gb(plan.text_bytes)}), and this machine has "
         f"{_gb(available)} left",
         f"what would fit: {', or '.join(fits)}"
         if fits
-        else f"even one actor in bfloat16 needs {_gb(least)}: take a machine with "
+        else f"{least_of} needs {_gb(least)}: take a machine with "
         "a GPU, one with more memory, or a smaller model or size",
     )
 

@@ -16,6 +16,7 @@ from jobs.benches.backbone import BackboneBench
 from jobs.benches.device_clock import peak_memory, seconds_of
 from jobs.benches.network_calls import PER_LATENT, UNIFORM, NetworkCalls
 from jobs.benches.overlap import make_apart, make_overlapped
+from miga import LongVideoPipeline
 from miga.backbones.family import ModelOptions
 from miga.backbones.random_model import PLAIN, RandomModel, Reduction
 from miga.backbones.registry import load_backbone, load_spec, random_model
@@ -251,3 +252,31 @@ def test_calls_are_measured_with_their_memory(wan: RandomModel) -> None:
     assert rows[PER_LATENT]["peak, MiB"] > rows[PER_LATENT]["beside weights, MiB"] > 0
     assert set(bench.facts) == {"of matmul", "per latent, time", "per latent, memory"}
     assert 0.0 < bench.facts["of matmul"] < 1.0
+
+
+# ---- the Python API ----
+
+
+@pytest.mark.parametrize("family", ["wan", "videocrafter2"])
+def test_python_holds_a_model_by_the_plan_and_its_text_encoder_leaves(
+    family: str, folders: dict[str, Path], device: torch.device
+) -> None:
+    pipe = LongVideoPipeline.from_pretrained(folders[family])
+    parts: Any = pipe.backbone
+    text: Any = pipe._model.text
+    assert pipe.memory is not None
+    assert pipe.memory.card_bytes == torch.cuda.get_device_properties(device).total_memory
+    assert pipe.memory.has_room_to_encode
+    assert pipe.device == parts.network.device == parts.vae.device == device
+    seen: list[str] = []
+    text.text.encoder.register_forward_pre_hook(lambda module, _: seen.append(module.device.type))
+    assert pipe("a red ball", num_frames=pipe.backbone.spec.num_frames(8)).num_calls
+    assert set(seen) == {"cuda"}
+    assert text.text.encoder.device.type == "cpu"
+    stays = LongVideoPipeline.from_pretrained(folders[family], text_gpus=1)
+    stays.encode_prompt("a red ball")
+    assert stays._model.text.text.encoder.device == device  # type: ignore[attr-defined]
+    moved = LongVideoPipeline.from_pretrained(folders[family], device="cpu", torch_dtype=torch.bfloat16).to("cuda")
+    assert moved.memory is not None
+    assert moved.device == device
+    assert moved.to("cpu").device.type == "cpu"

@@ -22,25 +22,26 @@ def pipe(tiny_model: Path) -> LongVideoPipeline:
 def test_a_video_has_the_frames_asked_for(pipe: LongVideoPipeline, num_frames: int) -> None:
     video = pipe("a red circle", num_frames=num_frames)
     assert video.frames.shape == (num_frames, 32, 32, 3)
-    assert video.frames.dtype == np.uint8
+    assert video.pixels.shape == video.frames.shape
+    assert video.pixels.dtype == np.uint8
     assert video.fps == 8
 
 
 def test_the_same_seed_gives_the_same_video_and_another_another(pipe: LongVideoPipeline) -> None:
-    first, again, other = (pipe("a red circle", num_frames=37, seed=seed).frames for seed in (3, 3, 4))
+    first, again, other = (pipe("a red circle", num_frames=37, seed=seed).pixels for seed in (3, 3, 4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
 def test_streaming_gives_the_frames_of_the_whole_video(pipe: LongVideoPipeline) -> None:
-    whole = pipe("a red circle", num_frames=61, seed=1).frames
+    whole = pipe("a red circle", num_frames=61, seed=1).pixels
     assert np.array_equal(np.stack(list(pipe.stream("a red circle", num_frames=61, seed=1))), whole)
 
 
 def test_a_video_without_end_starts_like_a_long_one(pipe: LongVideoPipeline) -> None:
     """Only where the end is near do windows differ: a plan knows where the video ends."""
     endless = np.stack(list(itertools.islice(pipe.stream("a red circle", seed=1), 41)))
-    assert np.array_equal(endless, pipe("a red circle", num_frames=121, seed=1).frames[:41])
+    assert np.array_equal(endless, pipe("a red circle", num_frames=121, seed=1).pixels[:41])
 
 
 def test_fifo_is_a_profile_like_any(tiny_model: Path) -> None:
@@ -49,9 +50,8 @@ def test_fifo_is_a_profile_like_any(tiny_model: Path) -> None:
 
 
 def test_later_prompts_change_later_frames_only(pipe: LongVideoPipeline) -> None:
-    pipe_plain = LongVideoPipeline(pipe.backbone, pipe.config)
-    one = pipe_plain("red circle", num_frames=121, seed=2).frames
-    two = pipe_plain(["red circle", "blue square ground"], num_frames=121, seed=2).frames
+    one = pipe("red circle", num_frames=121, seed=2).frames
+    two = pipe(prompts_in_turn=["red circle", "blue square ground"], num_frames=121, seed=2).frames
     assert not np.array_equal(one[-1], two[-1])
 
 
@@ -61,7 +61,7 @@ def test_what_cannot_be_is_refused_before_any_work(pipe: LongVideoPipeline, tiny
     with pytest.raises(UsageError, match="seed"):
         pipe("a red circle", seed=2**64)
     with pytest.raises(UsageError, match="no prompt"):
-        pipe([])
+        pipe(prompts_in_turn=[])
     with pytest.raises(BadRowError, match="blank"):
         pipe.stream("  ")
     with pytest.raises(ConfigError, match="paper"):
@@ -85,11 +85,14 @@ def test_what_cannot_be_is_refused_before_any_work(pipe: LongVideoPipeline, tiny
         ({"seed": None}, "seed None cannot be"),
         ({"seed": "1"}, "seed '1' cannot be"),
         ({"seed": True}, "seed True cannot be"),
-        ({"prompt": ()}, "no prompt given"),
-        ({"prompt": None}, "prompt is a NoneType"),
+        ({"prompt": ()}, "prompt is a tuple of 0"),
+        ({"prompt": None}, "no prompt given"),
         ({"prompt": 3}, "prompt is a int"),
         ({"prompt": b"a red circle"}, "prompt is a bytes"),
-        ({"prompt": ["a red circle", 3]}, "prompt is a list of something else than texts"),
+        ({"prompt": None, "prompts_in_turn": []}, "no prompt given"),
+        ({"prompt": None, "prompts_in_turn": "a red circle"}, "prompts_in_turn is a str"),
+        ({"prompt": None, "prompts_in_turn": ["a red circle", 3]}, "a list of something else than texts"),
+        ({"prompts_in_turn": ["a red circle"]}, "more than one of prompt, prompts_in_turn and prompt_embeds"),
         ({"prompt": {"a": 1}}, "prompt is a dict"),
         ({"negative_prompt": 3}, "negative_prompt is a int"),
         ({"negative_prompt": ["x"]}, "negative_prompt is a list"),

@@ -11,9 +11,12 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from miga import encoding
+from miga.encoding import mp4_pieces
 from miga.errors import ConfigError, OutputError, RowError, WorkerError
+from miga.video_config import VideoConfig
 from pipeline import video
-from pipeline.config import VideoConfig, settings_of_codec
+from pipeline.config import settings_of_codec
 from pipeline.video import (
     Frames,
     VideoWriter,
@@ -105,7 +108,7 @@ def test_no_frames(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_too_short_is_not_given_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "count_frames", lambda path: 3)
+    monkeypatch.setattr(encoding, "count_frames", lambda path: 3)
     with pytest.raises(WorkerError, match="holds 3 frames, not the 5"):
         write_video([colours(5)], tmp_path / "a.mp4", fps=8)
     assert left_in(tmp_path) == []
@@ -115,8 +118,8 @@ def test_a_full_disk_is_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     class Usage:
         free = 100
 
-    monkeypatch.setattr(video, "count_frames", lambda path: 3)
-    monkeypatch.setattr(video.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(encoding, "count_frames", lambda path: 3)
+    monkeypatch.setattr(encoding.shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(OutputError, match="no space left"):
         write_video([colours(5)], tmp_path / "a.mp4", fps=8)
 
@@ -254,17 +257,94 @@ def test_messages_offer_only_codecs_that_work() -> None:
 
 
 def test_a_codec_that_other_colours_come_back_from_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = video._output_options
+    options = encoding.output_options
 
     def said_to_be_bt601(settings: VideoConfig) -> list[str]:
         said = [option.replace("colorspace=bt709", "colorspace=smpte170m") for option in options(settings)]
         said[said.index("-colorspace") + 1] = "smpte170m"
         return said
 
-    monkeypatch.setattr(video, "_output_options", said_to_be_bt601)
+    monkeypatch.setattr(encoding, "output_options", said_to_be_bt601)
+    monkeypatch.setattr(video, "output_options", said_to_be_bt601)
     video._colour_fault.cache_clear()
     try:
         with pytest.raises(ConfigError, match="changes colours"):
             check_codec(VideoConfig())
     finally:
         video._colour_fault.cache_clear()
+
+
+def boxes(data: bytes) -> list[str]:
+    """Names of a file's boxes, in order, by the sizes that ISO 14496-12 gives them."""
+    names, place = [], 0
+    while place < len(data):
+        size = int.from_bytes(data[place : place + 4])
+        names.append(data[place + 4 : place + 8].decode())
+        place += size
+    assert place == len(data)
+    return names
+
+
+def test_pieces_of_an_mp4_are_a_file_of_the_same_frames(tmp_path: Path) -> None:
+    frames_FHWC = colours(40)
+    data = b"".join(mp4_pieces(iter([frames_FHWC[:1], frames_FHWC[1:1], frames_FHWC[1:]]), fps=8))
+    path = tmp_path / "a.mp4"
+    path.write_bytes(data)
+    assert count_frames(path) == 40
+    assert read_form(path) == (8.0, 64, 96)
+    again_FHWC = np.stack(list(read_frames(path)))
+    assert np.abs(again_FHWC.astype(int) - frames_FHWC).max() <= 6
+    names = boxes(data)
+    assert names[:2] == ["ftyp", "moov"]
+    assert names.count("moof") >= 5, "a fragment a second, and one at every cut"
+
+
+def test_pieces_come_while_frames_are_still_to_come() -> None:
+    """The writer never holds more than a few seconds of video: fragments leave long before the last frame."""
+    asked = 0
+
+    def frames() -> Iterator[Frames]:
+        nonlocal asked
+        for frame_HWC in colours(4000, 64, 64):
+            asked += 1
+            yield frame_HWC[None]
+
+    data = b""
+    pieces = mp4_pieces(frames(), fps=8)
+    while "moof" not in str(data):
+        data += next(pieces)
+    assert asked < 4000
+    pieces.close()
+    assert asked < 4000, "closing asks for no more frames"
+
+
+def test_pieces_of_what_is_no_video() -> None:
+    with pytest.raises(RowError, match="no frames"):
+        list(mp4_pieces(iter([]), fps=8))
+    with pytest.raises(ValueError, match="must be uint8"):
+        list(mp4_pieces([colours(2).astype(np.float32)], fps=8))
+    with pytest.raises(ValueError, match="after frames"):
+        list(mp4_pieces([colours(2), colours(2, 32, 32)], fps=8))
+    with pytest.raises(ConfigError, match="even sizes"):
+        list(mp4_pieces([colours(2, 31, 32)], fps=8))
+    with pytest.raises(WorkerError, match="ffmpeg failed"):
+        list(mp4_pieces([colours(2)], fps=8, settings=VideoConfig(codec="h265")))
+
+
+def test_an_ffmpeg_that_dies_is_an_error_and_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def noted(*args: object, **kwargs: object) -> subprocess.Popen[bytes]:
+        started.append(start(*args, **kwargs))  # type: ignore[call-overload]
+        return started[-1]
+
+    def frames() -> Iterator[Frames]:
+        yield colours(3)
+        started[0].kill()
+        started[0].wait()
+        yield colours(3)
+
+    monkeypatch.setattr(encoding.subprocess, "Popen", noted)
+    with pytest.raises(WorkerError, match="ffmpeg failed"):
+        list(mp4_pieces(frames(), fps=8))

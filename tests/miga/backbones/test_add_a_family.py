@@ -152,7 +152,7 @@ def test_videos_are_of_the_colour(name: str, model: str) -> None:
     config = resolve_config("paper", backbone.spec)
     check_weights(name)
     check_schedule(name, config)
-    video = LongVideoPipeline(backbone, config)(prompt, num_frames=12, seed=0).frames
+    video = LongVideoPipeline(backbone, config)(prompt, num_frames=12, seed=0).pixels
     colour = backbone.colours[prompt]  # type: ignore[attr-defined]
     mean = torch.as_tensor(video).float().mean((0, 1, 2)) / 127.5 - 1
     assert torch.allclose(mean, GUIDANCE * torch.tensor(colour), atol=0.06)

@@ -77,7 +77,7 @@ def test_videos_are_of_the_colour(profile: str) -> None:
     pipeline = LongVideoPipeline.from_pretrained("page_model:load", device="cpu", profile=profile)
     video = pipeline("sea green", num_frames=20, seed=1)
     assert (video.frames.shape, video.fps) == ((20, 32, 48, 3), 8)
-    mean = video.frames.mean(axis=(0, 1, 2)) / 127.5 - 1
+    mean = video.pixels.mean(axis=(0, 1, 2)) / 127.5 - 1
     assert np.abs(mean - GUIDANCE * np.array(COLOURS["sea green"])).max() < 0.06
     count = count_calls(pipeline.config, 20)
     assert video.num_calls == count.total + count.per_search * sum(video.trace.searched)
@@ -87,8 +87,8 @@ def test_videos_are_of_the_colour(profile: str) -> None:
 def test_swift_guides_stage_1_alone() -> None:
     """So the colour comes out between that without guidance and that under it."""
     pipeline = LongVideoPipeline.from_pretrained("page_model:load", device="cpu")
-    video = pipeline(["red", "sea green"], num_frames=24)
-    for frames, prompt in ((video.frames[:10], "red"), (video.frames[-10:], "sea green")):
+    video = pipeline(prompts_in_turn=["red", "sea green"], num_frames=24)
+    for frames, prompt in ((video.pixels[:10], "red"), (video.pixels[-10:], "sea green")):
         mean = frames.mean(axis=(0, 1, 2)) / 127.5 - 1
         assert (mean / COLOURS[prompt] > 0.9).all()
         assert (mean / COLOURS[prompt] < GUIDANCE).all()

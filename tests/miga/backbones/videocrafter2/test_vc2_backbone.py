@@ -139,12 +139,12 @@ def test_whole_videos(backbone: VideoCrafter2Backbone, profile: str) -> None:
     config = resolve_config(profile, backbone.spec)
     pipeline = LongVideoPipeline(backbone, config)
     prompts = ["a red ball", "a blue boat"]
-    video = pipeline(prompts, num_frames=NUM_FRAMES, seed=1)
+    video = pipeline(prompts_in_turn=prompts, num_frames=NUM_FRAMES, seed=1)
     assert video.frames.shape == (NUM_FRAMES, 32, 48, 3)
     assert video.fps == 6
     count = count_calls(config, NUM_FRAMES)
     assert video.num_calls == count.total + count.per_search * sum(video.trace.searched)
-    assert video.frames.std(axis=(0, 1, 2)).min() > 5, "frames of one colour would tell nothing"
+    assert video.pixels.std(axis=(0, 1, 2)).min() > 5, "frames of one colour would tell nothing"
 
 
 def test_what_a_video_depends_on(backbone: VideoCrafter2Backbone) -> None:
@@ -153,14 +153,14 @@ def test_what_a_video_depends_on(backbone: VideoCrafter2Backbone) -> None:
     plain = VideoCrafter2Backbone(backbone.spec, backbone.device, replace(SETTINGS, use_scale=False))
     plain.text, plain.network, plain.vae = backbone.text, backbone.network, backbone.vae
     pipeline = LongVideoPipeline(backbone, config)
-    frames = pipeline("a red ball", num_frames=1).frames
+    frames = pipeline("a red ball", num_frames=1).pixels
     assert np.array_equal(np.stack(list(pipeline.stream("a red ball", num_frames=1))), frames)
     for other in (
         pipeline("a red ball", num_frames=1, seed=2),
         pipeline("zzz", num_frames=1),
         LongVideoPipeline(plain, config)("a red ball", num_frames=1),
     ):
-        assert not np.array_equal(other.frames, frames)
+        assert not np.array_equal(other.pixels, frames)
 
 
 @pytest.mark.ray

@@ -148,7 +148,7 @@ def test_a_video_of_another_size_and_a_shorter_window(converted: Path) -> None:
     )
     video = pipe("a red ball", num_frames=7)
     assert video.frames.shape == (7, 48, 32, 3)
-    assert video.frames.std(axis=(0, 1, 2)).min() > 5, "frames of one colour would tell nothing"
+    assert video.pixels.std(axis=(0, 1, 2)).min() > 5, "frames of one colour would tell nothing"
 
 
 def test_a_call_at_another_size_is_the_networks_own(converted: Path) -> None:
