@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from jobs.commands.common import show_values
+
+GROUP: Final = "models and settings"
+EXAMPLES: Final = ("miga convert model.ckpt videocrafter2/",)
 
 
 def add(commands: Any) -> None:

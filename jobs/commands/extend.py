@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import Any, Final
 
 from pipeline.terminal import show, show_json
+
+GROUP: Final = "make videos"
+EXAMPLES: Final = ("miga extend out/ 3f2a9c --num-frames 321",)
 
 
 def add(commands: Any) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from pipeline.terminal import show_json, show_text
+
+GROUP: Final = "models and settings"
+EXAMPLES: Final = ("miga profiles --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers",)
 
 
 def add(commands: Any) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from jobs.commands.common import show_values
+
+GROUP: Final = "look at a run"
+EXAMPLES: Final = ("miga status out/",)
 
 
 def add(commands: Any) -> None:
