@@ -1,6 +1,6 @@
 """The config of a run as a JSON schema, made of the types that read it, so that it cannot say anything else.
 
-Editors complete and check TOML files by it (Even Better TOML, PyCharm: a first line `#:schema miga-config.schema.json`).
+Editors complete and check TOML files by it (first line of a file: `#:schema ./miga-config.schema.json`).
 A key's text is the one in the docstring of its class. Draft 7, without references: what editors read.
 
 Of the sampler's settings it knows names and types. Their ranges depend on model and profile, and so does which of them
@@ -75,10 +75,10 @@ def _describe(schema: dict[str, Any], kind: type) -> None:
     """Puts the texts of a class's docstring to its keys, and those of its sections' to theirs."""
     texts, kinds = attribute_texts(kind), get_type_hints(kind)
     schema["description"] = (inspect.getdoc(kind) or "").partition("\n")[0]
-    for field in fields(kind):  # type: ignore[arg-type]  # a dataclass
+    for field in fields(kind):
         entry = schema["properties"][field.name]
         if is_dataclass(kinds[field.name]):
-            _describe(entry, kinds[field.name])  # type: ignore[arg-type]
+            _describe(entry, kinds[field.name])
         entry["description"] = texts[field.name]
 
 

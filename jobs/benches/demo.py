@@ -67,7 +67,7 @@ def bench_demo(prompts_file: str | None, config: str, settings: Sequence[str] = 
         "s": wall_s,
         "peak MiB": peak_bytes / 2**20,
     }
-    return {f"{prompts_file} under {config_file}": [*rows, whole]}
+    return {f"{prompts_file or DEMO_PROMPTS.name} under {config}": [*rows, whole]}
 
 
 def tree_memory_bytes(pid: int) -> int:

@@ -1,4 +1,6 @@
-"""The checks that may crash or hang. Each runs in a process of its own: `python -m jobs.doctor.checks NAME FILE ARGUMENTS`.
+"""The checks that may crash or hang. Each runs in a process of its own:
+
+    python -m jobs.doctor.checks NAME FILE ARGUMENTS
 
 What it says goes to FILE, a line of JSON each: findings, and before each step what is being done, so that of a process
 that died it is known at what. What libraries print does not matter.
@@ -164,7 +166,7 @@ def check_ffmpeg(doing: Doing) -> Iterator[Finding]:
 
 
 def check_storage(doing: Doing, out: str) -> Iterator[Finding]:
-    """Whether OUT can be written, read, listed and removed from, and its conditional PUT holds; it is left as it was."""
+    """Whether files can be written to OUT and removed, and its conditional PUT holds; nothing of it stays there."""
     from pipeline.storage.local import LocalStorage
     from pipeline.storage.open import open_storage
 

@@ -156,7 +156,7 @@ def _last_line(log: Path) -> str:
 def _remedy(name: str) -> str:
     return {
         "imports": "install the packages again, in a new environment",
-        "gpu": "run nvidia-smi: if that hangs or fails too, driver or card need a restart; set CUDA_VISIBLE_DEVICES='' to go without",
+        "gpu": "run nvidia-smi: if that fails too, restart the driver; CUDA_VISIBLE_DEVICES='' goes without a GPU",
         "ffmpeg": "install imageio-ffmpeg again, or set IMAGEIO_FFMPEG_EXE to an ffmpeg that runs",
         "ray": "look for memory, room in RAY_TMPDIR and a firewall on loopback; of a cluster: check the address",
         "storage": "check disk, mount or network, and that OUT's server answers",

@@ -60,7 +60,7 @@ def check_packages(lock: Path = LOCK) -> Iterator[Finding]:
         if (version := _installed(requirement.name)) is not None
         and not requirement.specifier.contains(version, prereleases=True)
     ]
-    install = f"install what is missing: {sys.executable} -m pip install --upgrade {DISTRIBUTION}, or, in a clone, make install"
+    install = f"in a clone: make install; else: {sys.executable} -m pip install --upgrade {DISTRIBUTION}"
     if missing:
         yield wrong("packages", f"not installed: {_few(missing)}", install)
     if unfit:

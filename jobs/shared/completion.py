@@ -47,7 +47,7 @@ def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
 
 
 def config_keys() -> list[str]:
-    """The beginnings of `--set`: every key of a config with its `=`, and `sampler.`, whose keys depend on the profile."""
+    """The beginnings of `--set`: every key of a config with its `=`, and `sampler.`, which holds many more."""
     keys: list[str] = []
     for field in fields(RunConfig):
         value = getattr(RunConfig(), field.name)
