@@ -12,7 +12,7 @@ EXAMPLES: Final = (
     'eval "$(miga completion bash)"    # in ~/.bashrc',
     "miga completion zsh > ~/.zfunc/_miga    # with `fpath+=~/.zfunc; autoload -Uz compinit; compinit` in ~/.zshrc",
 )
-SHELLS: Final = ("bash", "zsh", "tcsh")
+SHELLS: Final = ("bash", "zsh")
 
 
 def add(commands: Any) -> None:

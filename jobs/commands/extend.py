@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     """Adds the command and its options."""
     text = "a longer video of a row whose latents were kept ([run] keep_latents = true)"
     extend = commands.add_parser("extend", help=text, description=text)
-    extend.add_argument("out", metavar="OUT")
+    extend.add_argument("out", metavar="OUT", help="of the run")
     extend.add_argument("key", metavar="KEY", help="the row's, from the manifest; its beginning is enough")
     extend.add_argument("--num-frames", type=int, required=True, help="length of the longer video")
     extend.add_argument("--model", help="where it lies now; to be said where run.json names code or a download")

@@ -14,7 +14,7 @@ EXAMPLES: Final = ("miga profiles --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers",)
 def add(commands: Any) -> None:
     """Adds the command and its options."""
     profiles = commands.add_parser("profiles", help="the profiles side by side, for a model")
-    profiles.add_argument("--model", default="sprites")
+    profiles.add_argument("--model", default="sprites", help="as for generate")
     profiles.add_argument("--json", action="store_true", help="print for machines")
     profiles.set_defaults(command=_run)
 

@@ -86,7 +86,7 @@ def _run(options: argparse.Namespace) -> int:
     else:
         show(
             f"{made['num_frames']} frames, {made['duration_s']:.1f} s of video at {made['fps']} a second, "
-            f"{made['width']}x{made['height']}, made in {made['seconds']:.0f} s by {made['network_calls']} network calls",
+            f"{made['width']}x{made['height']} in {made['seconds']:.0f} s by {made['network_calls']} network calls",
             f"video: {made['video']}",
         )
     return EXIT_OK

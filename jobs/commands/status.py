@@ -14,7 +14,7 @@ EXAMPLES: Final = ("miga status out/",)
 def add(commands: Any) -> None:
     """Adds the command and its options."""
     status = commands.add_parser("status", help="how far a run is")
-    status.add_argument("out", metavar="OUT")
+    status.add_argument("out", metavar="OUT", help="of the run")
     status.add_argument("--json", action="store_true", help="print for machines")
     status.set_defaults(command=_run)
 

@@ -17,29 +17,28 @@ _FOLDERS: Final = ("OUT", "FOLDER", "OUT_DIR", "DEST")
 
 
 def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The script for a shell: "bash", "zsh" or "tcsh"."""
+    """The script for "bash" or "zsh". The parser is marked with what its arguments are, and is of no other use then."""
     configs = " ".join(shipped_configs())
     preamble = {
         "bash": f'_miga_configs() {{ compgen -W \'{configs}\' -- "$1"; compgen -f -- "$1"; }}\n'
         f"_miga_keys() {{ compgen -W '{' '.join(config_keys())}' -- \"$1\"; }}",
         "zsh": "",
-        "tcsh": "",
     }
     by_metavar = {
         **dict.fromkeys(_FILES, shtab.FILE),
         **dict.fromkeys(_FOLDERS, shtab.DIRECTORY),
         "FILE_OR_NAME": {
             "bash": "_miga_configs",
-            "zsh": f"{{_values config {configs}; _files}}",
-            "tcsh": f"(`echo {configs}`)",
+            "zsh": f"{{compadd -- {configs}; _files}}",
         },
         "KEY=VALUE": {
             "bash": "_miga_keys",
             "zsh": f"(({' '.join(config_keys())}))",
-            "tcsh": f"({' '.join(config_keys())})",
         },
     }
     for action in _actions(parser):
+        if action.help == argparse.SUPPRESS and isinstance(action, argparse._SubParsersAction):
+            action.help = "command"  # shtab leaves out what the help leaves out
         if isinstance(action.metavar, str) and action.metavar in by_metavar:
             action.complete = by_metavar[action.metavar]  # type: ignore[attr-defined]
     script: str = shtab.complete(parser, shell=shell, root_prefix="miga", preamble=preamble)
