@@ -12,7 +12,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,13 +27,15 @@ from miga.backbones.options import configure
 from miga.backbones.registry import check_weights, footprint_of, load_backbone, simulates_gpus
 from miga.config import SamplerConfig
 from miga.cost import count_calls
-from miga.errors import BadRowError, OutputError, UsageError
+from miga.errors import OutputError, UsageError
 from miga.video import Progress, make_video
 from pipeline.config import RunConfig
 from pipeline.storage.addresses import is_printable
 from pipeline.video import Frames, VideoWriter
 
 SUFFIX: Final = ".mp4"
+_LONGEST: Final = ".{}.4194304.partial.mp4"
+"""What a file is called while it is written, which must not be too long either."""
 
 Say = Callable[[str], None]
 OnCalls = Callable[[int, int], None]
@@ -190,6 +192,8 @@ def _checked_out(out: str, overwrite: bool) -> Path:
         raise UsageError(f"{out!r} is no name of a video", example)
     file = Path(out)
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(file.with_name(_LONGEST.format(file.name)))
         is_there = os.path.lexists(file)
         if is_there and (file.is_dir() or not overwrite):
             hint = "name another file" if file.is_dir() else "name another file, or say --overwrite"
@@ -200,7 +204,7 @@ def _checked_out(out: str, overwrite: bool) -> Path:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"{folder} cannot be written to", "name a file in a folder that can")
     except OSError as error:
-        raise OutputError(f"{file}: {error.strerror or error}", "name another file") from None
+        raise OutputError(f"{out}: {error.strerror or error}", "name another file") from None
     return file
 
 
@@ -223,7 +227,7 @@ def _check_prompts(prompts: tuple[str, str], config: RunConfig) -> None:
     for text in prompts:
         reason = None if check is None or not text else check(text)
         if reason is not None:
-            raise BadRowError(f"the prompt {text[:60]!r} cannot be used: {reason}", "say it in other or fewer words")
+            raise UsageError(f"the prompt {text[:60]!r} cannot be used: {reason}", "say it in other or fewer words")
 
 
 def _memory_plan(
