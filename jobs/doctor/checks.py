@@ -241,13 +241,14 @@ def check_weights(doing: Doing, model: str, revision: str | None = None) -> Iter
     import torch
 
     from miga.backbones import registry
+    from miga.backbones.loading import HUB_NAME
     from miga.backbones.memory_plan import available_memory, check_machine_memory, plan_memory
     from miga.profiles import resolve_config
     from pipeline.config import RunConfig
 
     doing(f"looking for {model}")
-    is_on_hub = registry.is_on_hub(model)
-    is_here = not is_on_hub or _is_downloaded(model, revision)
+    may_be_on_hub = registry.is_on_hub(model) and HUB_NAME.fullmatch(model)
+    is_here = not may_be_on_hub or _is_downloaded(model, revision)
     if not is_here:
         yield note(
             "weights", f"{model} is not on this machine", f"a run downloads it; to do so now: hf download {model}"

@@ -27,7 +27,7 @@ from miga.backbones.options import configure
 from miga.backbones.registry import check_weights, footprint_of, load_backbone, simulates_gpus
 from miga.config import SamplerConfig
 from miga.cost import count_calls
-from miga.errors import OutputError, UsageError
+from miga.errors import OutputError, UsageError, WorkerError
 from miga.video import Progress, make_video
 from pipeline.config import RunConfig
 from pipeline.storage.addresses import is_printable
@@ -155,10 +155,16 @@ def make_sample(plan: SamplePlan, say: Say = lambda text: None, on_calls: OnCall
                     yield step.frames
 
     settings = plan.config.video
-    with VideoWriter(plan.out, fps=plan.spec.fps, settings=settings, num_frames=plan.num_frames) as writer:
-        for chunk_FHWC in frames():
-            writer.write(chunk_FHWC)
-        made = writer.finish()
+    try:
+        with VideoWriter(plan.out, fps=plan.spec.fps, settings=settings, num_frames=plan.num_frames) as writer:
+            for chunk_FHWC in frames():
+                writer.write(chunk_FHWC)
+            made = writer.finish()
+    except torch.OutOfMemoryError as error:
+        raise WorkerError(
+            f"the GPU ran out of memory: {str(error).splitlines()[0]}",
+            "end what else uses the GPU, or take a smaller size; `miga generate --dry-run --card-gb` says what fits",
+        ) from None
     return {
         "video": str(plan.out),
         "num_frames": made.num_frames,

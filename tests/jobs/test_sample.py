@@ -238,6 +238,7 @@ def test_it_is_the_row_of_a_run(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert row.sha256 == json.loads(text)["sha256"]
 
 
+@pytest.mark.slow
 def test_it_starts_no_ray(tmp_path: Path, tiny_model: Path) -> None:
     """It does not even import it."""
     program = (
