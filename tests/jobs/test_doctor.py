@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -357,12 +358,13 @@ def test_a_cluster_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_ray_that_hangs_leaves_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_ray_that_hangs_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of Ray's own have its folder in their command lines."""
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    (finding,) = examine.run_check("ray", [None], paced(40), FAULTS)
-    assert finding.found.endswith("while running a task on Ray")
-    assert not running_with(str(tmp_path))
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        (finding,) = examine.run_check("ray", [None], paced(40), FAULTS)
+        assert finding.found.endswith("while running a task on Ray")
+        assert not running_with(folder)
 
 
 def running_with(text: str) -> list[str]:
