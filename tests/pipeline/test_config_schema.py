@@ -21,7 +21,10 @@ from pipeline.config_schema import attribute_texts, config_schema
 jsonschema = pytest.importorskip("jsonschema")
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted(path for path in (ROOT / "jobs" / "configs").glob("*.toml") if path.stem != "ablate")
+SHIPPED = [
+    *sorted(path for path in (ROOT / "jobs" / "configs").glob("*.toml") if path.stem != "ablate"),  # a grid
+    ROOT / "infra" / "run.toml",
+]
 VALUES: tuple[Any, ...] = (
     True, False, 0, 1, -1, 16, 64, 65, 1000, 3600, 100_001, 2**31, 2**63, 2**64, 0.0, 0.5, -0.5, 1.5, 1e9, "", "none",
     "x", "auto", "float32", "windows", "libx264", [], ["x"], [""], [1], {}, {"x": 1},
