@@ -85,7 +85,11 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     try:
-        options = build_parser().parse_args(arguments)
+        parser = build_parser()
+        if not (sys.argv[1:] if arguments is None else arguments):
+            parser.print_help()
+            return EXIT_WRONG
+        options = parser.parse_args(arguments)
         command: Command = options.command
         return command(options)
     except MigaError as error:

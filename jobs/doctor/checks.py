@@ -1,8 +1,6 @@
-"""The checks that may crash or hang. Each runs in a process of its own:
+"""The checks that may crash or hang. Each runs in a process of its own, as `main` does it with a name, a file and arguments.
 
-    python -m jobs.doctor.checks NAME FILE ARGUMENTS
-
-What it says goes to FILE, a line of JSON each: findings, and before each step what is being done, so that of a process
+What it says goes to the file, a line of JSON each: findings, and before each step what is being done, so that of a process
 that died it is known at what. What libraries print does not matter.
 """
 
@@ -322,7 +320,3 @@ def main(arguments: list[str]) -> int:
         except Exception as error:  # said in a sentence; a check's own faults are no traceback
             tell(finding=wrong(name, _line(error), "see the log of the library that says so").to_dict())
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

@@ -24,6 +24,13 @@ GRACE_S: Final = 15.0
 """For a check that has taken too long, to end in order; it is killed then."""
 _LOG_BYTES: Final = 2000
 
+ROOT: Final = Path(__file__).parent.parent.parent
+_START: Final = (
+    "import importlib, sys; sys.path.append(sys.argv[1]); "
+    "sys.exit(importlib.import_module(sys.argv[2]).main(sys.argv[3:]))"
+)
+"""With -P, so that a folder `jobs` where the user stands is not taken for ours."""
+
 
 def examine(
     out: str | None = None,
@@ -71,14 +78,15 @@ def run_check(name: str, arguments: list[Any], limit_s: float, module: str = "jo
     """
     with tempfile.TemporaryDirectory(prefix="miga-doctor-", ignore_cleanup_errors=True) as folder:
         said, log = Path(folder, "said"), Path(folder, "log")
-        command = [sys.executable, "-m", module, name, str(said), *(json.dumps(value) for value in arguments)]
+        command = [sys.executable, "-P", "-c", _START, str(ROOT), module, name, str(said)]
+        command += [json.dumps(value) for value in arguments]
         with log.open("wb") as printed:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=printed,
-                env=_environment(),
+                env={"MIGA_S3_PATIENCE_S": f"{STORAGE_PATIENCE_S:g}"} | os.environ,
                 start_new_session=True,
             )
         try:
@@ -95,12 +103,6 @@ def run_check(name: str, arguments: list[Any], limit_s: float, module: str = "jo
         elif not findings:
             findings.append(wrong(name, "the check said nothing", "please report this"))
         return findings
-
-
-def _environment() -> dict[str, str]:
-    values = {"MIGA_S3_PATIENCE_S": f"{STORAGE_PATIENCE_S:g}"} | os.environ
-    paths = [str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH", "")]
-    return values | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float) -> bool:

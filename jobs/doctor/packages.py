@@ -94,8 +94,9 @@ def check_environment() -> Iterator[Finding]:
 
 def _needed() -> Iterator[Requirement]:
     """What the package requires here, extras aside: of a clone by its pyproject.toml, else as it was installed."""
-    if PYPROJECT.is_file():
-        texts = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["dependencies"]
+    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8")).get("project", {}) if PYPROJECT.is_file() else {}
+    if project.get("name") == DISTRIBUTION:
+        texts = project["dependencies"]
     else:
         try:
             texts = metadata.requires(DISTRIBUTION) or []

@@ -1,4 +1,4 @@
-"""Checks of `miga doctor` that misbehave: `python -m tests.jobs.doctor_faults NAME FILE`."""
+"""Checks of `miga doctor` that misbehave."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 
-def main(name: str, file: str, *arguments: str) -> int:
+def main(words: list[str]) -> int:
+    name, file, *arguments = words
     said = Path(file)
     said.write_text(json.dumps({"doing": f"trying to {name}"}) + "\n")
     if name == "hang":  # with a child, and deaf to SIGTERM
@@ -33,7 +34,3 @@ def main(name: str, file: str, *arguments: str) -> int:
     if name == "garble":
         said.write_text(said.read_text() + '{"finding": {"name"')
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(*sys.argv[1:]))

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +92,14 @@ def test_what_fails_in_this_process_is_a_finding_too(monkeypatch: pytest.MonkeyP
     assert "metadata cannot be read" in finding.found
 
 
+def test_a_folder_of_the_user_is_not_taken_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "__init__.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    (first, *_) = examine.run_check("storage", [str(tmp_path / "out")], 60.0)
+    assert first.state == "ok", first.found
+
+
 # ---- the command ----
 
 
@@ -167,7 +173,7 @@ def test_a_build_is_the_version_that_it_is_of() -> None:
 def test_what_is_missing_or_too_old_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = tmp_path / "pyproject.toml"
     needed = ["numpy>=2", "no-such-package>=3", "ray<1", 'absent ; sys_platform == "none"']
-    project.write_text(f"[project]\ndependencies = {json.dumps(needed)}\n")
+    project.write_text(f"[project]\nname = 'miga-on-ray'\ndependencies = {json.dumps(needed)}\n")
     monkeypatch.setattr(packages, "PYPROJECT", project)
     missing, unfit = packages.check_packages(tmp_path / "none.lock")
     assert (missing.state, missing.found) == ("wrong", "not installed: no-such-package>=3")
@@ -178,9 +184,12 @@ def test_what_is_missing_or_too_old_is_wrong(tmp_path: Path, monkeypatch: pytest
 
 def test_a_wheel_knows_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its own metadata, where there is no pyproject.toml."""
-    monkeypatch.setattr(packages, "PYPROJECT", tmp_path / "none.toml")
     monkeypatch.setattr(packages.metadata, "requires", lambda name: ["numpy>=2", 'pytest>=99 ; extra == "dev"'])
-    assert [finding.state for finding in packages.check_packages(tmp_path / "none.lock")] == ["ok"]
+    (tmp_path / "other.toml").write_text("[project]\nname = 'other'\ndependencies = ['absent']\n")
+    for name in ("none.toml", "other.toml"):
+        monkeypatch.setattr(packages, "PYPROJECT", tmp_path / name)
+        (finding,) = packages.check_packages(tmp_path / "none.lock")
+        assert finding.found == "all 1 that are needed are there, in versions that fit"
 
 
 def test_variables_are_named_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,14 +323,13 @@ def test_a_card_that_computes_wrongly_is_wrong(monkeypatch: pytest.MonkeyPatch) 
     assert second.state == "wrong"
 
 
-def test_an_ffmpeg_that_is_not_there_is_wrong(tmp_path: Path) -> None:
+def test_an_ffmpeg_that_is_not_there_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own, as it is found once in each."""
     broken = tmp_path / "ffmpeg"
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
-    command = [sys.executable, "-m", "jobs.doctor.checks", "ffmpeg", str(tmp_path / "said")]
-    subprocess.run(command, env={**os.environ, "IMAGEIO_FFMPEG_EXE": str(broken)}, check=True, capture_output=True)
-    (finding,), _ = examine._read(tmp_path / "said")
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(broken))
+    (finding,) = examine.run_check("ffmpeg", [], 60.0)
     assert (finding.name, finding.state) == ("ffmpeg", "wrong")
     assert finding.to_do
 

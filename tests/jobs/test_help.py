@@ -40,6 +40,12 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+def test_without_a_command_it_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    status, text, message = run(capsys)
+    assert (status, message) == (2, "")
+    assert text == build_parser().format_help()
+
+
 def test_every_command_stands_once_in_its_group(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
         run(capsys, "--help")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -74,6 +75,24 @@ def test_what_it_says(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_m
     assert read_form(out) == (8.0, 32, 32)
     again = sample(capsys, PROMPT, out, "--model", tiny_model, "--num-frames", 61, "--overwrite", "--quiet")
     assert (again[0], again[2]) == (0, "")
+
+
+def test_a_terminal_has_a_bar(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    status, text, _ = sample(capsys, PROMPT, tmp_path / "x.mp4", "--model", tiny_model, "--json")
+    assert status == 0
+    calls = json.loads(text)["network_calls"]
+    assert f"0/{calls} [" in terminal.getvalue()
+    monkeypatch.setattr(sys, "stderr", quiet := Terminal())
+    sample(capsys, PROMPT, tmp_path / "y.mp4", "--model", tiny_model, "--json", "--quiet")
+    assert f"0/{calls} [" not in quiet.getvalue()
 
 
 def test_the_negative_prompt_steers(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path) -> None:
