@@ -146,6 +146,14 @@ def test_the_versions_that_it_is_tested_with_are_known(python: Path, tmp_path: P
 
 
 @pytest.mark.ray
+def test_doctor_finds_nothing_wrong(python: Path, tmp_path: Path) -> None:
+    done = miga(python, tmp_path, "doctor", "out", "--model", "sprites")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "nothing is wrong"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.ray
 def test_the_demo_runs_from_it(python: Path, tmp_path: Path) -> None:
     """Templates, embedded model, config and prompts are all there."""
     done = miga(python, tmp_path, "demo", "out", "--json", "--quiet")

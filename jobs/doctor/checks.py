@@ -1,7 +1,7 @@
-"""The checks that may crash or hang. Each runs in a process of its own, as `main` does it with a name, a file and arguments.
+"""The checks that may crash or hang. Each runs in a process of its own (`main`).
 
-What it says goes to the file, a line of JSON each: findings, and before each step what is being done, so that of a process
-that died it is known at what. What libraries print does not matter.
+What it says goes to a file, a line of JSON each: findings, and before each step what is being done, so that of a
+process that died it is known at what. What libraries print does not matter.
 """
 
 from __future__ import annotations
@@ -303,7 +303,11 @@ def _line(error: Exception) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs a check; SIGTERM ends it in order, so that Ray is stopped and files are removed."""
+    """Runs a check; SIGTERM ends it in order, so that Ray is stopped and files are removed.
+
+    Args:
+        arguments: the check's name, the file that it writes to, and its own arguments, each as JSON.
+    """
     name, file, *rest = arguments
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     with open(file, "w", encoding="utf-8", errors="backslashreplace") as said:
