@@ -6,7 +6,7 @@ SLOW_TESTS_S ?= 2400
 TESTERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-slow test-gpu test-faults chaos test-ceph check format lock bench clean
+.PHONY: help install demo test test-all test-slow test-gpu test-faults chaos test-ceph check format lock bench dist clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -71,5 +71,8 @@ lock: $(VENV)/.dev ## resolves pyproject.toml again into the two lock files
 	$(BIN)/pip-compile --quiet --strip-extras --no-header --no-emit-index-url --no-emit-find-links --extra dev -o requirements-dev.lock pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+[a-z0-9]*/\1/' requirements.lock requirements-dev.lock
 
+dist: $(VENV)/.dev ## a wheel and an sdist, in dist/
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
 clean:           ## removes the environment and the demo
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(OUT) build dist

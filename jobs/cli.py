@@ -11,13 +11,17 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from jobs.commands import (
     ablate,
     bench,
+    completion,
+    config,
     convert,
+    demo,
+    doctor,
     export,
     extend,
     gc,
@@ -27,6 +31,7 @@ from jobs.commands import (
     repair,
     report,
     retry_failed,
+    sample,
     simulate,
     status,
     verify,
@@ -42,6 +47,8 @@ TRACEBACK_VARIABLE: Final = "MIGA_TRACEBACK"
 Command = Callable[[argparse.Namespace], int]
 
 COMMANDS: Final = (
+    demo,
+    sample,
     generate,
     ablate,
     status,
@@ -57,8 +64,20 @@ COMMANDS: Final = (
     plan,
     simulate,
     bench,
+    config,
+    doctor,
+    completion,
 )
-"""In the order of `miga --help`."""
+"""In the order of `miga --help`; each says its `GROUP` there, and `EXAMPLES` for its own help."""
+
+GROUPS: Final = (
+    "make videos",
+    "look at a run",
+    "keep a run in order",
+    "models and settings",
+    "measure",
+    "this machine",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,7 +85,11 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     try:
-        options = build_parser().parse_args(arguments)
+        parser = build_parser()
+        if not (sys.argv[1:] if arguments is None else arguments):
+            parser.print_help()
+            return EXIT_WRONG
+        options = parser.parse_args(arguments)
         command: Command = options.command
         return command(options)
     except MigaError as error:
@@ -98,8 +121,23 @@ def unexpected(error: Exception) -> MigaError:
     return MigaError(about, f"{ask} its traceback, {file.name}")
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of examples, and says the default of every option that has one and does not say it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        is_said = not action.help or "(default" in action.help or not action.option_strings
+        if is_said or default in (None, False, argparse.SUPPRESS) or default == []:
+            return action.help
+        several = isinstance(default, list | tuple)
+        return f"{action.help} (default: {' '.join(map(str, default)) if several else default})".replace("%", "%%")
+
+
 class Parser(argparse.ArgumentParser):
     """Prints as all commands do."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"formatter_class": HelpFormatter, **options})
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if message and file is sys.stdout:
@@ -110,12 +148,30 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    parser = Parser(prog="miga", description="Datasets of long videos from short-clip video models.", epilog=__doc__)
+    about = "Datasets of long videos from short-clip video models."
+    parser = Parser(prog="miga", usage="miga [-h] [--version] COMMAND ...")
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(prog="miga", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    listed: dict[str, list[str]] = {group: [] for group in GROUPS}
     for command in COMMANDS:
+        before = set(commands.choices)
         command.add(commands)
+        (name,) = commands.choices.keys() - before
+        _add_examples(commands.choices[name], command.EXAMPLES)
+        listed[command.GROUP].append(name)
+    helps = {action.dest: action.help or "" for action in commands._choices_actions}
+    lines = [about, ""]
+    for group, names in listed.items():
+        lines += [f"{group}:", *(f"  {name:<14}{helps[name]}" for name in names), ""]
+    parser.description = "\n".join([*lines, "`miga COMMAND --help` says more, with an example."])
+    parser.set_defaults(root=parser)
+    parser.epilog = (__doc__ or "").partition("\n\n")[2].rstrip()
     return parser
+
+
+def _add_examples(parser: argparse.ArgumentParser, examples: Sequence[str]) -> None:
+    title = "example:" if len(examples) == 1 else "examples:"
+    parser.epilog = "\n".join([title, *(f"  {example}" for example in examples)])
 
 
 if __name__ == "__main__":

@@ -37,6 +37,11 @@ def field_names(method: str | None = None) -> tuple[str, ...]:
     return ("profile", *(_types() if method is None else _types_of(methods()[method])))
 
 
+def setting_types() -> dict[str, Any]:
+    """The type of every setting that a method reads, by name, those that all share first."""
+    return _types()
+
+
 def published(family: str) -> dict[str, Any]:
     """What is published for a family of models, of whatever method; empty for an unknown family."""
     found: dict[str, Any] = {}

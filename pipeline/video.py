@@ -108,6 +108,11 @@ def _first_fault(log: bytes) -> str:
     return next((line for line in lines if line and "[info]" not in line), "ffmpeg failed")
 
 
+def usual_codecs() -> tuple[str, ...]:
+    """Encoders that people name, whether or not this ffmpeg has them."""
+    return _USUAL_CODECS
+
+
 def _working_codecs() -> list[str]:
     """Of the usual codecs those that make a file on this machine."""
     known = [name for name in _USUAL_CODECS if name in encoders()]

@@ -7,22 +7,30 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.shared.examples import DEMO_PROMPTS
 from miga.errors import MigaError
 from pipeline.records.manifest import Manifest
 from pipeline.storage.open import open_storage
 
 
-def bench_demo(prompts_file: str, config_file: str) -> dict[str, list[dict[str, Any]]]:
+def bench_demo(prompts_file: str | None, config: str, settings: Sequence[str] = ()) -> dict[str, list[dict[str, Any]]]:
     """A row per video, then one for the run, whose memory is that of all its processes together.
+
+    Args:
+        prompts_file: None: those of the demo.
+        config: as `--config` takes it.
+        settings: as `--set` takes them.
 
     Raises:
         MigaError: if the run fails.
     """
     with tempfile.TemporaryDirectory(prefix="miga-bench-") as folder:
-        command = [sys.executable, "-m", "jobs.cli", "generate", prompts_file, folder, "--config", config_file]
+        command = [sys.executable, "-m", "jobs.cli", "generate", prompts_file or str(DEMO_PROMPTS), folder]
+        command += ["--config", config, *(word for text in settings for word in ("--set", text))]
         started_s = time.monotonic()
         run = subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL)
         peak_bytes = 0
@@ -59,7 +67,7 @@ def bench_demo(prompts_file: str, config_file: str) -> dict[str, list[dict[str, 
         "s": wall_s,
         "peak MiB": peak_bytes / 2**20,
     }
-    return {f"{prompts_file} under {config_file}": [*rows, whole]}
+    return {f"{prompts_file or DEMO_PROMPTS.name} under {config}": [*rows, whole]}
 
 
 def tree_memory_bytes(pid: int) -> int:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
+from jobs.commands.common import add_config_options
 from pipeline.terminal import show_json, show_text
+
+GROUP: Final = "measure"
+EXAMPLES: Final = ("miga ablate prompts.jsonl ablation/ --tables 3,4 --seeds 2 --dry-run",)
 
 
 def add(commands: Any) -> None:
@@ -14,7 +18,7 @@ def add(commands: Any) -> None:
     ablate.add_argument("prompts", metavar="PROMPTS", help="as for generate; every row must be one that can be made")
     ablate.add_argument("out", metavar="OUT", help="a folder or s3://bucket/prefix; running again resumes")
     ablate.add_argument("--grid", help="a TOML file of settings and tables (default: jobs/configs/ablate.toml)")
-    ablate.add_argument("--config", help="a TOML file, as for generate; its [sampler] holds for all settings")
+    add_config_options(ablate, "as for generate; its [sampler] holds for all settings")
     ablate.add_argument("--model", help="as for generate")
     ablate.add_argument("--revision", help="of a hub name")
     ablate.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the network")
@@ -38,10 +42,13 @@ def _run(options: argparse.Namespace) -> int:
     from jobs.ablation.make import ablate
     from jobs.ablation.plan import check_out, plan_ablation
     from jobs.ablation.tables import tables_text
-    from pipeline.config import load_config, override
+    from jobs.shared.prompt_argument import refuse_prompt
+    from jobs.shared.run_config import read_config
 
-    config = override(
-        load_config(options.config),
+    refuse_prompt(options.prompts, options.out)
+    config = read_config(
+        options.config,
+        options.settings,
         model=options.model,
         revision=options.revision,
         dtype=options.dtype,

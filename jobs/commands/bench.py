@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pipeline.terminal import show_json, show_text
+
+GROUP: Final = "measure"
+EXAMPLES: Final = ("miga bench sampler --profiles paper swift",)
 
 Tables: TypeAlias = dict[str, list[dict[str, Any]]]
 """Rows by title."""
@@ -65,8 +68,11 @@ def add(commands: Any) -> None:
     sampler.add_argument("--frames", type=int, default=101, help="length of the videos")
 
     demo = _add(benches, "demo", _demo, "the run of `make demo`: wall time, memory of all its processes, each video")
-    demo.add_argument("--prompts-file", default="examples/prompts.jsonl")
-    demo.add_argument("--config", default="jobs/configs/demo.toml")
+    demo.add_argument("--prompts-file", metavar="FILE", help="as for generate (default: those of the demo)")
+    demo.add_argument("--config", default="demo", metavar="FILE_OR_NAME", help="as for generate (default: demo)")
+    demo.add_argument(
+        "--set", dest="settings", metavar="KEY=VALUE", action="append", default=[], help="as for generate"
+    )
 
     cluster = _add(benches, "cluster", _cluster, "simulated GPUs: how busy they are kept, what the coordinator takes")
     cluster.add_argument(
@@ -179,7 +185,7 @@ def _sampler(options: argparse.Namespace) -> Tables:
 def _demo(options: argparse.Namespace) -> Tables:
     from jobs.benches.demo import bench_demo
 
-    return bench_demo(options.prompts_file, options.config)
+    return bench_demo(options.prompts_file, options.config, options.settings)
 
 
 def _cluster(options: argparse.Namespace) -> Tables:

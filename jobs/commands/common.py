@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
+from jobs.shared.run_config import shipped_configs
+from pipeline.config import RunConfig
 from pipeline.terminal import say, show, show_json
+
+DEFAULTS: Final = RunConfig()
 
 
 def add_command(
@@ -18,6 +22,53 @@ def add_command(
     parser.add_argument("--json", action="store_true", help="print for machines")
     parser.set_defaults(command=run)
     return parser
+
+
+def add_config_options(options: Any, help_text: str = "a TOML file, or the name of a shipped config") -> None:
+    """Adds `--config` and `--set`, which `jobs.shared.run_config.read_config` reads.
+
+    Args:
+        options: a parser, or a group of its options.
+        help_text: of `--config`; the names of the shipped configs are put behind it.
+    """
+    names = ", ".join(shipped_configs())
+    options.add_argument("--config", metavar="FILE_OR_NAME", help=f"{help_text}: {names}; options given here win")
+    options.add_argument(
+        "--set", dest="settings", metavar="KEY=VALUE", action="append", default=[],
+        help="any key of a config, such as sampler.num_steps=20 or video.crf=20; may be repeated",
+    )  # fmt: skip
+
+
+def add_model_options(options: Any) -> None:
+    """Adds the options that say which model it is, and how it is run; `model_settings` reads them."""
+    options.add_argument(
+        "--model", help=f"sprites (embedded), a folder, a hub name, or package.module:factory {default_of('model')}"
+    )
+    options.add_argument("--revision", help="of a hub name (default: its main one)")
+    options.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), help=f"of the network {default_of('dtype')}"
+    )
+    options.add_argument("--lora", action="append", metavar="FILE_OR_NAME[:SCALE]", help="fused in; may be repeated")
+    options.add_argument("--height", type=int, help="pixels of a frame (default: the model's)")
+    options.add_argument("--width", type=int, help="pixels of a frame (default: the model's)")
+    options.add_argument("--attention", metavar="BACKEND", help="diffusers' attention backend (default: PyTorch's)")
+    options.add_argument("--compile", action="store_true", default=None, help="compile the network's blocks")
+
+
+def model_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options of `add_model_options` say, by key of a config; None where they say nothing."""
+    names = ("model", "revision", "dtype", "lora", "height", "width", "attention", "compile")
+    return {name: getattr(options, name) for name in names}
+
+
+def add_sampler_options(options: Any) -> None:
+    """Adds `--profile`."""
+    options.add_argument("--profile", help=f"how to sample: see `miga profiles` {default_of('profile')}")
+
+
+def default_of(key: str) -> str:
+    """What a config has for a key that it does not name, as it stands in the help of an option."""
+    return f"(default: {getattr(DEFAULTS, key)})"
 
 
 def say_unless(is_quiet: bool) -> Callable[[str], None]:

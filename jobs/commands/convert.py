@@ -12,15 +12,19 @@ from jobs.commands.common import say_unless, show_values
 _HELP: Final = (
     "weights as people have them (Wan2.1's own layout, ComfyUI's files, VideoCrafter2's) to a folder for --model"
 )
-_EPILOG: Final = """\
-examples:
-  miga convert Wan2.1-T2V-1.3B wan-1.3b                  a folder as Wan-AI publishes it
-  miga convert --transformer wan2.1_t2v_1.3B_bf16.safetensors --vae wan_2.1_vae.safetensors \\
-      --text-encoder umt5_xxl_fp16.safetensors wan-1.3b  ComfyUI's files
-  miga convert finetuned.safetensors Wan2.1-T2V-1.3B wan-finetuned   one file in place of a folder's own
-  miga convert model.ckpt videocrafter2                  VideoCrafter2's checkpoint
-Numbers are kept bit for bit, no code in a file is ever run, and the folder appears whole or not at all."""
+_ABOUT: Final = (
+    f"{_HELP}. Numbers are kept bit for bit, no code in a file is ever run, and the folder appears whole or not at all."
+)
 _PARTS: Final = ("transformer", "vae", "text_encoder")
+
+GROUP: Final = "models and settings"
+EXAMPLES: Final = (
+    "miga convert Wan2.1-T2V-1.3B wan-1.3b  # a folder as Wan-AI publishes it",
+    "miga convert --transformer wan2.1_t2v_1.3B_bf16.safetensors --vae wan_2.1_vae.safetensors "
+    "--text-encoder umt5_xxl_fp16.safetensors wan-1.3b",
+    "miga convert finetuned.safetensors Wan2.1-T2V-1.3B wan-finetuned  # one file in place of a folder's own",
+    "miga convert model.ckpt videocrafter2",
+)
 
 
 def add(commands: Any) -> None:
@@ -28,9 +32,7 @@ def add(commands: Any) -> None:
     convert = commands.add_parser(
         "convert",
         help=_HELP,
-        description=_HELP,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=_ABOUT,
     )
     convert.add_argument(
         "paths", metavar="PATH", nargs="*", help="files or folders; what is in them is recognised by its tensors"

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from jobs.commands.common import add_command, say_unless
 from pipeline.storage.open import open_storage
 from pipeline.terminal import show, show_json
+
+GROUP: Final = "keep a run in order"
+EXAMPLES: Final = ("miga export out/ dataset/ --format webdataset",)
 
 
 def add(commands: Any) -> None:
     """Adds the command and its options."""
     export = add_command(commands, "export", _run, "the dataset as training code and dataset libraries take it")
     export.add_argument("dest", metavar="DEST", help="a new folder or s3://bucket/prefix; running again goes on")
-    export.add_argument("--format", choices=("parquet", "webdataset", "hf", "csv"), default="parquet")
+    export.add_argument(
+        "--format", choices=("parquet", "webdataset", "hf", "csv"), default="parquet", help="of what is written"
+    )
     export.add_argument(
         "--videos", choices=("copy", "link", "reference"), default="copy", help="hard links need the same disk"
     )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import Any, Final
 
 from pipeline.terminal import show, show_json
+
+GROUP: Final = "make videos"
+EXAMPLES: Final = ("miga extend out/ 3f2a9c --num-frames 321",)
 
 
 def add(commands: Any) -> None:
     """Adds the command and its options."""
     text = "a longer video of a row whose latents were kept ([run] keep_latents = true)"
     extend = commands.add_parser("extend", help=text, description=text)
-    extend.add_argument("out", metavar="OUT")
+    extend.add_argument("out", metavar="OUT", help="of the run")
     extend.add_argument("key", metavar="KEY", help="the row's, from the manifest; its beginning is enough")
     extend.add_argument("--num-frames", type=int, required=True, help="length of the longer video")
     extend.add_argument("--model", help="where it lies now; to be said where run.json names code or a download")

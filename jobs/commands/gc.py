@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from jobs.commands.common import add_command, say_unless
 from pipeline.storage.open import open_storage
 from pipeline.terminal import show, show_json
+
+GROUP: Final = "keep a run in order"
+EXAMPLES: Final = ("miga gc out/ --dry-run --verbose",)
 
 
 def add(commands: Any) -> None:

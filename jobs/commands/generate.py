@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
-from jobs.commands.common import show_summary, show_values
+from jobs.commands.common import (
+    add_config_options,
+    add_model_options,
+    add_sampler_options,
+    default_of,
+    model_settings,
+    show_summary,
+    show_values,
+)
 from pipeline.terminal import show_json
+
+GROUP: Final = "make videos"
+EXAMPLES: Final = ("miga generate prompts.jsonl out/ --config wan --set sampler.num_steps=40",)
 
 
 def add(commands: Any) -> None:
     """Adds the command and its options."""
-    generate = commands.add_parser("generate", help="make a video for every row of a prompt file")
+    text = "make a video for every row of a prompt file"
+    generate = commands.add_parser("generate", help=text, description=text)
     generate.add_argument("prompts", metavar="PROMPTS", help=".txt, .jsonl, .csv or .parquet; local or s3://")
     generate.add_argument("out", metavar="OUT", help="a folder or s3://bucket/prefix; running again resumes")
-    generate.add_argument("--config", help="a TOML file; options given here win over it")
-    generate.add_argument("--model", help="sprites (embedded), a folder, a hub name, or package.module:factory")
-    generate.add_argument("--revision", help="of a hub name")
-    generate.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), help="of the network")
-    generate.add_argument("--lora", action="append", metavar="FILE_OR_NAME[:SCALE]", help="fused in; may be repeated")
-    generate.add_argument("--height", type=int, help="pixels of a frame (default: the model's)")
-    generate.add_argument("--width", type=int, help="pixels of a frame (default: the model's)")
-    generate.add_argument("--attention", metavar="BACKEND", help="diffusers' attention backend (default: PyTorch's)")
-    generate.add_argument("--compile", action="store_true", default=None, help="compile the network's blocks")
-    generate.add_argument("--profile", help="how to sample: see `miga profiles`")
-    generate.add_argument("--num-frames", type=int, help="length of videos whose row names none")
-    generate.add_argument("--seed", type=int, help="from which rows without a seed get theirs")
-    generate.add_argument("--limit", type=int, help="make the first N rows only")
-    generate.add_argument("--num-actors", type=int, help="backbone actors (default: one per GPU, or two on CPUs)")
-    generate.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
-    generate.add_argument("--retry-failed", action="store_true", help="try rows again that were given up before")
-    generate.add_argument(
+    add_config_options(generate.add_argument_group("config"))
+    add_model_options(generate.add_argument_group("model"))
+
+    videos = generate.add_argument_group("videos")
+    add_sampler_options(videos)
+    videos.add_argument("--num-frames", type=int, help="length of videos whose row names none (default: the model's)")
+    videos.add_argument("--seed", type=int, help=f"from which rows without a seed get theirs {default_of('seed')}")
+    videos.add_argument("--limit", type=int, help="make the first N rows only (default: all)")
+    videos.add_argument(
         "--keep-latents", action="store_true", default=None, help="keep finished latents too, for `miga extend`"
     )
-    generate.add_argument("--dry-run", action="store_true", help="say what it would cost, and do nothing")
-    generate.add_argument("--card-gb", type=float, metavar="GB", help="with --dry-run: what goes where on such a GPU")
-    generate.add_argument("--json", action="store_true", help="print the summary for machines")
-    generate.add_argument("--quiet", action="store_true", help="no progress")
+
+    workers = generate.add_argument_group("workers")
+    workers.add_argument("--num-actors", type=int, help="backbone actors (default: one per GPU, or two on CPUs)")
+    workers.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
+    workers.add_argument("--retry-failed", action="store_true", help="try rows again that were given up before")
+
+    cost = generate.add_argument_group("cost beforehand")
+    cost.add_argument("--dry-run", action="store_true", help="say what it would cost, and do nothing")
+    cost.add_argument("--card-gb", type=float, metavar="GB", help="with --dry-run: what goes where on such a GPU")
+
+    printed = generate.add_argument_group("what is printed")
+    printed.add_argument("--json", action="store_true", help="print the summary for machines")
+    printed.add_argument("--quiet", action="store_true", help="no progress")
     generate.set_defaults(command=_run)
 
 
@@ -45,18 +58,14 @@ def _run(options: argparse.Namespace) -> int:
     from jobs.run.estimate import dry_run
     from jobs.run.make import generate
     from jobs.run.plan import make_plan
-    from pipeline.config import load_config, override
+    from jobs.shared.prompt_argument import refuse_prompt
+    from jobs.shared.run_config import read_config
 
-    config = override(
-        load_config(options.config),
-        model=options.model,
-        revision=options.revision,
-        dtype=options.dtype,
-        lora=options.lora,
-        height=options.height,
-        width=options.width,
-        attention=options.attention,
-        compile=options.compile,
+    refuse_prompt(options.prompts, options.out)
+    config = read_config(
+        options.config,
+        options.settings,
+        **model_settings(options),
         profile=options.profile,
         num_frames=options.num_frames,
         seed=options.seed,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from pipeline.terminal import show
+
+GROUP: Final = "models and settings"
+EXAMPLES: Final = ("miga plan --profile paper --against fifo --out plan.html",)
 
 
 def add(commands: Any) -> None:

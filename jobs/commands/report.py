@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from jobs.commands.common import show_values
+
+GROUP: Final = "look at a run"
+EXAMPLES: Final = ("miga report out/ --to page/",)
 
 
 def add(commands: Any) -> None:
     """Adds the command and its options."""
     report = commands.add_parser("report", help="write the page of a run: report.html")
-    report.add_argument("out", metavar="OUT")
+    report.add_argument("out", metavar="OUT", help="of the run")
     report.add_argument("--json", action="store_true", help="print for machines")
     report.add_argument("--to", metavar="FOLDER", help="where the page goes (default: OUT)")
     report.set_defaults(command=_run)

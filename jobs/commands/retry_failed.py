@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from jobs.commands.common import add_command, show_summary
 from pipeline.terminal import show_json
+
+GROUP: Final = "make videos"
+EXAMPLES: Final = ("miga retry-failed out/",)
 
 
 def add(commands: Any) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from miga.sharing import SHARES
 from pipeline.terminal import show, show_json, show_text
+
+GROUP: Final = "measure"
+EXAMPLES: Final = ("miga simulate --gpus 64 512 --preemptions-per-node-hour 0.05",)
 
 
 def add(commands: Any) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from jobs.commands.common import add_command, say_unless
 from jobs.shared.exit_status import EXIT_FAILED, EXIT_OK
 from pipeline.records.run_folder import read_run
 from pipeline.storage.open import open_storage
 from pipeline.terminal import show, show_json
+
+GROUP: Final = "look at a run"
+EXAMPLES: Final = ("miga verify s3://bucket/run --quick",)
 
 _MAX_FAULTS_SHOWN = 50
 

@@ -60,14 +60,7 @@ def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
     Raises:
         MigaError: naming what is wrong, where, and what to do.
     """
-    check_attention_backend(config.attention)
-    spec = configured_spec(load_spec(config.model, config.revision), model_options(config), config.revision)
-    sampler = resolve_config(config.profile, spec, config.sampler)
-    num_frames = spec.default_num_frames if config.num_frames is None else config.num_frames
-    if reason := why_not(spec, num_frames):
-        raise UsageError(reason, "choose one of those for --num-frames")
-    check_codec(config.video, spec.height, spec.width)
-    check_schedule(config.model, sampler, config.revision)
+    spec, sampler, num_frames = resolve_settings(config)
     check_weights(config.model, config.revision)
     file = look_at(prompts)
     plan = Plan(
@@ -82,6 +75,23 @@ def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
     )
     plan.rows()  # finds what is wrong with the file as a whole
     return plan
+
+
+def resolve_settings(config: RunConfig) -> tuple[BackboneSpec, SamplerConfig, int]:
+    """The model, the sampler's settings and the length of a video that a config comes to, without any weights.
+
+    Raises:
+        MigaError: naming what is wrong, where, and what to do.
+    """
+    check_attention_backend(config.attention)
+    spec = configured_spec(load_spec(config.model, config.revision), model_options(config), config.revision)
+    sampler = resolve_config(config.profile, spec, config.sampler)
+    num_frames = spec.default_num_frames if config.num_frames is None else config.num_frames
+    if reason := why_not(spec, num_frames):
+        raise UsageError(reason, "choose one of those for --num-frames")
+    check_codec(config.video, spec.height, spec.width)
+    check_schedule(config.model, sampler, config.revision)
+    return spec, sampler, num_frames
 
 
 def model_options(config: RunConfig) -> ModelOptions:

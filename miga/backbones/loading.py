@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -194,7 +195,7 @@ def load_component(
     Raises:
         ModelError: if files or weights are missing, broken, not finite, or of another module.
     """
-    with loading(component, folder):
+    with loading(component, folder), _bars_on_terminals():
         entries_of(component, folder)
         options = {} if config is None else {"config": config}
         model, info = kind.from_pretrained(
@@ -214,6 +215,23 @@ def load_component(
     )
     require_finite(component, folder, model)
     return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """No bar of transformers' where standard error is no terminal."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    if sys.stderr is not None and sys.stderr.isatty():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer(kind: Any, folder: Path, vocabulary: int) -> Any:

@@ -42,6 +42,27 @@ def names() -> list[tuple[str, ...]]:
     return [*cases, ("profiles", "--model", BAD), ("profiles", "--model", "")]
 
 
+def settings() -> list[tuple[str, ...]]:
+    texts = (
+        "", "=", "seed", "=1", "seed=", f"seed={HUGE}", f"seed={ENDLESS}", "seed=[", "seed=nan", "seed=1979-05-27", BAD,
+        f"profile={BAD}", f"{BAD}=1", "profile=\x1b[31m", "a..b=1", "[seed]=1", "sampler=1", "sampler.x.y=1",
+        "workers.num_actors.x=1", "seed=1\nlimit=2", "\0=1", "model=\0", "x" * 5000, f"profile={'x' * 5000}",
+    )  # fmt: skip
+    cases = [(*command, "--set", text) for text in texts for command in (GENERATE, ABLATE, ("config", "show"))]
+    cases += [("config", "show", "--config", value) for value in (*PATHS, "..", "a:b") if value != "/dev/null"]
+    return cases + [("config", "show", option, BAD) for option in ("--profile", "--attention", "--model")]
+
+
+def samples() -> list[tuple[str, ...]]:
+    start = ("sample", "a cat")
+    cases = [(*start, value, "--model", MODEL) for value in (*PATHS, ".", "..", ".mp4", "a/b\n.mp4", f"{BAD}.mp4")]
+    cases += [("sample", text, "x.mp4", "--model", MODEL) for text in ("", " ", "\n", "p.txt")]
+    cases += [(*start, "x.mp4", "--model", value) for value in (*PATHS, "simulated:", "a:b", ":", "..")]
+    cases += [(*start, "x.mp4", "--device", value) for value in (BAD, "", "cuda:-1", "meta", "cpu:1", HUGE)]
+    cases += [(*start, "x.mp4", "--seed", value) for value in (HUGE, ENDLESS, "-1", "x")]
+    return [*cases, ("completion", BAD), ("completion", ""), ("doctor", "--limit-s", "nan"), ("config",)]
+
+
 def paths() -> list[tuple[str, ...]]:
     prompts = (
         "hf://datasets/a/b.jsonl", "s3://bucket/in/a::b.jsonl", "::", "zip://x.jsonl::p.zip", "foo://x.jsonl", "\0.txt",
@@ -63,7 +84,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("cases", [numbers(), names(), paths()], ids=["numbers", "names", "paths"])
+@pytest.mark.parametrize(
+    "cases",
+    [numbers(), names(), paths(), settings(), samples()],
+    ids=["numbers", "names", "paths", "settings", "samples"],
+)
 def test_they_are_refused(capsys: pytest.CaptureFixture[str], folder: Path, cases: list[tuple[str, ...]]) -> None:
     wrong: list[str] = []
     for case in cases:

@@ -1,0 +1,1 @@
+"""One video of one prompt, in this process, without Ray: what `miga sample` makes."""
