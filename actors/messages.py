@@ -273,6 +273,21 @@ VideoEvent: TypeAlias = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hosted:
+    """How far the video is that a worker hosts just now.
+
+    Attributes:
+        row, attempt: which.
+        num_calls: network calls that have ended, its helpers' and those before its checkpoint included. (A
+            `VideoProgress` counts those that are planned, too, which may be some windows more.)
+    """
+
+    row: int
+    attempt: int
+    num_calls: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class News(_Packed):
     """What has happened on a worker since it was asked before.
 
@@ -282,6 +297,7 @@ class News(_Packed):
         busy_s: seconds that these took.
         call_running_s: how long the call that runs just now has been running; 0 if none does.
         call_s: seconds of one call, the middle one of the last few; None before the first.
+        hosted: how far the video is that it hosts; None if it hosts none.
     """
 
     events: tuple[VideoEvent, ...] = ()
@@ -289,3 +305,4 @@ class News(_Packed):
     busy_s: float = 0.0
     call_running_s: float = 0.0
     call_s: float | None = None
+    hosted: Hosted | None = None

@@ -66,7 +66,7 @@ def show_json(value: Any, indent: int | None = None) -> None:
     value = _finite(value)
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     text = _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
-    if _encodable(text, sys.stdout) != text:
+    if encodable(text, sys.stdout) != text:
         text = json.dumps(value, allow_nan=False, indent=indent)
     _write(f"{text}\n")
 
@@ -83,7 +83,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
     if stream is None:
         return
     with suppress(OSError, ValueError):  # full, hung up, or closed
-        stream.write(_encodable("\n".join(lines), stream) + "\n")
+        stream.write(encodable("\n".join(lines), stream) + "\n")
         stream.flush()
 
 
@@ -100,7 +100,7 @@ def _write(text: str) -> None:
     if stream is None:  # it was closed before this process began
         return
     try:
-        stream.write(_encodable(text, stream))
+        stream.write(encodable(text, stream))
         stream.flush()
     except BrokenPipeError:
         _leave(stream)
@@ -109,7 +109,7 @@ def _write(text: str) -> None:
         raise PrintError(f"cannot print: {error.strerror or error}") from None
 
 
-def _encodable(text: str, stream: TextIO | None) -> str:
+def encodable(text: str, stream: TextIO | None) -> str:
     """`text` with what the stream's encoding does not have as Python's escapes."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

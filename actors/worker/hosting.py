@@ -116,6 +116,11 @@ class HostedVideo:
             if self._pool is not None:
                 self._pool.set_helpers(helpers)
 
+    @property
+    def num_calls(self) -> int:
+        """Network calls that have ended, those before its checkpoint included."""
+        return 0 if self._run is None else self._run.num_calls
+
     # ---- the first half ----
 
     def make(self) -> bool:

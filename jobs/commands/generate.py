@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from jobs.commands.common import show_summary, show_values
+from jobs.commands.common import add_failed_rows_ok, show_summary, show_values
 from pipeline.terminal import show_json
 
 
@@ -33,6 +33,7 @@ def add(commands: Any) -> None:
     generate.add_argument(
         "--keep-latents", action="store_true", default=None, help="keep finished latents too, for `miga extend`"
     )
+    add_failed_rows_ok(generate)
     generate.add_argument("--dry-run", action="store_true", help="say what it would cost, and do nothing")
     generate.add_argument("--card-gb", type=float, metavar="GB", help="with --dry-run: what goes where on such a GPU")
     generate.add_argument("--json", action="store_true", help="print the summary for machines")
@@ -69,7 +70,13 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         show_values(dry_run(plan, config.workers.num_actors or 1, options.card_gb), options.json)
         return 0
-    summary = generate(plan, address=options.address, quiet=options.quiet, retry_failed=options.retry_failed)
+    summary = generate(
+        plan,
+        address=options.address,
+        quiet=options.quiet,
+        retry_failed=options.retry_failed,
+        failed_rows_ok=options.failed_rows_ok,
+    )
     if options.json:
         show_json(summary)
     else:

@@ -5,6 +5,7 @@ Everything that can be wrong with them is found here: the config, the model, the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,16 +43,29 @@ class Plan:
     num_rows: int
     check_prompt: Callable[[str], str | None] | None
 
-    def rows(self) -> Iterator[PromptRow | BadRow]:
-        """The prompt file from its first row."""
+    @property
+    def is_whole(self) -> bool:
+        """Whether its rows are all that there are to be in OUT."""
+        return True
+
+    def rows(self, judge_prompts: bool = True) -> Iterator[PromptRow | BadRow]:
+        """The prompt file from its first row.
+
+        Args:
+            judge_prompts: whether prompts are judged by the tokenizer, too, which takes most of the time.
+        """
         return read_prompts(
             self.prompts,
             seed=self.config.seed,
             num_frames=self.num_frames,
             limit=self.config.limit,
             check_num_frames=lambda count: why_not(self.spec, count),
-            check_prompt=self.check_prompt,
+            check_prompt=self.check_prompt if judge_prompts else None,
         )
+
+    def lengths(self) -> Counter[int]:
+        """How many rows there are of each length, in frames: those of prompts that are too long are among them."""
+        return Counter(row.num_frames for row in self.rows(judge_prompts=False) if isinstance(row, PromptRow))
 
 
 def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
