@@ -312,7 +312,7 @@ class ProgressBoard:
         assert self._work is not None
         each = self._rate.calls_a_second
         mean = self._work.mean_calls
-        if each is not None and mean:
+        if each is not None and mean and self._num_busy:
             videos_a_second = each * self._num_busy / mean
             parts.append(rate(videos_a_second, "videos"))
             figures |= {"calls_per_s": each * self._num_busy, "videos_per_hour": videos_a_second * 3600}
@@ -381,7 +381,7 @@ def _num_frames(row: PromptRow | BadRow) -> int | None:
 
 def _name(row: PromptRow | BadRow) -> str:
     """A row's name, short and on one line: ids are the user's and may hold anything."""
-    text = row.id
+    text = f"row {row.index}" if row.id == str(row.index) else row.id
     if not text.isprintable():
         text = "".join(character if character.isprintable() else "·" for character in text)
     return text if len(text) <= 24 else text[:23] + "…"

@@ -31,7 +31,8 @@ def _run(options: argparse.Namespace) -> int:
     if not groups:
         show("no row was given up")
         return 0
-    show(f"{num_failed:,} row{'s were' if num_failed > 1 else ' was'} given up, for {len(groups)} kinds of reason")
+    kinds = "one kind of reason" if len(groups) == 1 else f"{len(groups)} kinds of reason"
+    show(f"{num_failed:,} row{'s were' if num_failed > 1 else ' was'} given up, for {kinds}")
     for group in groups:
         show("", f"{len(group.failures):,} x {group.error_type}: {group.reason}")
         show(f"  what to do: {group.hint.replace('OUT`', f'{options.out}`')}")

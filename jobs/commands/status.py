@@ -115,9 +115,10 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 def _videos(found: dict[str, Any]) -> str:
     rows = found["rows"]
-    of = f" of {count(rows)} ({share(found['settled'], rows)})" if rows is not None else ""
+    of = "" if rows is None else f" of {count(rows)}"
+    percent = "" if rows is None else f" ({share(found['settled'], rows)})"
     failed = f": {count(found['ok'])} made, {count(found['failed'])} quarantined" if found["failed"] else ""
-    return f"{count(found['settled'])}{of} videos{failed}"
+    return f"{count(found['settled'])}{of} videos{percent}{failed}"
 
 
 def _speed(found: dict[str, Any]) -> list[tuple[str, str]]:

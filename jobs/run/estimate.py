@@ -27,6 +27,8 @@ CPU_FLOPS = 100e9
 """Achieved rate assumed of a CPU core in float32: what the embedded model reached on one (docs/benchmarks.md)."""
 BITS_PER_PIXEL = 0.1
 """Size of H.264 video at constant quality: footage of ordinary motion takes about this."""
+READ_AHEAD = 1000
+"""Rows whose prompts are judged together."""
 LARGE = 1e12
 """Operations a forward from which on a model is taken to run on GPUs."""
 
@@ -44,7 +46,7 @@ def dry_run(plan: Plan, num_workers: int, card_gb: float | None = None) -> dict[
     """
     lengths: Counter[int] = Counter()
     bad_rows = 0
-    for row in plan.rows():
+    for row in plan.rows(read_ahead=READ_AHEAD):
         if isinstance(row, BadRow):
             bad_rows += 1
         else:

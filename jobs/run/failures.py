@@ -24,7 +24,8 @@ _ADVICE: Final[Mapping[str, str]] = {
     "BadRowError": "correct these rows in a prompt file of their own and run that into another OUT: this run's prompt "
     "file must stay as it is",
     "NonFiniteError": f"{RETRY}; where it fails again, take another seed, float32 or less guidance",
-    "WorkerLostError": f"the processes that made it died, most often for want of memory: see the run's log, then {RETRY}",
+    "WorkerLostError": "the processes that made it died, most often for want of memory: see the run's log, "
+    f"then {RETRY}",
     "WorkerError": f"the workers that made it failed, not the row: see the run's log for why, then {RETRY}",
 }
 

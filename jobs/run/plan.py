@@ -6,9 +6,10 @@ Everything that can be wrong with them is found here: the config, the model, the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from miga import __version__
 from miga.backbones.attention_backend import check_attention_backend
@@ -41,18 +42,19 @@ class Plan:
     sampler: SamplerConfig
     num_frames: int
     num_rows: int
-    check_prompt: Callable[[str], str | None] | None
+    check_prompt: PromptChecker | None
 
     @property
     def is_whole(self) -> bool:
         """Whether its rows are all that there are to be in OUT."""
         return True
 
-    def rows(self, judge_prompts: bool = True) -> Iterator[PromptRow | BadRow]:
+    def rows(self, judge_prompts: bool = True, read_ahead: int = 1) -> Iterator[PromptRow | BadRow]:
         """The prompt file from its first row.
 
         Args:
             judge_prompts: whether prompts are judged by the tokenizer, too, which takes most of the time.
+            read_ahead: rows read at once; of many, prompts are judged together, which is several times as fast.
         """
         return read_prompts(
             self.prompts,
@@ -61,6 +63,7 @@ class Plan:
             limit=self.config.limit,
             check_num_frames=lambda count: why_not(self.spec, count),
             check_prompt=self.check_prompt if judge_prompts else None,
+            read_ahead=read_ahead,
         )
 
     def lengths(self) -> Counter[int]:
@@ -120,7 +123,33 @@ def why_not(spec: BackboneSpec, num_frames: int) -> str | None:
     return None
 
 
-def prompt_checker(model: str, revision: str | None) -> Callable[[str], str | None] | None:
+class PromptChecker:
+    """Judges prompts by a model's tokenizer, one by one or many at a time.
+
+    Args:
+        backbone: loaded with its tokenizer.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        self._backbone = backbone
+
+    def __call__(self, prompt: str) -> str | None:
+        """Why the model cannot use a prompt, or None if it can."""
+        try:
+            self._backbone.check_prompt(prompt)
+        except BadRowError as error:
+            return str(error)
+        return None
+
+    def many(self, prompts: Sequence[str]) -> list[str | None]:
+        """The same of each prompt."""
+        check = getattr(self._backbone, "check_prompts", None)  # a user's own model need not have it
+        if check is None:
+            return [self(prompt) for prompt in prompts]
+        return [None if error is None else str(error) for error in check(prompts)]
+
+
+def prompt_checker(model: str, revision: str | None) -> PromptChecker | None:
     """A check of one prompt by the model's tokenizer; None where the hub does not deliver it (to a dry run).
 
     Raises:
@@ -133,14 +162,7 @@ def prompt_checker(model: str, revision: str | None) -> Callable[[str], str | No
             return None
         raise
 
-    def check(prompt: str) -> str | None:
-        try:
-            backbone.check_prompt(prompt)
-        except BadRowError as error:
-            return str(error)
-        return None
-
-    return check
+    return PromptChecker(backbone)
 
 
 def few_prompts(plan: Plan, most: int) -> list[str]:

@@ -27,13 +27,13 @@ class RetryPlan(Plan):
         """See `Plan`."""
         return False
 
-    def rows(self, judge_prompts: bool = True) -> Iterator[PromptRow | BadRow]:
+    def rows(self, judge_prompts: bool = True, read_ahead: int = 1) -> Iterator[PromptRow | BadRow]:
         """The prompt file's rows that are settled; rows of an unfinished run that are not stay for that run."""
         per_shard = self.config.run.prompts_per_shard
         manifest = Manifest(open_storage(self.out), per_shard)
         last = max(manifest.shards(), default=-1)
         shard, settled = -1, set[int]()
-        for row in super().rows(judge_prompts):
+        for row in super().rows(judge_prompts, read_ahead):
             if (its := shard_of(row.index, per_shard)) != shard:
                 if its > last:
                     return
