@@ -280,11 +280,15 @@ class Hosted:
         row, attempt: which.
         num_calls: network calls that have ended, its helpers' and those before its checkpoint included. (A
             `VideoProgress` counts those that are planned, too, which may be some windows more.)
+        num_searches: of self-reflection so far.
+        num_chances: evaluations so far that might have started one: all but the first.
     """
 
     row: int
     attempt: int
     num_calls: int
+    num_searches: int = 0
+    num_chances: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -407,7 +407,7 @@ class Coordinator:
         self._metrics.gpu(member.name, member.info.node if member.info else "", news.num_calls, news.busy_s)
         self._board.gpu(member.key, news.num_calls)
         if (hosted := news.hosted) is not None and self._hosting.get(member.name) == (hosted.row, hosted.attempt):
-            self._board.video_calls(member.name, hosted.num_calls)
+            self._board.video_calls(member.name, hosted)
         for event in news.events:
             self._hear_event(member, event)
         self._heard = None

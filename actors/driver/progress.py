@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, TextIO
@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from actors.messages import VideoResult
+from actors.messages import Hosted, VideoResult
 from pipeline.figures import count, duration, rate, share
 from pipeline.rows import BadRow, PromptRow, Status
 from pipeline.scheduling.time_left import CallRate, SteadyTime, VideoCost, WorkLeft
@@ -57,8 +57,7 @@ class _View:
 @dataclass
 class _Making:
     row: PromptRow
-    num_calls: float
-    expected: float
+    num_calls: float = 0.0
 
 
 class ProgressBoard:
@@ -87,7 +86,6 @@ class ProgressBoard:
         self.num_calls = 0
         self._clock = clock
         self._work = WorkLeft(num_rows, cost_of) if cost_of is not None else None
-        self._cost_of = cost_of
         self._rate, self._steady = CallRate(), SteadyTime()
         self._num_gpus = self._num_busy = 0
         self._started_s = self._shown_s = clock()
@@ -145,10 +143,10 @@ class ProgressBoard:
 
     # ---- rows ----
 
-    def count(self, lengths: Mapping[int, int]) -> None:
-        """How many rows of each length, in frames, the run has; may come late, or never."""
+    def count(self, lengths: Mapping[int, int], last: Sequence[int] = ()) -> None:
+        """How many rows of each length, in frames, the run has, and of what length its last are; it may come late."""
         if self._work is not None:
-            self._work.count(lengths)
+            self._work.count(lengths, last)
 
     def row_read(self, row: PromptRow | BadRow) -> None:
         """A row was read that no earlier run has settled."""
@@ -163,18 +161,16 @@ class ProgressBoard:
 
     def video_started(self, worker: str, row: PromptRow) -> None:
         """An attempt has begun."""
-        expected = 0.0
-        if self._work is not None and self._cost_of is not None:
+        if self._work is not None:
             self._work.began(row.index, row.num_frames)
-            expected = self._cost_of(row.num_frames).least
-        self._making[worker] = _Making(row, 0.0, expected)
+        self._making[worker] = _Making(row)
 
-    def video_calls(self, worker: str, num_calls: float) -> None:
-        """The attempt that a worker hosts is at so many calls, those of its checkpoint and its helpers included."""
+    def video_calls(self, worker: str, hosted: Hosted) -> None:
+        """How far the attempt is that a worker hosts."""
         if (making := self._making.get(worker)) is not None:
-            making.num_calls = max(making.num_calls, num_calls)
+            making.num_calls = max(making.num_calls, hosted.num_calls)
             if self._work is not None:
-                self._work.calls(making.row.index, num_calls)
+                self._work.calls(making.row.index, hosted.num_calls, hosted.num_searches, hosted.num_chances)
 
     def video_made(self, worker: str) -> None:
         """All calls of the attempt that a worker hosts are done."""
@@ -196,7 +192,8 @@ class ProgressBoard:
         self._num_ok += 1
         self.num_calls += result.num_calls
         if self._work is not None:
-            self._work.settled(row.index, result.num_calls)
+            searched = result.trace.searched
+            self._work.settled(row.index, result.num_calls, sum(searched), max(0, len(searched) - 1))
         if self._live is None:
             self.say(
                 f"{_name(row)}: {count(result.num_frames)} frames, {count(result.num_calls)} calls, "
@@ -250,7 +247,7 @@ class ProgressBoard:
             return
         if self._making:
             videos = ", ".join(
-                f"{_name(making.row)} {count(making.num_calls)}/{count(max(making.expected, making.num_calls))} calls"
+                f"{_name(making.row)} {count(making.num_calls)}/{count(self._expected(making))} calls"
                 for making in list(self._making.values())[:MAX_VIDEO_BARS]
             )
             more = len(self._making) - MAX_VIDEO_BARS
@@ -300,13 +297,14 @@ class ProgressBoard:
             done=done,
             total=total,
             steps=tuple(self._steps.items()),
-            bars=tuple(
-                (_name(each.row), each.num_calls, max(each.expected, each.num_calls))
-                for each in making[:MAX_VIDEO_BARS]
-            ),
+            bars=tuple((_name(each.row), each.num_calls, self._expected(each)) for each in making[:MAX_VIDEO_BARS]),
             num_more=max(0, len(making) - MAX_VIDEO_BARS),
             figures=figures,
         )
+
+    def _expected(self, making: _Making) -> float:
+        """Calls of a video in the making, when it is made."""
+        return making.num_calls if self._work is None else self._work.expected(making.row.index, making.num_calls)
 
     def _add_rate(self, parts: list[str], figures: dict[str, Any]) -> None:
         assert self._work is not None

@@ -26,7 +26,6 @@ from ray.exceptions import RayTaskError
 from actors.messages import (
     DEATHS,
     Embedding,
-    Hosted,
     News,
     Question,
     VideoFailed,
@@ -260,16 +259,13 @@ class BackboneWorker:
         clock = self._clock
         with self._lock:
             video = self._hosted
-        hosted = None
-        if video is not None:
-            hosted = Hosted(row=video.task.row, attempt=video.task.attempt, num_calls=video.num_calls)
         return News(
             events=events,
             num_calls=clock.num_calls,
             busy_s=clock.busy_s,
             call_running_s=clock.call_running_s,
             call_s=clock.call_s,
-            hosted=hosted,
+            hosted=None if video is None else video.hosted(),
         )
 
 

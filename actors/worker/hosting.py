@@ -25,6 +25,7 @@ import torch
 from actors.messages import (
     Embedding,
     HelperFailed,
+    Hosted,
     VideoCheckpointed,
     VideoEvent,
     VideoFailed,
@@ -116,10 +117,19 @@ class HostedVideo:
             if self._pool is not None:
                 self._pool.set_helpers(helpers)
 
-    @property
-    def num_calls(self) -> int:
-        """Network calls that have ended, those before its checkpoint included."""
-        return 0 if self._run is None else self._run.num_calls
+    def hosted(self) -> Hosted:
+        """How far it is; any thread may ask."""
+        row, attempt, run = self.task.row, self.task.attempt, self._run
+        if run is None:
+            return Hosted(row=row, attempt=attempt, num_calls=0)
+        searched = run.sampler_state.trace.searched
+        return Hosted(
+            row=row,
+            attempt=attempt,
+            num_calls=run.num_calls,
+            num_searches=sum(searched),
+            num_chances=max(0, len(searched) - 1),
+        )
 
     # ---- the first half ----
 

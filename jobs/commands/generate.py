@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from jobs.commands.common import add_failed_rows_ok, show_summary, show_values
-from pipeline.terminal import show_json
+from jobs.commands.common import add_failed_rows_ok, show_summary
+from pipeline.terminal import show, show_json
 
 
 def add(commands: Any) -> None:
@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from jobs.run.check import check_out
-    from jobs.run.estimate import dry_run
+    from jobs.run.estimate import dry_run, dry_run_lines
     from jobs.run.make import generate
     from jobs.run.plan import make_plan
     from pipeline.config import load_config, override
@@ -68,7 +68,8 @@ def _run(options: argparse.Namespace) -> int:
     plan = make_plan(options.prompts, options.out, config)
     check_out(plan)
     if options.dry_run:
-        show_values(dry_run(plan, config.workers.num_actors or 1, options.card_gb), options.json)
+        found = dry_run(plan, config.workers.num_actors or 1, options.card_gb)
+        show_json(found) if options.json else show(*dry_run_lines(found))
         return 0
     summary = generate(
         plan,

@@ -142,7 +142,12 @@ def costs_of(plan: Plan) -> Callable[[int], VideoCost]:
     def cost_of(num_frames: int) -> VideoCost:
         num_latents = plan.spec.num_latents(num_frames)
         calls = count_calls(plan.sampler, num_latents)
-        return VideoCost(calls.total, calls.most, useful_slots(plan.sampler, num_latents, share))
+        return VideoCost(
+            least=calls.total,
+            per_search=calls.per_search,
+            num_possible=max(0, calls.num_evaluations - 1),
+            slots=useful_slots(plan.sampler, num_latents, share),
+        )
 
     return cost_of
 
@@ -158,7 +163,7 @@ def _count_in_background(plan: Plan, board: ProgressBoard) -> None:
 
     def count_lengths() -> None:
         with contextlib.suppress(InputError):  # the run itself will meet it
-            board.count(plan.lengths())
+            board.count(*plan.lengths())
 
     threading.Thread(target=count_lengths, name="miga-count", daemon=True).start()
 

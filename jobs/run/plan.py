@@ -5,7 +5,7 @@ Everything that can be wrong with them is found here: the config, the model, the
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -66,9 +66,17 @@ class Plan:
             read_ahead=read_ahead,
         )
 
-    def lengths(self) -> Counter[int]:
-        """How many rows there are of each length, in frames: those of prompts that are too long are among them."""
-        return Counter(row.num_frames for row in self.rows(judge_prompts=False) if isinstance(row, PromptRow))
+    def lengths(self, num_last: int = 1000) -> tuple[Counter[int], Sequence[int]]:
+        """How many rows there are of each length, in frames, and the lengths of the last ones, in order.
+
+        Rows whose prompts are too long are among them.
+        """
+        lengths, last = Counter[int](), deque[int](maxlen=num_last)
+        for row in self.rows(judge_prompts=False):
+            if isinstance(row, PromptRow):
+                lengths[row.num_frames] += 1
+                last.append(row.num_frames)
+        return lengths, tuple(last)
 
 
 def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:

@@ -1,9 +1,9 @@
 """How much of a run is done, and how long the rest takes: counted in calls of the network. Pure arithmetic.
 
-What a video takes is counted before it is made (`miga/cost.py`), but for searches of self-reflection, of which the
-least and the most are known. Until a video has been made half of them are expected; from then on the share that the
-videos made so far took. A row that goes back to the queue takes its calls back with it: they are to be made again, and
-what a checkpoint has saved of them counts again once it is gone on with.
+What a video takes is counted before it is made (`miga/cost.py`), but for searches of self-reflection: of these it is
+known what one costs, and how many there may be. How many there will be is told by those seen in this run, of videos
+made and in the making: as large a share of the evaluations to come. A row that goes back to the queue takes its calls
+back with it: they are to be made again, and what a checkpoint has saved of them counts again once it is gone on with.
 
 The rate is of the last minutes, and of a GPU that has work: calls, as the GPUs themselves count them, over the seconds
 in which they hosted a video or helped with one. So a GPU more or less shows at once, and one that nothing is left for
@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,12 +38,15 @@ class VideoCost:
     """What a video takes.
 
     Attributes:
-        least, most: network calls without searches, and with every search that there may be.
+        least: network calls without searches.
+        per_search: calls of a search of self-reflection.
+        num_possible: searches that there may be.
         slots: GPUs that it can use at a time, its host's included.
     """
 
     least: int
-    most: int
+    per_search: int = 0
+    num_possible: int = 0
     slots: int = 1
 
 
@@ -51,6 +54,8 @@ class VideoCost:
 class _Video:
     num_frames: int
     num_calls: float = 0.0
+    num_searches: int = 0
+    num_chances: int = 0
     is_made: bool = False
 
 
@@ -66,16 +71,22 @@ class WorkLeft:
         self._num_rows, self._cost_of = num_rows, cost_of
         self._costs: dict[int, VideoCost] = {}
         self._lengths: Counter[int] | None = None  # of all rows
+        self._last: Sequence[int] = ()
         self._read: Counter[int] = Counter()  # lengths of rows read so far
         self._num_read = 0
         self._waiting: Counter[int] = Counter()  # of rows read that no worker has
         self._videos: dict[int, _Video] = {}
         self._settled = 0.0
-        self._num_searched = self._num_searches_possible = 0
+        self._num_searches = self._num_chances = 0  # of videos settled
 
-    def count(self, lengths: Mapping[int, int]) -> None:
-        """How many rows there are of each length, in frames; without it unread rows are taken to be like those read."""
-        self._lengths = Counter(lengths)
+    def count(self, lengths: Mapping[int, int], last: Sequence[int] = ()) -> None:
+        """What the rows are like; without it those unread are taken to be like those read.
+
+        Args:
+            lengths: how many there are of each length, in frames.
+            last: the lengths of the last ones, in order: which of them come late makes a run's end long or short.
+        """
+        self._lengths, self._last = Counter(lengths), tuple(last)
 
     # ---- rows ----
 
@@ -100,10 +111,18 @@ class WorkLeft:
         self._waiting[num_frames] -= 1
         self._videos[row] = _Video(num_frames)
 
-    def calls(self, row: int, num_calls: float) -> None:
-        """A video in the making is at so many calls."""
+    def calls(self, row: int, num_calls: float, num_searches: int = 0, num_chances: int = 0) -> None:
+        """How far a video in the making is.
+
+        Args:
+            row: whose.
+            num_calls: that have ended.
+            num_searches: of self-reflection so far.
+            num_chances: evaluations so far that might have started one.
+        """
         if (video := self._videos.get(row)) is not None and not video.is_made:
             video.num_calls = max(video.num_calls, num_calls)
+            video.num_searches, video.num_chances = num_searches, num_chances
 
     def made(self, row: int) -> None:
         """A video's last call has ended; it is still to be stored."""
@@ -115,15 +134,13 @@ class WorkLeft:
         if (video := self._videos.pop(row, None)) is not None:
             self._waiting[video.num_frames] += 1
 
-    def settled(self, row: int, num_calls: int | None) -> None:
-        """A row is made with so many calls, or is given up (None)."""
+    def settled(self, row: int, num_calls: int | None, num_searches: int = 0, num_chances: int = 0) -> None:
+        """A row is made with so many calls, searches and chances of one, or is given up (None)."""
         video = self._videos.pop(row, None)
-        if num_calls is None or video is None:
-            return
-        cost = self._cost(video.num_frames)
-        self._settled += num_calls
-        self._num_searched += min(cost.most, max(cost.least, num_calls)) - cost.least
-        self._num_searches_possible += cost.most - cost.least
+        if num_calls is not None and video is not None:
+            self._settled += num_calls
+            self._num_searches += num_searches
+            self._num_chances += num_chances
 
     def not_made(self, num_frames: int) -> None:
         """A row that was read, and that no worker had, is given up."""
@@ -135,7 +152,8 @@ class WorkLeft:
     def num_done(self) -> float:
         """Calls done: of all rows that are settled, and of those in the making."""
         return self._settled + sum(
-            self._expected_of(video) if video.is_made else video.num_calls for video in self._videos.values()
+            max(video.num_calls, self._cost(video.num_frames).least) if video.is_made else video.num_calls
+            for video in self._videos.values()
         )
 
     @property
@@ -144,11 +162,17 @@ class WorkLeft:
         _, waiting = self._not_begun()
         return waiting + sum(self._left_of(video) for video in self._videos.values())
 
+    def expected(self, row: int, num_calls: float) -> float:
+        """Calls of a video that is in the making, once it is made; of one that is not, those it has."""
+        video = self._videos.get(row)
+        return num_calls if video is None else self._expected_of(video)
+
     @property
     def is_exact(self) -> bool:
         """Whether all lengths are known, and no video may search."""
         is_counted = self._lengths is not None or self._num_read == self._num_rows
-        return is_counted and all(cost.least == cost.most for cost in self._costs.values())
+        costs = map(self._cost, self._lengths or self._read)
+        return is_counted and all(cost.per_search * cost.num_possible == 0 for cost in costs)
 
     @property
     def mean_calls(self) -> float | None:
@@ -172,9 +196,11 @@ class WorkLeft:
         slots = max((cost.slots for cost in self._costs.values()), default=1)
         num_groups = max(1, math.ceil(num_gpus / slots))
         num_dealt = min(num_waiting, _TASKS_PER_GROUP * num_groups)
-        mean = waiting / num_waiting if num_waiting else 0.0
-        groups = [(waiting - num_dealt * mean) / num_groups] * num_groups
-        for left in (*of_videos, *([mean] * num_dealt)):
+        dealt = [self._expected(frames) for frames in self._last[-num_dealt:]] if num_dealt else []
+        if len(dealt) < num_dealt:
+            dealt = [waiting / num_waiting] * num_dealt
+        groups = [max(0.0, waiting - sum(dealt)) / num_groups] * num_groups
+        for left in (*of_videos, *dealt):
             heapq.heapreplace(groups, groups[0] + left)
         return max(groups) / (calls_a_second * max(1, num_gpus) / num_groups)
 
@@ -197,15 +223,24 @@ class WorkLeft:
 
     def _expected(self, num_frames: int) -> float:
         cost = self._cost(num_frames)
-        possible = self._num_searches_possible
-        share = self._num_searched / possible if possible else 0.5
-        return cost.least + share * (cost.most - cost.least)
+        return cost.least + self._search_share() * cost.per_search * cost.num_possible
+
+    def _search_share(self) -> float:
+        """Of the evaluations that may start a search, how many do: those seen, and a half of one that is not."""
+        videos = self._videos.values()
+        searches = self._num_searches + sum(video.num_searches for video in videos)
+        return (searches + 0.5) / (self._num_chances + sum(video.num_chances for video in videos) + 1)
 
     def _expected_of(self, video: _Video) -> float:
-        return max(self._expected(video.num_frames), video.num_calls)
+        return video.num_calls + self._left_of(video)
 
     def _left_of(self, video: _Video) -> float:
-        return 0.0 if video.is_made else self._expected_of(video) - video.num_calls
+        if video.is_made:
+            return 0.0
+        cost = self._cost(video.num_frames)
+        num_plain = video.num_calls - video.num_searches * cost.per_search
+        num_chances = max(0, cost.num_possible - video.num_chances)
+        return max(0.0, cost.least - num_plain) + self._search_share() * cost.per_search * num_chances
 
 
 class CallRate:
