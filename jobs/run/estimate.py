@@ -100,7 +100,7 @@ def memory_sentences(memory: MemoryPlan) -> list[str]:
     text = (
         "on this card, in a process of its own"
         if memory.text_on_card
-        else "in the machine's memory, not on the card, in a process of its own, which encodes every distinct prompt once"
+        else "in the machine's memory, not on the card, in a process that encodes every distinct prompt once"
     )
     spare = memory.card_bytes - memory.total_bytes
     return [

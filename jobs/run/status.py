@@ -134,7 +134,7 @@ class RunStatus:
 
     def _is_alive(self, lease: LeaseView) -> bool:
         """Whether its beat is fresh by the clocks, or was seen to change since the last look."""
-        beat, now_s = (lease.epoch, lease.beat_at_s), self._clock()
+        beat, now_s = (lease.epoch, lease.beat), self._clock()
         if self._beat is not None and self._beat != beat:
             self._beat_changed_s = now_s
         self._beat = beat

@@ -334,7 +334,8 @@ class LeaseView:
         ttl_s: seconds without a beat after which it counts as dead.
         has_ended: whether it was released, or its process is surely gone.
         beat_at_s: its last beat, seconds since 1970 by the storage's clock; None if there was none.
-        about: what went with the last beat.
+        beat: what is another after each beat; None if there was none.
+        about: what went with the last one.
     """
 
     epoch: int
@@ -343,6 +344,7 @@ class LeaseView:
     ttl_s: float
     has_ended: bool
     beat_at_s: float | None
+    beat: object
     about: Mapping[str, Any]
 
 
@@ -358,29 +360,26 @@ def view_leases(storage: Storage) -> Iterator[LeaseView]:
         except FileNotFoundError:  # removed since it was listed
             continue
         released = storage.exists(_path(epoch, "released"))
-        beat_at_s, about = _read_beat(storage, epoch)
+        beat = _beat_of(storage, epoch)
         yield LeaseView(
             epoch=epoch,
             owner=None if claim is None else claim.owner,
             started_at="" if claim is None else claim.started_at,
             ttl_s=TTL_S if claim is None else claim.ttl_s,
             has_ended=released or (claim is not None and claim.owner.is_gone()),
-            beat_at_s=beat_at_s,
-            about=about,
+            beat_at_s=None if beat is None else beat[1],
+            beat=beat,
+            about={} if beat is None else _note_of(beat[2]),
         )
 
 
-def _read_beat(storage: Storage, epoch: int) -> tuple[float | None, Mapping[str, Any]]:
-    """When the last beat was, and what went with it: nothing where that is not to be understood."""
-    found = _beat_of(storage, epoch)
-    if found is None:
-        return None, {}
-    _, modified_s, content = found
-    note = content.partition(b"\n")[2]
+def _note_of(beat: bytes) -> Mapping[str, Any]:
+    """What went with a beat: nothing where that is not to be understood."""
+    note = beat.partition(b"\n")[2]
     try:
-        return modified_s, parse_json_object(note) if note else {}
+        return parse_json_object(note) if note else {}
     except OutsideDataError:
-        return modified_s, {}
+        return {}
 
 
 def _put_claim(storage: Storage, claim: _Claim, room_needed: bool) -> float | None:

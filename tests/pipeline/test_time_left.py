@@ -21,7 +21,7 @@ class Run:
     """GPUs that make videos one after the other, each by itself, call by call; the estimate is asked for every 2 s.
 
     Attributes:
-        shown: when, what was shown, and the estimate below it.
+        shown: when, and what was shown.
         ended_s: when the last call ended.
     """
 
@@ -33,7 +33,6 @@ class Run:
         if is_counted:
             self.work.count(Counter(lengths), lengths)
         self.shown: list[tuple[float, float]] = []
-        self.raw: list[tuple[float, float]] = []
         rows = iter(enumerate(lengths))
         making: dict[int, list[int]] = {}  # GPU → row, calls so far
         num_made = Counter[int]()
@@ -59,10 +58,9 @@ class Run:
                     self.work.calls(row, calls)
                     self.rate.gpu(str(each), num_made[each], now_s)
                 each_s = self.rate.calls_a_second
-                estimate_s = self.work.seconds(each_s, num_gpus) if each_s else None
-                if (shown_s := steady.show(estimate_s)) is not None:
+                shown_s = steady.show(self.work.seconds(each_s, num_gpus) if each_s else None)
+                if shown_s is not None:
                     self.shown.append((now_s, shown_s))
-                    self.raw.append((now_s, estimate_s or 0.0))
                 heapq.heappush(events, (now_s + 2.0, next(order), -1))
                 continue
             row, calls = making[gpu]
