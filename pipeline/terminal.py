@@ -39,6 +39,11 @@ def _escape(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+def on_one_line(text: str) -> str:
+    """An error with its hint, such as many are listed of, on one line."""
+    return "; ".join(line.strip().removeprefix("hint: ") for line in text.split("\n"))
+
+
 def show(*lines: str) -> None:
     """Prints results to standard output, each argument a line.
 

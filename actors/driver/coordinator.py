@@ -84,6 +84,7 @@ MAX_READ_AHEAD: Final = 16
 """Rows read at once, beside those that the ledger asks for."""
 _POLL_S: Final = 0.5
 
+COUNT_EVERY_S: Final = 0.5
 LOADING: Final = "loading the model"
 ENCODING: Final = "encoding prompts"
 FIRST_CALL: Final = "measuring a call of the network"
@@ -200,6 +201,7 @@ class Coordinator:
         self._is_stopping = False
         self._is_started = False
         self._has_measured = False
+        self._counted_s = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Makes every row that is not settled yet; returns when all are, or the ledger has aborted.
@@ -442,7 +444,11 @@ class Coordinator:
             self._start_worker(member.name)
 
     def _count_gpus(self) -> None:
-        """Tells the board how many workers there are, and how many have work."""
+        """Tells the board now and then how many workers there are, and how many have work."""
+        now_s = time.monotonic()
+        if now_s - self._counted_s < COUNT_EVERY_S:
+            return
+        self._counted_s = now_s
         ready = {member.name for member in self._pool.members() if member.is_ready}
         self._board.gpus(len(ready), len(ready & (self._hosting.keys() | self._helping())))
 

@@ -25,7 +25,7 @@ from actors.messages import Hosted, VideoResult
 from pipeline.figures import count, duration, rate, share
 from pipeline.rows import BadRow, PromptRow, Status
 from pipeline.scheduling.time_left import CallRate, SteadyTime, VideoCost, WorkLeft
-from pipeline.terminal import encodable, escaped, say
+from pipeline.terminal import encodable, escaped, on_one_line, say
 
 MAX_VIDEO_BARS: Final = 8
 MAX_WORKER_LINES: Final = 8
@@ -92,6 +92,8 @@ class ProgressBoard:
         self._making: dict[str, _Making] = {}
         self._steps: dict[str, float] = {}
         self._num_ready_said = 0
+        self._worked_out_s: float | None = None
+        self._left_s: float | None = None
         self._view = _View()
         self._live = None if quiet or not _is_terminal(self._stream) else self._start()
 
@@ -195,18 +197,15 @@ class ProgressBoard:
             searched = result.trace.searched
             self._work.settled(row.index, result.num_calls, sum(searched), max(0, len(searched) - 1))
         if self._live is None:
-            self.say(
-                f"{_name(row)}: {count(result.num_frames)} frames, {count(result.num_calls)} calls, "
-                f"{duration(result.denoise_s)}",
-                with_figures=True,
-            )
+            frames, calls = count(result.num_frames), count(result.num_calls)
+            self._say_how_far(f"{_name(row)}: {frames} frames, {calls} calls, {duration(result.denoise_s)}")
 
     def row_failed(self, row: PromptRow | BadRow, error: str) -> None:
         """A row is recorded as failed."""
         self._num_failed += 1
         if self._work is not None and isinstance(row, PromptRow):
             self._work.settled(row.index, None)
-        self.say(f"{_name(row)} FAILED: {error}", with_figures=True)
+        self._say_how_far(f"{_name(row)} FAILED: {on_one_line(error)}")
 
     # ---- GPUs ----
 
@@ -221,18 +220,24 @@ class ProgressBoard:
 
     # ---- what is shown ----
 
-    def say(self, text: str, with_figures: bool = False) -> None:
-        """A line for the log, in which it has the time before it, and on request how far the run is."""
+    def say(self, text: str) -> None:
+        """A line for the log, where it has the time before it."""
         if self._is_quiet:
             return
         if self._live is not None:
             with suppress(OSError, ValueError):
                 self._live.console.print(Text(escaped(text)), soft_wrap=True)
+        else:
+            say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", self._stream)
+
+    def _say_how_far(self, text: str) -> None:
+        """A line for the log, where it says how far the run is, too."""
+        if self._is_quiet:
             return
-        if with_figures:
+        if self._live is None:
             self._look()
-        figures = f" [{self._view.text}]" if with_figures and self._view.text else ""
-        say(f"{time.strftime('%Y-%m-%d %H:%M:%S')}{figures} {text}", self._stream)
+            text = f"[{self._view.text}] {text}"
+        self.say(text)
 
     def refresh(self) -> None:
         """Called often; shows something where time has passed."""
@@ -251,7 +256,7 @@ class ProgressBoard:
                 for making in list(self._making.values())[:MAX_VIDEO_BARS]
             )
             more = len(self._making) - MAX_VIDEO_BARS
-            self.say(videos + (f", and {more} more" if more > 0 else ""), with_figures=True)
+            self._say_how_far(videos + (f", and {more} more" if more > 0 else ""))
         elif self._steps:
             self.say(", ".join(f"{what} ({duration(now_s - since_s)})" for what, since_s in self._steps.items()))
 
@@ -316,11 +321,23 @@ class ProgressBoard:
             figures |= {"calls_per_s": each * self._num_busy, "videos_per_hour": videos_a_second * 3600}
         if self._num_gpus:
             parts.append(f"{self._num_busy} of {self._num_gpus} GPUs busy")
-        left_s = self._steady.show(self._work.seconds(each, self._num_gpus) if each and self._num_gpus else None)
+        left_s = self._time_left(each)
         if left_s is not None:
             is_over = self._work.num_left < 0.5
             parts.append("storing the last videos" if is_over else f"{duration(left_s)} left")
             figures["left_s"] = left_s
+
+    def _time_left(self, calls_a_second: float | None) -> float | None:
+        """Seconds, worked out anew now and then: of many GPUs it takes milliseconds."""
+        assert self._work is not None
+        now_s = self._clock()
+        if self._worked_out_s is None or now_s - self._worked_out_s >= DRAW_EVERY_S:
+            self._worked_out_s = now_s
+            estimate_s = (
+                self._work.seconds(calls_a_second, self._num_gpus) if calls_a_second and self._num_gpus else None
+            )
+            self._left_s = self._steady.show(estimate_s)
+        return self._left_s
 
     def _drawn(self) -> RenderableType:
         """The bars; called in a thread of the terminal's."""

@@ -22,6 +22,7 @@ from miga.errors import ModelError
 from pipeline.figures import count, duration, size
 from pipeline.rows import BadRow
 from pipeline.scheduling.estimate import CostModel, estimate_run
+from pipeline.terminal import on_one_line
 
 GPU_FLOPS = 400e12
 """Achieved rate assumed of a GPU: about half of what an H100 does in dense bfloat16 matrix products."""
@@ -141,7 +142,7 @@ def dry_run_lines(found: Mapping[str, Any], most_bad: int = 20) -> list[str]:
         lines += ["", "Prompts were not counted in tokens: the model's tokenizer is not here, and the hub not reached."]
     if bad := found["bad"]:
         lines += ["", f"{count(len(bad))} row{'s' * (len(bad) > 1)} cannot be made, and will be quarantined:"]
-        lines += [f"  row {row['row']}: {row['error']}" for row in bad[:most_bad]]
+        lines += [f"  row {row['row']}: {on_one_line(row['error'])}" for row in bad[:most_bad]]
         if len(bad) > most_bad:
             lines.append(f"  and {count(len(bad) - most_bad)} more: --json names them all")
     return lines

@@ -161,7 +161,7 @@ def test_failures_are_named_on_one_line_without_control_characters() -> None:
     board.row_failed(BadRow(index=4, id="4", source="p.txt:5", error="blank"), "p.txt:5: prompt is blank")
     lines = log.getvalue().splitlines()
     assert "\x1b" not in log.getvalue()
-    assert "FAILED: the network returned NaN" in lines[0]
+    assert lines[0].endswith("FAILED: the network returned NaN; \\x1b[2Jtry float32")
     assert "1/2 videos" in lines[0]
     assert "2/2 videos" in lines[-1]
     assert lines[-1].endswith("row 4 FAILED: p.txt:5: prompt is blank")
