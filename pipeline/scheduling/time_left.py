@@ -23,6 +23,8 @@ WINDOW_S: Final = 180.0
 """The rate is one of so many seconds,"""
 MIN_CALLS: Final = 20
 """and of as many calls at least, however long they took."""
+FIRST_SHARE: Final = 0.1
+"""Of evaluations that may start a search, how many are expected to before any is seen (docs/log.md: 1 to 18 in 100)."""
 _FIRST_CALLS: Final = 3
 """Calls before which nothing is said."""
 _SAMPLE_S: Final = 1.0
@@ -226,10 +228,10 @@ class WorkLeft:
         return cost.least + self._search_share() * cost.per_search * cost.num_possible
 
     def _search_share(self) -> float:
-        """Of the evaluations that may start a search, how many do: those seen, and a half of one that is not."""
+        """Of the evaluations that may start a search, how many do: of those seen, and of one that is made up."""
         videos = self._videos.values()
         searches = self._num_searches + sum(video.num_searches for video in videos)
-        return (searches + 0.5) / (self._num_chances + sum(video.num_chances for video in videos) + 1)
+        return (searches + FIRST_SHARE) / (self._num_chances + sum(video.num_chances for video in videos) + 1)
 
     def _expected_of(self, video: _Video) -> float:
         return video.num_calls + self._left_of(video)
