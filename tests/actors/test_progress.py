@@ -225,7 +225,7 @@ PROGRAM = """
 """
 
 
-def on_a_terminal(program: str, **environment: str) -> str:
+def on_a_terminal(program: str, limit_s: float | None = None, **environment: str) -> str:
     """What a program writes to a terminal of 100 columns."""
     master, slave = pty.openpty()
     env = os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30", "PYTHONPATH": str(ROOT)} | environment
@@ -233,7 +233,7 @@ def on_a_terminal(program: str, **environment: str) -> str:
         [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, env=env, stdin=slave, stdout=slave, stderr=slave
     ) as process:
         os.close(slave)
-        written, until_s = b"", time.monotonic() + paced(60)
+        written, until_s = b"", time.monotonic() + (limit_s or paced(60))
         while time.monotonic() < until_s:
             if select.select([master], [], [], 0.1)[0]:
                 try:
