@@ -144,10 +144,6 @@ class WorkLeft:
             self._num_searches += num_searches
             self._num_chances += num_chances
 
-    def not_made(self, num_frames: int) -> None:
-        """A row that was read, and that no worker had, is given up."""
-        self._waiting[num_frames] -= 1
-
     # ---- calls ----
 
     @property
