@@ -273,6 +273,25 @@ VideoEvent: TypeAlias = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hosted:
+    """How far the video is that a worker hosts just now.
+
+    Attributes:
+        row, attempt: which.
+        num_calls: network calls that have ended, its helpers' and those before its checkpoint included. (A
+            `VideoProgress` counts those that are planned, too, which may be some windows more.)
+        num_searches: of self-reflection so far.
+        num_chances: evaluations so far that might have started one: all but the first.
+    """
+
+    row: int
+    attempt: int
+    num_calls: int
+    num_searches: int = 0
+    num_chances: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class News(_Packed):
     """What has happened on a worker since it was asked before.
 
@@ -282,6 +301,7 @@ class News(_Packed):
         busy_s: seconds that these took.
         call_running_s: how long the call that runs just now has been running; 0 if none does.
         call_s: seconds of one call, the middle one of the last few; None before the first.
+        hosted: how far the video is that it hosts; None if it hosts none.
     """
 
     events: tuple[VideoEvent, ...] = ()
@@ -289,3 +309,4 @@ class News(_Packed):
     busy_s: float = 0.0
     call_running_s: float = 0.0
     call_s: float | None = None
+    hosted: Hosted | None = None

@@ -160,6 +160,7 @@ class VideoRun:
             state = map_queues(resume.state, lambda queue: queue.to(device), lambda tensor: tensor.to(device))
             self.sampler.num_calls = resume.num_calls
         self._device = backbone.device
+        self._num_calls_before = self.sampler.num_calls
         self._now = _Snapshot(state, self.sampler.num_calls)
         self._past = _Trail(self._now)
         self._has_checkpoints = has_checkpoints
@@ -222,6 +223,12 @@ class VideoRun:
             self._past.settle(drops_missing=True)  # nothing is gone on with from a finished video
         finally:
             self.close()
+
+    @property
+    def num_calls(self) -> int:
+        """Network calls that have ended; any thread may ask."""
+        wavefront = self.sampler.wavefront
+        return self.sampler.num_calls if wavefront is None else self._num_calls_before + wavefront.num_done
 
     @property
     def is_denoised(self) -> bool:

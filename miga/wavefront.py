@@ -272,6 +272,9 @@ class Wavefront:
         denoiser: combines the branches of guided calls; it is not called.
         executor: runs the calls.
         run_ahead: windows per slot that may be planned and not done.
+
+    Attributes:
+        num_done: windows done so far.
     """
 
     def __init__(self, denoiser: Denoiser, executor: WindowExecutor, run_ahead: int = RUN_AHEAD) -> None:
@@ -285,6 +288,7 @@ class Wavefront:
         self._running: set[Future[torch.Tensor]] = set()
         self._num_running = {True: 0, False: 0}
         self._num_planned = 0
+        self.num_done = 0
         self._error: BaseException | None = None
         self._is_closed = False
         self._stream: torch.cuda.Stream | None = None
@@ -415,6 +419,7 @@ class Wavefront:
         if self._stream is not None:
             self._stream.synchronize()  # from here on anybody may read it, and what it came from is let go
         self._num_planned -= 1
+        self.num_done += 1
         for dependent in node.block.dependents:
             dependent.num_missing -= 1
             if not dependent.num_missing:

@@ -39,6 +39,11 @@ def _escape(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+def on_one_line(text: str) -> str:
+    """An error with its hint, such as many are listed of, on one line."""
+    return "; ".join(line.strip().removeprefix("hint: ") for line in text.split("\n"))
+
+
 def show(*lines: str) -> None:
     """Prints results to standard output, each argument a line.
 
@@ -66,7 +71,7 @@ def show_json(value: Any, indent: int | None = None) -> None:
     value = _finite(value)
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     text = _UNSAFE.sub(lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text)
-    if _encodable(text, sys.stdout) != text:
+    if encodable(text, sys.stdout) != text:
         text = json.dumps(value, allow_nan=False, indent=indent)
     _write(f"{text}\n")
 
@@ -83,7 +88,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
     if stream is None:
         return
     with suppress(OSError, ValueError):  # full, hung up, or closed
-        stream.write(_encodable("\n".join(lines), stream) + "\n")
+        stream.write(encodable("\n".join(lines), stream) + "\n")
         stream.flush()
 
 
@@ -100,7 +105,7 @@ def _write(text: str) -> None:
     if stream is None:  # it was closed before this process began
         return
     try:
-        stream.write(_encodable(text, stream))
+        stream.write(encodable(text, stream))
         stream.flush()
     except BrokenPipeError:
         _leave(stream)
@@ -109,7 +114,7 @@ def _write(text: str) -> None:
         raise PrintError(f"cannot print: {error.strerror or error}") from None
 
 
-def _encodable(text: str, stream: TextIO | None) -> str:
+def encodable(text: str, stream: TextIO | None) -> str:
     """`text` with what the stream's encoding does not have as Python's escapes."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

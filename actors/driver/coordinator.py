@@ -84,6 +84,11 @@ MAX_READ_AHEAD: Final = 16
 """Rows read at once, beside those that the ledger asks for."""
 _POLL_S: Final = 0.5
 
+COUNT_EVERY_S: Final = 0.5
+LOADING: Final = "loading the model"
+ENCODING: Final = "encoding prompts"
+FIRST_CALL: Final = "measuring a call of the network"
+
 
 @dataclass
 class _Attempt:
@@ -94,7 +99,6 @@ class _Attempt:
     number: int
     worker: Member
     waited_s: float
-    num_latents: int
 
 
 @dataclass
@@ -196,6 +200,8 @@ class Coordinator:
         self._view = NodesView()
         self._is_stopping = False
         self._is_started = False
+        self._has_measured = False
+        self._counted_s = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Makes every row that is not settled yet; returns when all are, or the ledger has aborted.
@@ -220,6 +226,7 @@ class Coordinator:
                     raise KeyboardInterrupt
                 self._inbox.run(_POLL_S)
                 self._carry_out()
+                self._count_gpus()
                 self._board.refresh()
                 if self._metrics.is_due:
                     self._report()
@@ -289,6 +296,7 @@ class Coordinator:
     def _start_worker(self, name: str | None) -> None:
         member = self._pool.start(name)
         self._ledger.worker_expected(member.name)
+        self._board.begun(LOADING)
         self._inbox.when_ready(member.actor.load.remote(), partial(self._loaded, member))
 
     def _end_starting(self, most: int) -> int:
@@ -333,12 +341,16 @@ class Coordinator:
                 f"memory: fewer num_actors in [workers] need less): {_first_line(error)}",
             )
             return
+        self._board.done(LOADING)
         prompt = self._parts.spec.negative_prompt
         self._text.when_encoded([prompt], partial(self._measure, member, prompt))
 
     def _measure(self, member: Member, prompt: str) -> None:
         """Has a worker measure its speed."""
         if self._pool.is_current(member):
+            self._board.done(ENCODING)
+            if not self._has_measured:
+                self._board.begun(FIRST_CALL)
             reference = member.actor.measure.remote(*self._text.embeddings([prompt]))
             self._inbox.when_ready(reference, partial(self._measured, member))
 
@@ -361,6 +373,9 @@ class Coordinator:
             self._lose(member, f"{member.name} died in its first call: {_first_line(error)}")
             return
         assert isinstance(member.info, WorkerInfo)
+        self._has_measured = True
+        self._board.done(FIRST_CALL)
+        self._board.worker_ready(member.name, f"{member.info.device} on {member.info.node}", member.started_s)
         member.is_ready, member.heard_at_s = True, time.monotonic()
         speed = 1.0 / max(call_s, 1e-6)
         self._todo.extend(
@@ -392,6 +407,9 @@ class Coordinator:
         member.heard_at_s = time.monotonic()
         member.busy_s, member.num_calls = news.busy_s, news.num_calls
         self._metrics.gpu(member.name, member.info.node if member.info else "", news.num_calls, news.busy_s)
+        self._board.gpu(member.key, news.num_calls)
+        if (hosted := news.hosted) is not None and self._hosting.get(member.name) == (hosted.row, hosted.attempt):
+            self._board.video_calls(member.name, hosted)
         for event in news.events:
             self._hear_event(member, event)
         self._heard = None
@@ -425,11 +443,23 @@ class Coordinator:
         if len(self._pool) < self._target():
             self._start_worker(member.name)
 
+    def _count_gpus(self) -> None:
+        """Tells the board now and then how many workers there are, and how many have work."""
+        now_s = time.monotonic()
+        if now_s - self._counted_s < COUNT_EVERY_S:
+            return
+        self._counted_s = now_s
+        ready = {member.name for member in self._pool.members() if member.is_ready}
+        self._board.gpus(len(ready), len(ready & (self._hosting.keys() | self._helping())))
+
+    def _helping(self) -> set[str]:
+        return {helper for host in self._hosting for helper in self._ledger.helpers(host)}
+
     def _report(self) -> None:
         """Tells Prometheus how many workers do what, and where rows are."""
         ledger = self._ledger
         hosts = self._hosting
-        helping = {helper for host in hosts for helper in ledger.helpers(host)}
+        helping = self._helping()
         states: dict[WorkerState, int] = dict.fromkeys(get_args(WorkerState), 0)
         states["retired"] = len(self._pool.retired)
         for member in self._pool.members():
@@ -457,8 +487,6 @@ class Coordinator:
         match event:
             case VideoProgress():
                 share = self._share(attempt, event.num_calls)
-                if attempt is not None:
-                    self._board.video_progress(name, attempt.row, event, attempt.num_latents)
                 self._todo.extend(ledger.progress(row, number, name, now_s, share=share))
             case VideoCheckpointed():
                 self._with_checkpoints.add(row)
@@ -474,6 +502,8 @@ class Coordinator:
                 self._todo.extend(ledger.worker_ready(name, now_s))
             case VideoMade():
                 self._metrics.made(row, number)
+                if self._hosting.get(name) == (row, number):
+                    self._board.video_made(name)
                 self._stop_hosting(name, row, number)
                 self._todo.extend(ledger.made(row, number, name, now_s))
             case VideoFinished():
@@ -581,7 +611,7 @@ class Coordinator:
             case Requeued(row, number, reason):
                 self._metrics.given_back(row.index, number)
                 self._close(row.index, number)
-                self._board.say(f"row {row.index} ({row.id}) goes back to the queue: {reason}")
+                self._board.row_back(row, reason)
             case Abort(reason):
                 self._board.say(f"the run stops: {reason}")
             case Ignore(index, number, worker):
@@ -598,11 +628,12 @@ class Coordinator:
                 return [*decisions, *self._ledger.rows_exhausted(now_s)]
             read = self._ahead.popleft()
             if read.status is not None:
-                self._board.row_skipped(read.status)
+                self._board.row_skipped(read.row, read.status)
                 self._metrics.row_settled("skipped")
                 index, is_sealed = read.row.index, read.is_sealed
                 decisions += self._ledger.row_skipped(index, read.status, now_s, is_sealed=is_sealed)
             else:
+                self._board.row_read(read.row)
                 decisions += self._ledger.row_read(read.row, now_s, checkpoint=read.checkpoint)
         return decisions
 
@@ -620,6 +651,8 @@ class Coordinator:
                 prompts += self._prompts(row)
             self._ahead.append(read)
         if prompts:
+            if not self._has_measured:
+                self._board.begun(ENCODING)
             self._text.prepare(prompts)
 
     def _earlier(self, shard: int) -> _Earlier:
@@ -678,9 +711,9 @@ class Coordinator:
             resume_from=decision.checkpoint,
             latents_path=latents_path(shard, row.index, key, parts.epoch, number) if keeps else None,
         )
-        self._attempts[row.index, number] = _Attempt(row, key, number, member, decision.waited_s, task.num_latents)
+        self._attempts[row.index, number] = _Attempt(row, key, number, member, decision.waited_s)
         self._hosting[member.name] = (row.index, number)
-        self._board.video_started(member.name, row, task.num_latents)
+        self._board.video_started(member.name, row)
         self._metrics.began(row.index, number)
         self._text.when_encoded(self._prompts(row), partial(self._begin, task))
 

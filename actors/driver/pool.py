@@ -34,6 +34,7 @@ class Member:
         generation: counts the actors of the place.
         actor: Ray's.
         info: what it says of itself; None while it loads.
+        started_s: when it was started.
         heard_at_s: when it last answered.
         busy_s, num_calls: of its GPU, as it last told.
         outgoing: what it is to begin, and its embeddings, told with the next call for news.
@@ -44,6 +45,7 @@ class Member:
     actor: Any
     info: WorkerInfo | None = None
     is_ready: bool = False
+    started_s: float = field(default_factory=time.monotonic)
     heard_at_s: float = field(default_factory=time.monotonic)
     idle_since_s: float | None = None
     busy_s: float = 0.0

@@ -257,12 +257,15 @@ class BackboneWorker:
         """What has happened since the last time; waits for something worth telling, but no longer than that."""
         events = self._outbox.take(timeout_s)
         clock = self._clock
+        with self._lock:
+            video = self._hosted
         return News(
             events=events,
             num_calls=clock.num_calls,
             busy_s=clock.busy_s,
             call_running_s=clock.call_running_s,
             call_s=clock.call_s,
+            hosted=None if video is None else video.hosted(),
         )
 
 

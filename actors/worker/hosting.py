@@ -25,6 +25,7 @@ import torch
 from actors.messages import (
     Embedding,
     HelperFailed,
+    Hosted,
     VideoCheckpointed,
     VideoEvent,
     VideoFailed,
@@ -115,6 +116,20 @@ class HostedVideo:
             self._helpers = helpers
             if self._pool is not None:
                 self._pool.set_helpers(helpers)
+
+    def hosted(self) -> Hosted:
+        """How far it is; any thread may ask."""
+        row, attempt, run = self.task.row, self.task.attempt, self._run
+        if run is None:
+            return Hosted(row=row, attempt=attempt, num_calls=0)
+        searched = run.sampler_state.trace.searched
+        return Hosted(
+            row=row,
+            attempt=attempt,
+            num_calls=run.num_calls,
+            num_searches=sum(searched),
+            num_chances=max(0, len(searched) - 1),
+        )
 
     # ---- the first half ----
 

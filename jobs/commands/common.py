@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from jobs.shared.run_config import shipped_configs
@@ -71,19 +71,39 @@ def default_of(key: str) -> str:
     return f"(default: {getattr(DEFAULTS, key)})"
 
 
+def add_failed_rows_ok(parser: Any) -> None:
+    """Adds the option that makes quarantined rows no failure."""
+    parser.add_argument(
+        "--failed-rows-ok",
+        action="store_true",
+        help="end with status 0 where only rows failed (else 3, which job servers call a failure)",
+    )
+
+
 def say_unless(is_quiet: bool) -> Callable[[str], None]:
     """What tells of progress: nobody, where it is to be quiet."""
     return (lambda text: None) if is_quiet else say
+
+
+def failure_line(failure: Mapping[str, Any]) -> str:
+    """A row that was given up, in one line."""
+    name = f"row {failure['row']}" + (f" ({failure['id']})" if failure["id"] != str(failure["row"]) else "")
+    return f"{name}: {failure['reason']}"
 
 
 def show_summary(summary: dict[str, Any]) -> None:
     """Prints the summary of a run for people."""
     show(
         f"{summary['ok']} of {summary['videos']} videos made"
-        + (f", {summary['failed']} quarantined (their reasons are in the manifest)" if summary["failed"] else "")
+        + (f", {summary['failed']} quarantined" if summary["failed"] else "")
         + (f", {summary['already_done']} of them before" if summary["already_done"] else "")
         + f", in {summary['seconds']:.0f} s"
     )
+    show(*(f"  {failure_line(failure)}" for failure in summary["failures"]))
+    if summary["failed"] > len(summary["failures"]):
+        show(f"  and {summary['failed'] - len(summary['failures']):,} more")
+    if summary["failed"]:
+        show(f"  what to do about them: miga failures {summary['out']}")
     show(f"videos:   {summary['out']}/video/")
     for uri in summary["manifest"]:
         show(f"manifest: {uri}")

@@ -7,14 +7,14 @@ from typing import Any, Final
 
 from jobs.commands.common import (
     add_config_options,
+    add_failed_rows_ok,
     add_model_options,
     add_sampler_options,
     default_of,
     model_settings,
     show_summary,
-    show_values,
 )
-from pipeline.terminal import show_json
+from pipeline.terminal import show, show_json
 
 GROUP: Final = "make videos"
 EXAMPLES: Final = ("miga generate prompts.jsonl out/ --config wan --set sampler.num_steps=40",)
@@ -50,12 +50,13 @@ def add(commands: Any) -> None:
     printed = generate.add_argument_group("what is printed")
     printed.add_argument("--json", action="store_true", help="print the summary for machines")
     printed.add_argument("--quiet", action="store_true", help="no progress")
+    add_failed_rows_ok(printed)
     generate.set_defaults(command=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     from jobs.run.check import check_out
-    from jobs.run.estimate import dry_run
+    from jobs.run.estimate import dry_run, dry_run_lines
     from jobs.run.make import generate
     from jobs.run.plan import make_plan
     from jobs.shared.prompt_argument import refuse_prompt
@@ -76,9 +77,16 @@ def _run(options: argparse.Namespace) -> int:
     plan = make_plan(options.prompts, options.out, config)
     check_out(plan)
     if options.dry_run:
-        show_values(dry_run(plan, config.workers.num_actors or 1, options.card_gb), options.json)
+        found = dry_run(plan, config.workers.num_actors or 1, options.card_gb)
+        show_json(found) if options.json else show(*dry_run_lines(found))
         return 0
-    summary = generate(plan, address=options.address, quiet=options.quiet, retry_failed=options.retry_failed)
+    summary = generate(
+        plan,
+        address=options.address,
+        quiet=options.quiet,
+        retry_failed=options.retry_failed,
+        failed_rows_ok=options.failed_rows_ok,
+    )
     if options.json:
         show_json(summary)
     else:

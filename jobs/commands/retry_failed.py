@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from jobs.commands.common import add_command, show_summary
+from jobs.commands.common import add_command, add_failed_rows_ok, show_summary
 from pipeline.terminal import show_json
 
 GROUP: Final = "make videos"
@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
     )
     retry.add_argument("--num-actors", type=int, help="backbone actors (default: as the run)")
     retry.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
+    add_failed_rows_ok(retry)
     retry.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -36,6 +37,7 @@ def _run(options: argparse.Namespace) -> int:
         num_actors=options.num_actors,
         address=options.address,
         quiet=options.quiet,
+        failed_rows_ok=options.failed_rows_ok,
     )
     if options.json:
         show_json(summary)

@@ -14,12 +14,15 @@ import torch
 
 from jobs.run.plan import Plan
 from miga.backbones.base import BackboneSpec
-from miga.backbones.memory_plan import MemoryPlan, card_bytes, plan_memory
-from miga.backbones.registry import require_footprint
+from miga.backbones.memory_plan import CARDS_GB, RESERVE_BYTES, MemoryPlan, card_bytes, plan_memory
+from miga.backbones.registry import footprint_of, require_footprint
 from miga.config import SamplerConfig
 from miga.cost import count_calls
+from miga.errors import ModelError
+from pipeline.figures import count, duration, size
 from pipeline.rows import BadRow
 from pipeline.scheduling.estimate import CostModel, estimate_run
+from pipeline.terminal import on_one_line
 
 GPU_FLOPS = 400e12
 """Achieved rate assumed of a GPU: about half of what an H100 does in dense bfloat16 matrix products."""
@@ -27,6 +30,8 @@ CPU_FLOPS = 100e9
 """Achieved rate assumed of a CPU core in float32: what the embedded model reached on one (docs/benchmarks.md)."""
 BITS_PER_PIXEL = 0.1
 """Size of H.264 video at constant quality: footage of ordinary motion takes about this."""
+READ_AHEAD = 1000
+"""Rows whose prompts are judged together."""
 LARGE = 1e12
 """Operations a forward from which on a model is taken to run on GPUs."""
 
@@ -42,17 +47,112 @@ def dry_run(plan: Plan, num_workers: int, card_gb: float | None = None) -> dict[
     Raises:
         ModelError: if the model does not fit that card, saying what would.
     """
+    memory = None if card_gb is None else memory_on(plan, card_gb)  # before minutes of reading: it may not fit
     lengths: Counter[int] = Counter()
-    bad_rows = 0
-    for row in plan.rows():
+    bad: list[dict[str, Any]] = []
+    for row in plan.rows(read_ahead=READ_AHEAD):
         if isinstance(row, BadRow):
-            bad_rows += 1
+            bad.append({"row": row.index, "id": row.id, "error": row.error})
         else:
             lengths[row.num_frames] += 1
 
-    costs = estimate(plan.spec, plan.sampler, lengths, num_workers, bad_rows)
-    about = {"model": plan.spec.name, "size": f"{plan.spec.height}x{plan.spec.width}", "profile": plan.sampler.profile}
-    return {**about, **costs, **({} if card_gb is None else {"memory": memory_on(plan, card_gb).to_dict()})}
+    costs = estimate(plan.spec, plan.sampler, lengths, num_workers, len(bad))
+    return {
+        "model": plan.spec.name,
+        "size": f"{plan.spec.height}x{plan.spec.width}",
+        "profile": plan.sampler.profile,
+        "shortest_frames": min(lengths, default=None),
+        "longest_frames": max(lengths, default=None),
+        **costs,
+        "bad": bad,
+        "prompts_are_judged": plan.check_prompt is not None,
+        **_cards(plan),
+        **({} if memory is None else {"memory": {**memory.to_dict(), "bytes": memory.to_bytes()}}),
+        **({} if memory is None else {"memory_explained": memory_sentences(memory)}),
+    }
+
+
+def _cards(plan: Plan) -> dict[str, int | None]:
+    """The smallest card that holds a model which runs on GPUs, and the smallest that holds it as it is."""
+    if plan.spec.forward_flops <= LARGE or footprint_of(plan.config.model, plan.config.revision) is None:
+        return {}
+    smallest = plain = None
+    for card in CARDS_GB:
+        try:
+            memory = memory_on(plan, card)
+        except ModelError:
+            continue
+        smallest = smallest or card
+        if memory.is_plain:
+            plain = card
+            break
+    return {"smallest_card_gb": smallest, "plain_card_gb": plain}
+
+
+def memory_sentences(memory: MemoryPlan) -> list[str]:
+    """What goes where on a card, for people."""
+    network = f"The network's weights take {size(memory.transformer_bytes)} in {memory.weights_name}"
+    network += ": half of what they are, each layer widened while it is used." if memory.fp8 else "."
+    decoding = (
+        "Latents are decoded while the network is called"
+        if memory.decodes_beside
+        else "Latents are decoded in turn with the network's calls, which changes no frame"
+    )
+    text = (
+        "on this card, in a process of its own"
+        if memory.text_on_card
+        else "in the machine's memory, not on the card, in a process that encodes every distinct prompt once"
+    )
+    spare = memory.card_bytes - memory.total_bytes
+    return [
+        network,
+        f"The VAE takes {size(memory.vae_bytes)} in {memory.vae_name}, its cache for a video in decoding included.",
+        f"Latents in the making take {size(memory.queue_bytes)}, however long the video is.",
+        f"Calls and decoding take up to {size(memory.activations_bytes)} while they last. {decoding}.",
+        f"The text encoder ({size(memory.text_bytes)}) is {text}.",
+        f"With {size(RESERVE_BYTES)} a process for CUDA itself that is {size(memory.total_bytes)} of the card's "
+        f"{size(memory.card_bytes)}: {size(spare)} to spare.",
+        f"Why so: {memory.reason}.",
+    ]
+
+
+def dry_run_lines(found: Mapping[str, Any], most_bad: int = 20) -> list[str]:
+    """What `dry_run` found, for people."""
+    shortest, longest = found["shortest_frames"], found["longest_frames"]
+    each = "" if shortest is None else f" of {count(shortest)}" + (f" to {count(longest)}" * (longest != shortest))
+    videos = f"{count(found['videos'])}{each and each + ' frames'}, {found['size']}"
+    calls, calls_max = found["network_calls"], found["network_calls_max"]
+    searches = f"; {count(calls_max)} if every search that may run does" if calls_max > calls else ""
+    hours, hours_max = found["estimated_hours"] * 3600, found["estimated_hours_max"] * 3600
+    basis = found["basis"]
+    table = [
+        ("model", f"{found['model']}, profile {found['profile']}"),
+        ("videos", f"{videos}: {duration(found['video_seconds'])} of video"),
+        ("calls", f"{count(calls)} of the network, {count(found['network_forwards'])} forwards{searches}"),
+        ("time", duration(hours) + (f" to {duration(hours_max)}" if hours_max > hours else "")),
+        ("", f"at {basis['estimated_hours']}"),
+        ("files", f"{size(found['estimated_bytes'])} of MP4, at {basis['estimated_bytes']}"),
+    ]
+    if "smallest_card_gb" in found:
+        table.append(("GPU", _of_cards(found["smallest_card_gb"], found["plain_card_gb"])))
+    lines = [f"{name:<7} {text}" for name, text in table]
+    if "memory_explained" in found:
+        lines += ["", "On that card:", *(f"  {sentence}" for sentence in found["memory_explained"])]
+    if not found["prompts_are_judged"]:
+        lines += ["", "Prompts were not counted in tokens: the model's tokenizer is not here, and the hub not reached."]
+    if bad := found["bad"]:
+        lines += ["", f"{count(len(bad))} row{'s' * (len(bad) > 1)} cannot be made, and will be quarantined:"]
+        lines += [f"  row {row['row']}: {on_one_line(row['error'])}" for row in bad[:most_bad]]
+        if len(bad) > most_bad:
+            lines.append(f"  and {count(len(bad) - most_bad)} more: --json names them all")
+    return lines
+
+
+def _of_cards(smallest: int | None, plain: int | None) -> str:
+    if smallest is None:
+        return f"no card of up to {CARDS_GB[-1]} GB holds it: --card-gb {CARDS_GB[-1]} says what would fit"
+    as_it_is = "" if plain in (None, smallest) else f"; as it is from {plain} GB on"
+    return f"a card of {smallest} GB or more{as_it_is} (--card-gb {smallest} says what goes where)"
 
 
 def memory_on(plan: Plan, card_gb: float) -> MemoryPlan:
@@ -83,12 +183,12 @@ def estimate(
     """What `estimate_run` says of videos of a model, so many of each length."""
 
     def calls_of(num_frames: int) -> tuple[int, int]:
-        count = count_calls(sampler, spec.num_latents(num_frames))
-        return count.total, count.most
+        calls = count_calls(sampler, spec.num_latents(num_frames))
+        return calls.total, calls.most
 
     def forwards_of(num_frames: int) -> tuple[int, int]:
-        count = count_calls(sampler, spec.num_latents(num_frames))
-        return count.forwards, count.most_forwards
+        calls = count_calls(sampler, spec.num_latents(num_frames))
+        return calls.forwards, calls.most_forwards
 
     cost = cost_model(spec, sampler, num_workers)
     return estimate_run(videos_by_num_frames, calls_of, cost, forwards_of=forwards_of, bad_rows=bad_rows)
@@ -117,5 +217,5 @@ def cost_model(spec: BackboneSpec, sampler: SamplerConfig, num_workers: int) -> 
 @functools.cache
 def expected_calls(config: SamplerConfig, num_latents: int) -> float:
     """Network calls of a video, where every second evaluation that may start a search does."""
-    count = count_calls(config, num_latents)
-    return (count.total + count.most) / 2
+    calls = count_calls(config, num_latents)
+    return (calls.total + calls.most) / 2

@@ -7,23 +7,26 @@ import functools
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from jobs.run.check import check_this_machine, load_tokenizer_or_raise
 from jobs.run.estimate import expected_calls
+from jobs.run.failures import first_failures
 from jobs.run.plan import Plan, few_prompts, model_options, run_record
 from jobs.run.report import make_report
-from jobs.shared.exit_status import EXIT_OK, EXIT_QUARANTINED
+from jobs.shared.exit_status import status_of_run
 from miga.backbones.registry import simulates_gpus
-from miga.errors import LeaseHeldError, MigaError, OutputError
+from miga.cost import count_calls
+from miga.errors import InputError, LeaseHeldError, MigaError, OutputError
 from miga.sharing import Share
 from miga.virtual_time import useful_slots
 from pipeline.records.lease import Lease
 from pipeline.records.manifest import Manifest
 from pipeline.records.run_folder import RunRecord, open_run
 from pipeline.scheduling.ledger import Ledger
+from pipeline.scheduling.time_left import VideoCost
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
@@ -38,12 +41,23 @@ if TYPE_CHECKING:
     from actors.runtime import Slots
 
 
+MAX_COUNTED: Final = 1_000_000
+"""Rows up to which the prompt file is read through once more for their lengths: some 15 s beside the loading."""
+FAILURES_SHOWN: Final = 5
+"""Failed rows that the summary of a run names."""
+
+
 class RunAbortedError(MigaError):
     """Too many rows failed, or one failed in a way that every other would."""
 
 
 def generate(
-    plan: Plan, *, address: str | None = None, quiet: bool = False, retry_failed: bool = False
+    plan: Plan,
+    *,
+    address: str | None = None,
+    quiet: bool = False,
+    retry_failed: bool = False,
+    failed_rows_ok: bool = False,
 ) -> dict[str, Any]:
     """Makes the run, or goes on with it where it was left.
 
@@ -52,9 +66,10 @@ def generate(
         address: of a Ray cluster.
         quiet: whether to show no progress.
         retry_failed: whether rows that were given up before are tried again.
+        failed_rows_ok: whether the exit status is 0 where only rows failed.
 
     Returns:
-        The summary, its `exit_status` included.
+        The summary, its `exit_status` and the first `failures` included.
 
     Raises:
         LeaseHeldError: if another run is writing in OUT.
@@ -74,11 +89,21 @@ def generate(
     storage = open_storage(plan.out)
     manifest = Manifest(storage, config.run.prompts_per_shard)
     ledger = make_ledger(plan)
-    with ray_session(config.workers, address, simulates_gpus(config.model)) as slots:  # before OUT is touched
+    board = ProgressBoard(plan.num_rows, quiet=quiet, cost_of=costs_of(plan))
+    with contextlib.ExitStack() as stack:
+        stack.callback(board.close)
+        with board.step("starting Ray" if cluster_address(address) is None else "joining the Ray cluster"):
+            session = ray_session(config.workers, address, simulates_gpus(config.model))
+            slots = stack.enter_context(session)  # before OUT is touched
+        stack.callback(board.close)  # before Ray ends, which takes a moment
         record, resumed = open_run(storage, run_record(plan))
-        board = ProgressBoard(plan.num_rows, quiet=quiet)
+        about = functools.partial(_about, plan, board)
         try:
-            with Lease.held(storage, ttl_s=config.run.lease_ttl_s, say=board.say) as lease, _stop_signals() as stop:
+            with (
+                Lease.held(storage, ttl_s=config.run.lease_ttl_s, say=board.say, about=about) as lease,
+                _stop_signals() as stop,
+            ):
+                _count_in_background(plan, board)
                 metrics = RunMetrics(record.profile, record.model, plan.num_rows)
                 parts = run_parts(plan, record, storage, manifest, ledger, lease.epoch, slots, retry_failed)
                 make_rows(plan, parts, lease, board, metrics, stop)
@@ -86,9 +111,11 @@ def generate(
             raise
         except OutputError as error:  # OUT was fine at the start: this is no longer about how the command was given
             raise RunAbortedError(error.message, error.hint) from error
-        finally:
-            board.close()
     page = _page(storage)
+    failed = []
+    if ledger.num_dead:
+        with contextlib.suppress(OutputError):  # a file of an earlier run's that `miga verify` is to tell of
+            failed = first_failures(manifest, FAILURES_SHOWN)
     summary = {
         "out": storage.root,
         "resumed": resumed,
@@ -100,10 +127,51 @@ def generate(
         "seconds": round(time.monotonic() - started_s, 1),
         "manifest": [storage.uri(f"manifest/shard-{shard:05d}.parquet") for shard in manifest.sealed_shards()],
         "report": page,
+        "failures": [failure.to_dict() for failure in failed],
     }
     if ledger.abort_reason:
         raise RunAbortedError(ledger.abort_reason, "see `miga status OUT`; the same command goes on with what is left")
-    return {**summary, "exit_status": EXIT_QUARANTINED if ledger.num_dead else EXIT_OK}
+    return {**summary, "exit_status": status_of_run(ledger.num_dead, failed_rows_ok)}
+
+
+def costs_of(plan: Plan) -> Callable[[int], VideoCost]:
+    """What a video of so many frames takes."""
+    share = _share(plan)
+
+    @functools.cache
+    def cost_of(num_frames: int) -> VideoCost:
+        num_latents = plan.spec.num_latents(num_frames)
+        calls = count_calls(plan.sampler, num_latents)
+        return VideoCost(
+            least=calls.total,
+            per_search=calls.per_search,
+            num_possible=max(0, calls.num_evaluations - 1),
+            slots=useful_slots(plan.sampler, num_latents, share),
+        )
+
+    return cost_of
+
+
+def _share(plan: Plan) -> Share:
+    return plan.config.workers.share if plan.sampler.windows_per_batch == 1 else "nothing"
+
+
+def _count_in_background(plan: Plan, board: ProgressBoard) -> None:
+    """Has the run's lengths counted while models are loaded; without them a rest is taken to be like what was read."""
+    if plan.num_rows > MAX_COUNTED:
+        return
+
+    def count_lengths() -> None:
+        with contextlib.suppress(InputError):  # the run itself will meet it
+            board.count(*plan.lengths())
+
+    threading.Thread(target=count_lengths, name="miga-count", daemon=True).start()
+
+
+def _about(plan: Plan, board: ProgressBoard) -> Mapping[str, Any]:
+    """What the lease says of the run with every beat, for `miga status`."""
+    whole = {"rows": plan.num_rows} if plan.is_whole else {}
+    return {"command": "generate" if plan.is_whole else "retry-failed", **whole, **board.figures()}
 
 
 def _page(storage: Storage) -> str | None:
@@ -119,7 +187,7 @@ def _page(storage: Storage) -> str | None:
 def make_ledger(plan: Plan) -> Ledger:
     """The state of a run of which nothing is known yet."""
     run, workers = plan.config.run, plan.config.workers
-    share: Share = workers.share if plan.sampler.windows_per_batch == 1 else "nothing"
+    share = _share(plan)
     return Ledger(
         prompts_per_shard=run.prompts_per_shard,
         max_attempts=run.max_attempts,

@@ -5,9 +5,11 @@ Everything that can be wrong with them is found here: the config, the model, the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from miga import __version__
 from miga.backbones.attention_backend import check_attention_backend
@@ -40,18 +42,41 @@ class Plan:
     sampler: SamplerConfig
     num_frames: int
     num_rows: int
-    check_prompt: Callable[[str], str | None] | None
+    check_prompt: PromptChecker | None
 
-    def rows(self) -> Iterator[PromptRow | BadRow]:
-        """The prompt file from its first row."""
+    @property
+    def is_whole(self) -> bool:
+        """Whether its rows are all that there are to be in OUT."""
+        return True
+
+    def rows(self, judge_prompts: bool = True, read_ahead: int = 1) -> Iterator[PromptRow | BadRow]:
+        """The prompt file from its first row.
+
+        Args:
+            judge_prompts: whether prompts are judged by the tokenizer, too, which takes most of the time.
+            read_ahead: rows read at once; of many, prompts are judged together, which is several times as fast.
+        """
         return read_prompts(
             self.prompts,
             seed=self.config.seed,
             num_frames=self.num_frames,
             limit=self.config.limit,
             check_num_frames=lambda count: why_not(self.spec, count),
-            check_prompt=self.check_prompt,
+            check_prompt=self.check_prompt if judge_prompts else None,
+            read_ahead=read_ahead,
         )
+
+    def lengths(self, num_last: int = 1000) -> tuple[Counter[int], Sequence[int]]:
+        """How many rows there are of each length, in frames, and the lengths of the last ones, in order.
+
+        Rows whose prompts are too long are among them.
+        """
+        lengths, last = Counter[int](), deque[int](maxlen=num_last)
+        for row in self.rows(judge_prompts=False):
+            if isinstance(row, PromptRow):
+                lengths[row.num_frames] += 1
+                last.append(row.num_frames)
+        return lengths, tuple(last)
 
 
 def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
@@ -116,7 +141,33 @@ def why_not(spec: BackboneSpec, num_frames: int) -> str | None:
     return None
 
 
-def prompt_checker(model: str, revision: str | None) -> Callable[[str], str | None] | None:
+class PromptChecker:
+    """Judges prompts by a model's tokenizer, one by one or many at a time.
+
+    Args:
+        backbone: loaded with its tokenizer.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        self._backbone = backbone
+
+    def __call__(self, prompt: str) -> str | None:
+        """Why the model cannot use a prompt, or None if it can."""
+        try:
+            self._backbone.check_prompt(prompt)
+        except BadRowError as error:
+            return str(error)
+        return None
+
+    def many(self, prompts: Sequence[str]) -> list[str | None]:
+        """The same of each prompt."""
+        check = getattr(self._backbone, "check_prompts", None)  # a user's own model need not have it
+        if check is None:
+            return [self(prompt) for prompt in prompts]
+        return [None if error is None else str(error) for error in check(prompts)]
+
+
+def prompt_checker(model: str, revision: str | None) -> PromptChecker | None:
     """A check of one prompt by the model's tokenizer; None where the hub does not deliver it (to a dry run).
 
     Raises:
@@ -129,14 +180,7 @@ def prompt_checker(model: str, revision: str | None) -> Callable[[str], str | No
             return None
         raise
 
-    def check(prompt: str) -> str | None:
-        try:
-            backbone.check_prompt(prompt)
-        except BadRowError as error:
-            return str(error)
-        return None
-
-    return check
+    return PromptChecker(backbone)
 
 
 def few_prompts(plan: Plan, most: int) -> list[str]:

@@ -22,13 +22,18 @@ from pipeline.upkeep.trust import check_model, prompts_of
 class RetryPlan(Plan):
     """A plan of the settled rows only: those that were made are skipped, as ever, and those given up made again."""
 
-    def rows(self) -> Iterator[PromptRow | BadRow]:
+    @property
+    def is_whole(self) -> bool:
+        """See `Plan`."""
+        return False
+
+    def rows(self, judge_prompts: bool = True, read_ahead: int = 1) -> Iterator[PromptRow | BadRow]:
         """The prompt file's rows that are settled; rows of an unfinished run that are not stay for that run."""
         per_shard = self.config.run.prompts_per_shard
         manifest = Manifest(open_storage(self.out), per_shard)
         last = max(manifest.shards(), default=-1)
         shard, settled = -1, set[int]()
-        for row in super().rows():
+        for row in super().rows(judge_prompts, read_ahead):
             if (its := shard_of(row.index, per_shard)) != shard:
                 if its > last:
                     return
@@ -46,6 +51,7 @@ def retry_failed(
     num_actors: int | None = None,
     address: str | None = None,
     quiet: bool = False,
+    failed_rows_ok: bool = False,
 ) -> dict[str, Any]:
     """Makes the rows of the run in `out` again that were given up.
 
@@ -57,6 +63,7 @@ def retry_failed(
         num_actors: backbone actors; None takes the run's.
         address: of a Ray cluster.
         quiet: whether to show no progress.
+        failed_rows_ok: whether rows that fail again are no failure of the run.
 
     Returns:
         The summary, as `generate` does.
@@ -86,7 +93,11 @@ def retry_failed(
     plan = make_plan(path, storage.root, config)
     values = {item.name: getattr(plan, item.name) for item in fields(plan)}
     return generate(
-        RetryPlan(**(values | {"num_rows": len(statuses)})), address=address, quiet=quiet, retry_failed=True
+        RetryPlan(**(values | {"num_rows": len(statuses)})),
+        address=address,
+        quiet=quiet,
+        retry_failed=True,
+        failed_rows_ok=failed_rows_ok,
     )
 
 

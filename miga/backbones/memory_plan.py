@@ -123,6 +123,33 @@ class MemoryPlan:
         kept = self.transformer_bytes + self.vae_bytes + RESERVE_BYTES
         return self.text_on_card or kept + self.text_bytes <= self.card_bytes
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing was made smaller, or put in turn, to fit."""
+        return not self.fp8 and self.vae_dtype == torch.float32 and self.decodes_beside
+
+    @property
+    def weights_name(self) -> str:
+        """What the network's weights are stored as."""
+        return "fp8" if self.fp8 else _name(self.dtype)
+
+    @property
+    def vae_name(self) -> str:
+        """What the VAE's weights are stored as."""
+        return _name(self.vae_dtype)
+
+    def to_bytes(self) -> dict[str, int]:
+        """For machines."""
+        return {
+            "card": self.card_bytes,
+            "transformer": self.transformer_bytes,
+            "vae": self.vae_bytes,
+            "queue": self.queue_bytes,
+            "activations": self.activations_bytes,
+            "text encoder": self.text_bytes,
+            "total": self.total_bytes,
+        }
+
     def to_dict(self) -> dict[str, str]:
         """For people."""
         where = "of the card" if self.text_on_card else "of the machine's memory"

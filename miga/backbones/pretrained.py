@@ -19,6 +19,7 @@ from miga.backbones.loading import device_and_dtype, load_component, resolve_fol
 from miga.backbones.text import TextEncoder
 from miga.backbones.turns import Turn, Turns
 from miga.config import SamplerConfig
+from miga.errors import BadRowError
 
 
 class PretrainedBackbone(ABC):
@@ -159,6 +160,11 @@ class PretrainedBackbone(ABC):
         """
         assert self.text is not None, "loaded without the tokenizer"
         self.text.check(prompt)
+
+    def check_prompts(self, prompts: Sequence[str]) -> list[BadRowError | None]:
+        """What `check_prompt` says of each of many."""
+        assert self.text is not None, "loaded without the tokenizer"
+        return self.text.check_many(prompts)
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[torch.Tensor]:
         """One text embedding `[L, D]` per prompt, float32 on the CPU.

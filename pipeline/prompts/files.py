@@ -97,6 +97,12 @@ def count_records(prompts: PromptFile) -> int:
     if prompts.kind == ".parquet":
         with prompts.open() as file:
             return ParquetRows(prompts.path, file, check_columns).count()
+    if prompts.kind == ".jsonl":
+        next(read_records(prompts), None)  # what is wrong with the file as a whole
+        with prompts.open() as file:
+            count = sum(not line.is_blank for line in _read_lines(prompts.path, file))
+            file.check()
+        return count
     return sum(1 for _ in read_records(prompts))
 
 

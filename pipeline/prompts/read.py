@@ -33,7 +33,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from miga.errors import BadRowError, InputError
 from pipeline.prompts.files import AsWritten, Record, count_records, read_records
@@ -52,9 +52,22 @@ _INVISIBLE_CATEGORIES: Final = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp", "Mn"))
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,400}", re.ASCII)
 _DECIMAL: Final = re.compile(r"[+-]?([0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})([eE][+-]?[0-9]{1,4})?", re.ASCII)
 _FLOAT_ID: Final = re.compile(r"[+-]?[0-9]{1,16}\.0", re.ASCII)
+_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _EXACT_FLOATS: Final = 2**53
 """Below it a float is one whole number."""
 _LARGE_COLUMN_BYTES: Final = 1000
+
+
+CheckPrompt: TypeAlias = Callable[[str], str | None]
+
+
+@runtime_checkable
+class ManyPromptsCheck(Protocol):
+    """A check of prompts that is faster for many at once."""
+
+    def many(self, prompts: Sequence[str]) -> Sequence[str | None]:
+        """What the check says of each."""
+        ...
 
 
 def read_prompts(
@@ -64,7 +77,8 @@ def read_prompts(
     num_frames: int,
     limit: int | None = None,
     check_num_frames: Callable[[int], str | None] | None = None,
-    check_prompt: Callable[[str], str | None] | None = None,
+    check_prompt: CheckPrompt | None = None,
+    read_ahead: int = 1,
 ) -> Iterator[PromptRow | BadRow]:
     """The rows of a prompt file, read as they are asked for; the same file gives the same rows every time.
 
@@ -74,7 +88,9 @@ def read_prompts(
         num_frames: for rows without their own.
         limit: stop after so many rows, bad ones counted.
         check_num_frames: says why a length cannot be made, such as which lengths the VAE makes.
-        check_prompt: says why a prompt cannot be used, such as that it has more tokens than the text encoder takes.
+        check_prompt: says why a prompt cannot be used, such as that it has more tokens than the text encoder takes. One
+            with a method `many` is asked about all prompts of the rows read ahead at once.
+        read_ahead: rows read at once.
 
     Raises:
         InputError: if the file cannot be read at all; by this call where it shows before the first row, otherwise
@@ -86,7 +102,10 @@ def read_prompts(
     if first is None:
         raise InputError(f"{file.path} holds no rows", "write at least one prompt into it")
     judge = _Judge(seed, num_frames, check_num_frames, check_prompt)
-    return map(judge.judge, itertools.count(), itertools.chain((first,), records))
+    from_first: Iterator[Record] = itertools.chain((first,), records)
+    if read_ahead > 1 and isinstance(check_prompt, ManyPromptsCheck):
+        from_first = judge.looked_at_ahead(from_first, read_ahead, check_prompt)
+    return map(judge.judge, itertools.count(), from_first)
 
 
 def count_rows(prompts: str | PromptFile, limit: int | None = None) -> int:
@@ -107,14 +126,22 @@ class _Judge:
         seed: int,
         num_frames: int,
         check_num_frames: Callable[[int], str | None] | None,
-        check_prompt: Callable[[str], str | None] | None,
+        check_prompt: CheckPrompt | None,
     ) -> None:
         self._seed = seed
         self._num_frames = num_frames
         self._check_num_frames = check_num_frames or _accept
         self._check_prompt = check_prompt or _accept
+        self._known_reasons: dict[str, str | None] = {}
         self._seen = SeenIds()
         self._unnamed = RowBits()
+
+    def looked_at_ahead(self, records: Iterator[Record], count: int, check: ManyPromptsCheck) -> Iterator[Record]:
+        """The records; of so many at a time the prompts have been checked together."""
+        while batch := list(itertools.islice(records, count)):
+            prompts = list(dict.fromkeys(text for record in batch for text in _texts(record)))
+            self._known_reasons = dict(zip(prompts, check.many(prompts), strict=True)) if prompts else {}
+            yield from batch
 
     def judge(self, index: int, record: Record) -> PromptRow | BadRow:
         fields = record.fields
@@ -139,7 +166,8 @@ class _Judge:
         row_id = self._id(index, _id_of(fields, record.is_text))
         prompts = _prompts(fields)
         for prompt in prompts:
-            if reason := self._check_prompt(prompt):
+            known = self._known_reasons
+            if reason := known[prompt] if prompt in known else self._check_prompt(prompt):
                 raise BadRowError(f"prompt {_shown(prompt)}: {reason}")
         own_seed = _whole(fields.get("seed"), "seed", record.is_text)
         if own_seed is not None and not 0 <= own_seed < SEED_LIMIT:
@@ -183,6 +211,13 @@ class _Judge:
         else:
             self._seen.add(row_id, index)
         return row_id
+
+
+def _texts(record: Record) -> list[str]:
+    """What may be a record's prompts, as far as it is text that a tokenizer can be given."""
+    value = (record.fields or {}).get("prompt")
+    texts = [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
+    return [text for text in texts if text.isascii() or not _LONE_SURROGATE.search(text)]
 
 
 def _accept(_: Any) -> None:

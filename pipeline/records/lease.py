@@ -1,7 +1,7 @@
 """Who writes in OUT: a lease with an epoch, so that two coordinators never work on one run.
 
     lease/000003.json        the third holder: who and where it is; made by one create-only write
-    lease/000003.beat        a counter that the holder raises while it lives
+    lease/000003.beat        a counter that the holder raises while it lives; below it, how far it is, as JSON
     lease/000003.released    the holder ended by itself
 
 Whoever makes the file of the next epoch holds the lease. It may, if the newest epoch was released, if its process is
@@ -24,12 +24,12 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
@@ -48,6 +48,7 @@ RELEASE_S: Final = 30.0
 _MAX_TTL_S: Final = 3600.0
 _MAX_EPOCH: Final = 999_999_999
 _MAX_BYTES: Final = 4096
+_MAX_NOTE_BYTES: Final = _MAX_BYTES - 64
 
 _EPOCH_FILE: Final = re.compile(r"(\d{6}|[1-9]\d{6,8})\.json", re.ASCII)
 """Other names in the folder are not this program's."""
@@ -134,8 +135,11 @@ class Lease:
         epoch: 1 for the first holder in an OUT; names of files carry it.
     """
 
-    def __init__(self, storage: Storage, epoch: int, ttl_s: float) -> None:
+    def __init__(
+        self, storage: Storage, epoch: int, ttl_s: float, about: Callable[[], Mapping[str, Any]] | None = None
+    ) -> None:
         self.epoch: Final = epoch
+        self._about = about
         self._storage = storage
         self._ttl_s = ttl_s
         self._beat_storage = storage.with_patience(ttl_s / BEATS_PER_TTL)
@@ -155,13 +159,23 @@ class Lease:
         wait: Callable[[float], None] = time.sleep,
         say: Callable[[str], None] | None = None,
         room_needed: bool = True,
+        about: Callable[[], Mapping[str, Any]] | None = None,
     ) -> Iterator[Lease]:
         """The lease for a `with` block, beating in a thread; released at its end.
+
+        Args:
+            storage: of OUT.
+            ttl_s: as in `acquire`, and so are all that follow.
+            owner: who takes it.
+            wait: sleeps.
+            say: told what is waited for.
+            room_needed: False for work that only deletes.
+            about: plain values that go with every beat.
 
         Raises:
             LeaseHeldError, OutputFullError: as `acquire`.
         """
-        lease = cls.acquire(storage, owner or Owner.this_process(), ttl_s, wait, say, room_needed)
+        lease = cls.acquire(storage, owner or Owner.this_process(), ttl_s, wait, say, room_needed, about)
         lease.start()
         try:
             yield lease
@@ -177,6 +191,7 @@ class Lease:
         wait: Callable[[float], None],
         say: Callable[[str], None] | None = None,
         room_needed: bool = True,
+        about: Callable[[], Mapping[str, Any]] | None = None,
     ) -> Lease:
         """Takes the next epoch.
 
@@ -187,6 +202,8 @@ class Lease:
             wait: sleeps for so many seconds.
             say: told when the beat of an earlier holder has to be watched, which takes `ttl_s`.
             room_needed: False for work that only deletes: then a full disk is no reason to refuse.
+            about: plain values that go with every beat, for whoever wants to know how far the holder is; it is asked
+                in the beating thread.
 
         Raises:
             LeaseHeldError: if another run is alive there.
@@ -211,9 +228,9 @@ class Lease:
             )
             found = _put_claim(storage, claim, room_needed)
             if found is not None:
-                lease = cls(storage, claim.epoch, found)
+                lease = cls(storage, claim.epoch, found, about)
                 with suppress(OutputFullError):  # as of any beat
-                    _put_beat(storage, claim.epoch, 0)
+                    _put_beat(storage, claim.epoch, 0, lease._note())
                 return lease
 
     def start(self) -> None:
@@ -281,19 +298,88 @@ class Lease:
         if self._lost is not None:
             raise self._lost
 
+    def _note(self) -> bytes:
+        """What goes with a beat: one line of JSON, or nothing."""
+        if self._about is None:
+            return b""
+        try:
+            note = json.dumps(self._about(), allow_nan=False).encode()
+        except ValueError:  # a figure that is no number
+            return b""
+        return note if len(note) <= _MAX_NOTE_BYTES else b""
+
     def _beat(self) -> None:
         count = 0
         while not self._stop.wait(self._ttl_s / BEATS_PER_TTL):
             count += 1
             begun_s = _now_s()
             try:
-                _put_beat(self._beat_storage, self.epoch, count)
+                _put_beat(self._beat_storage, self.epoch, count, self._note())
                 self._look(self._beat_storage)
                 self._sure_at_s = begun_s
             except LeaseLostError:
                 return
             except (OutputError, OSError):  # asked again at the next beat
                 continue
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseView:
+    """What a lease says to those who only look.
+
+    Attributes:
+        epoch: its number.
+        owner: who took it; None where that is not known (an empty file).
+        started_at: when, ISO 8601, by its clock; empty where that is not known.
+        ttl_s: seconds without a beat after which it counts as dead.
+        has_ended: whether it was released, or its process is surely gone.
+        beat_at_s: its last beat, seconds since 1970 by the storage's clock; None if there was none.
+        beat: what is another after each beat; None if there was none.
+        about: what went with the last one.
+    """
+
+    epoch: int
+    owner: Owner | None
+    started_at: str
+    ttl_s: float
+    has_ended: bool
+    beat_at_s: float | None
+    beat: object
+    about: Mapping[str, Any]
+
+
+def view_leases(storage: Storage) -> Iterator[LeaseView]:
+    """The leases of OUT, the newest first. Nothing is written.
+
+    Raises:
+        OutputError: if the storage cannot be read, or a file is none of a lease.
+    """
+    for epoch in reversed(_epochs(storage)):
+        try:
+            claim = _read_claim(storage, epoch)
+        except FileNotFoundError:  # removed since it was listed
+            continue
+        released = storage.exists(_path(epoch, "released"))
+        beat = _beat_of(storage, epoch)
+        yield LeaseView(
+            epoch=epoch,
+            owner=None if claim is None else claim.owner,
+            started_at="" if claim is None else claim.started_at,
+            ttl_s=TTL_S if claim is None else claim.ttl_s,
+            has_ended=released or (claim is not None and claim.owner.is_gone()),
+            beat_at_s=None if beat is None else beat[1],
+            beat=beat,
+            about={} if beat is None else _note_of(beat[2]),
+        )
+
+
+def _note_of(beat: bytes) -> Mapping[str, Any]:
+    """What went with a beat: nothing where that is not to be understood."""
+    note = beat.partition(b"\n")[2]
+    try:
+        return parse_json_object(note) if note else {}
+    except OutsideDataError:
+        return {}
 
 
 def _put_claim(storage: Storage, claim: _Claim, room_needed: bool) -> float | None:
@@ -326,10 +412,10 @@ def _remove_superseded(storage: Storage, newest: int) -> None:
     storage.delete_many(_path(epoch, kind) for epoch in _epochs(storage) if epoch < newest for kind in _KINDS)
 
 
-def _put_beat(storage: Storage, epoch: int, count: int) -> None:
+def _put_beat(storage: Storage, epoch: int, count: int, note: bytes = b"") -> None:
     path = _path(epoch, "beat")
     try:
-        storage.write_bytes(path, str(count).encode())
+        storage.write_bytes(path, str(count).encode() + (b"\n" + note if note else b""))
     except OutputFullError:
         storage.write_bytes(path, b"")
 
@@ -408,7 +494,7 @@ def _newest_epoch(storage: Storage) -> int:
     return max(_epochs(storage), default=0)
 
 
-def _beat_of(storage: Storage, epoch: int) -> tuple[object, ...] | None:
+def _beat_of(storage: Storage, epoch: int) -> tuple[int, float, bytes] | None:
     """What is another after each beat; None if there was none."""
     path = _path(epoch, "beat")
     try:

@@ -77,6 +77,7 @@ def estimate_run(
             longest_s = max(longest_s, _seconds(low_forwards, num_frames, cost))
             longest_max_s = max(longest_max_s, _seconds(high_forwards, num_frames, cost))
     workers = max(1, min(cost.num_workers, videos))
+    crew = "1 worker" if workers == 1 else f"{workers} workers"
     video_s = frames / cost.fps
     return {
         "videos": videos,
@@ -94,7 +95,7 @@ def estimate_run(
         "basis": {
             "network_calls": "counted by the sampler's plan; the most, if every evaluation starts a search",
             "estimated_hours": f"{cost.seconds_per_call:.4g} s a call"
-            f"{' of two forwards' if cost.forwards_per_call == 2 else ''} on {workers} workers ({cost.time_basis})",
+            f"{' of two forwards' if cost.forwards_per_call == 2 else ''} on {crew} ({cost.time_basis})",
             "estimated_bytes": f"{cost.bytes_per_second:.4g} bytes a second of video ({cost.size_basis})",
         },
     }

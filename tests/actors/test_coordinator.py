@@ -24,6 +24,7 @@ from actors.driver.recorder import Recorder
 from actors.driver.rows import RowMaker
 from actors.messages import (
     HelperFailed,
+    Hosted,
     News,
     Question,
     VideoCheckpointed,
@@ -31,6 +32,7 @@ from actors.messages import (
     VideoFailed,
     VideoFinished,
     VideoMade,
+    VideoProgress,
     VideoSuspended,
     VideoTask,
     WorkerInfo,
@@ -44,6 +46,7 @@ from pipeline.config import RunConfig, RunSection, WorkersConfig
 from pipeline.records.manifest import Manifest
 from pipeline.records.run_folder import checkpoint_folder, manifest_path, open_run, video_path
 from pipeline.rows import PromptRow
+from pipeline.scheduling.time_left import VideoCost
 from pipeline.storage.open import open_storage
 from pipeline.video import write_video
 from tests.actors.hosts import MODEL
@@ -72,6 +75,7 @@ class FakeActor:
         self.helpers: list[tuple[tuple[int, int], list[str]]] = []
         self.suspended: list[tuple[int, int]] = []
         self.is_dead = self.is_killed = False
+        self.hosted: Hosted | None = None
         self.death: Exception = ActorDiedError()
         self._events: list[VideoEvent] = []
         self._asked: Answer | None = None
@@ -120,7 +124,7 @@ class FakeActor:
         elif self._events:
             self._asked = None
             taken, self._events = tuple(self._events), []
-            asked.future().set_result(News(events=taken, num_calls=1.0, busy_s=1.0).packed())
+            asked.future().set_result(News(events=taken, num_calls=1.0, busy_s=1.0, hosted=self.hosted).packed())
 
     def finish(self, task: VideoTask) -> None:
         row, attempt = task.row, task.attempt
@@ -169,7 +173,7 @@ class FakeCluster:
         self.maker, self.manifest = RowMaker(record, plan.spec), Manifest(self.storage, run.prompts_per_shard)
         self.ledger, self.inbox = make_ledger(plan), Inbox()
         self.recorder = Recorder(self.storage, self.manifest, None, self.inbox.put)
-        self.board = ProgressBoard(num_rows, quiet=True)
+        self.board = ProgressBoard(num_rows, quiet=True, cost_of=lambda num_frames: VideoCost(100))
         self.board.say = self.lines.append  # type: ignore[method-assign]
         parts = RunParts(
             config=plan.config,
@@ -222,6 +226,16 @@ def check_complete(cluster: FakeCluster, num_rows: int, failed: tuple[int, ...] 
     assert tuple(row.row for row in rows if row.status == "failed") == failed
     assert len(cluster.manifest.sealed_shards()) == -(-num_rows // 4)
     assert not list(cluster.storage.list("checkpoint"))
+    check_progress(cluster, num_rows, len(failed))
+
+
+def check_progress(cluster: FakeCluster, num_rows: int, num_failed: int) -> None:
+    """Whatever happened on the way: nothing is left to do, and calls are those of the rows that were made."""
+    cluster.board.close()
+    cluster.board._look()
+    figures = cluster.board.figures()
+    assert (figures["settled"], figures["failed"]) == (num_rows, num_failed)
+    assert figures["calls"] == figures["calls_done"], "no call is left"
 
 
 def test_every_row_is_made_recorded_and_sealed_once(tmp_path: Path) -> None:
@@ -556,3 +570,29 @@ def test_a_shard_file_that_is_broken_names_the_remedy_before_anything_is_made(tm
         again.run()
     assert "miga repair" in caught.value.hint
     assert again.tasks() == []
+
+
+def test_progress_is_of_calls_and_goes_back_with_the_row(tmp_path: Path) -> None:
+    """A video is at 40 of 100 calls when its worker dies; what the next attempt says counts from there."""
+    seen: list[tuple[int, list[str]]] = []
+
+    def look() -> None:
+        cluster.board._look()
+        figures = cluster.board.figures()
+        seen.append((figures["calls_done"], figures["doing"]))
+
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        look()
+        if task.attempt == 1:
+            actor.hosted = Hosted(row=0, attempt=1, num_calls=40)
+            actor.say(VideoProgress(row=0, attempt=1, num_latents_done=0, num_calls=44))
+            cluster.inbox.put(look)
+            cluster.inbox.put(actor.die)
+        else:
+            cluster.inbox.put(lambda: actor.finish(task))
+
+    cluster = FakeCluster(tmp_path / "out", 1, script, workers={"num_actors": 1})
+    cluster.run()
+    check_complete(cluster, 1)
+    assert [calls for calls, _ in seen] == [0, 40, 0]
+    assert all(doing == [] for _, doing in seen[:2]), "loading and encoding are over once a video is begun"

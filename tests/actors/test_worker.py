@@ -344,6 +344,56 @@ def test_windows_of_a_video_run_on_helpers_to_the_same_bits(tmp_path: Path, no_r
     assert host.news(0.0).num_calls < alone.num_calls
 
 
+@pytest.mark.parametrize("num_helpers", [0, 3])
+def test_calls_that_have_ended_are_told_while_a_video_is_made(
+    tmp_path: Path, no_ray: None, monkeypatch: pytest.MonkeyPatch, num_helpers: int
+) -> None:
+    """Asked at every progress: those that the GPUs counted, not those that are planned; helpers' are among them."""
+    host, helpers = worker(tmp_path), [worker(tmp_path) for _ in range(num_helpers)]
+    host.set_helpers(0, 1, [(f"w{n}#1", FakeActor(helper)) for n, helper in enumerate(helpers)])
+    told: list[tuple[int, int]] = []
+    post = host._outbox.post
+
+    def look(event: Any) -> None:
+        if isinstance(event, VideoProgress):
+            before = sum(gpu._clock.num_calls for gpu in (host, *helpers))
+            hosted = host._hosted.hosted()  # type: ignore[union-attr]
+            assert (hosted.row, hosted.attempt) == (0, 1)
+            assert hosted.num_calls <= event.num_calls
+            assert hosted.num_calls >= before - 2 * (1 + num_helpers) * 9, "those on their way aside"
+            told.append((hosted.num_calls, hosted.num_searches))
+        post(event)
+
+    monkeypatch.setattr(host._outbox, "post", look)
+    result = make(host, task()).result
+    calls = [number for number, _ in told]
+    assert calls == sorted(calls)
+    assert calls[-1] == result.num_calls
+    assert len(set(calls)) > 10, "they go on before any latent is finished"
+    assert told[-1][1] == sum(result.trace.searched)
+    assert host.news(0.0).hosted is None, "it hosts none any more"
+
+
+def test_a_video_that_goes_on_from_a_checkpoint_counts_its_calls(tmp_path: Path) -> None:
+    host = worker(tmp_path, checkpoint_every_s=0.0)
+    making = Making(host, task())
+    saved = making.until(lambda event: isinstance(event, VideoCheckpointed))
+    host.suspend(0, 1)
+    making.end()
+    last = [event for event in making.events if isinstance(event, VideoCheckpointed)][-1]
+    assert isinstance(saved, VideoCheckpointed)
+    host = worker(tmp_path)
+    counted: list[int] = []
+    post = host._outbox.post
+    host._outbox.post = lambda event: (  # type: ignore[method-assign]
+        counted.append(host._hosted.hosted().num_calls) if isinstance(event, VideoProgress) else None,  # type: ignore[union-attr]
+        post(event),
+    )
+    result = make(host, task(attempt=2, resume_from=last.path)).result
+    assert counted[0] >= last.num_calls > 0
+    assert counted[-1] == result.num_calls
+
+
 @pytest.mark.parametrize("reflects", [True, False])
 @pytest.mark.parametrize("share", ["candidates", "nothing"])
 def test_helpers_take_what_the_run_lets_them_to_the_same_bits(

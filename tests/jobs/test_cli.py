@@ -9,9 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli import main
+from jobs.commands.common import show_summary
+from jobs.run import make, retry
+from jobs.run.plan import make_plan
+from jobs.shared.exit_status import status_of_run
 from miga.backbones.registry import load_spec
 from miga.cost import count_calls
 from miga.profiles import resolve_config
+from pipeline.config import load_config, override
+from pipeline.rows import BadRow
 from tests.cli import refused, run
 
 LARGE, SMALL = "Wan-AI/Wan2.1-T2V-14B-Diffusers", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -254,3 +261,119 @@ def test_profiles_stand_side_by_side_with_the_published_values(
     assert "not for this model: released" in table  # 8 steps are too few for its initialisation
     status, text, _ = run(capsys, "profiles", "--model", tiny_model, "--json")
     assert json.loads(text)["fifo"]["method"] == "fifo"
+
+
+# ---- what a dry run says of rows, and to people ----
+
+WORDS = "a red circle moving side to side on a grey ground & a yellow ring"
+
+
+def test_a_dry_run_finds_every_bad_row_and_names_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path
+) -> None:
+    """Over the edges of what is read at once, in the words that the run would quarantine them with."""
+    rows: list[dict[str, object]] = [{"prompt": f"{WORDS}, take {number}"} for number in range(2105)]
+    rows[0] = {"prompt": " "}
+    rows[999] = {"prompt": ["fine", "word " * 600]}
+    rows[1000] = {"prompt": "word " * 600, "id": "long"}
+    rows[1001] = {"prompt": "x", "num_frames": 30}
+    rows[2104] = {"prompt": "half \ud800 a character"}
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run_options = ("generate", file, tmp_path / "out", "--model", tiny_model, "--dry-run")
+    status, out, _ = run(capsys, *run_options, "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert [row["row"] for row in found["bad"]] == [0, 999, 1000, 1001, 2104]
+    assert (found["bad_rows"], found["videos"]) == (5, 2100)
+    assert found["bad"][2]["id"] == "long"
+    plan = make_plan(str(file), str(tmp_path / "out"), override(load_config(None), model=str(tiny_model)))
+    one_by_one = [(row.index, row.error) for row in plan.rows() if isinstance(row, BadRow)]
+    assert [(row["row"], row["error"]) for row in found["bad"]] == one_by_one
+    shown = run(capsys, *run_options)[1]
+    assert "5 rows cannot be made, and will be quarantined:" in shown
+    named = [line for line in shown.splitlines() if line.startswith("  row ")]
+    assert [int(line.split()[1].rstrip(":")) for line in named] == [0, 999, 1000, 1001, 2104]
+    assert "tokens, the model reads 512; shorten it by about" in named[2]
+
+
+def test_a_dry_run_for_people(capsys: pytest.CaptureFixture[str], tmp_path: Path, prompts: Path) -> None:
+    options = ("generate", prompts, tmp_path / "out", "--model", LARGE, "--num-frames", 161, "--dry-run")
+    shown = run(capsys, *options)[1]
+    figures = json.loads(run(capsys, *options, "--json")[1])
+    lines = {line[:8].strip(): line[8:] for line in shown.splitlines() if line[:1].strip()}
+    assert lines["videos"] == "2 of 161 frames, 480x832: 20 s of video"
+    assert lines["calls"].startswith("510 of the network, ")
+    assert figures["estimated_hours"] * 3600 == pytest.approx(4 * 948 * 8.391 / 8, rel=0.01)
+    assert lines["time"] == "1 h 6 min"
+    assert lines["files"].startswith("1.6 MB of MP4")
+    assert lines["GPU"].startswith("a card of 24 GB or more; as it is from 48 GB on")
+    assert (figures["smallest_card_gb"], figures["plain_card_gb"]) == (24, 48)
+    assert "of 1 workers" not in shown
+
+
+def test_a_card_is_explained_in_sentences(capsys: pytest.CaptureFixture[str], tmp_path: Path, prompts: Path) -> None:
+    options = ("generate", prompts, tmp_path / "out", "--model", LARGE, "--dry-run", "--card-gb", 24)
+    shown = run(capsys, *options)[1]
+    memory = json.loads(run(capsys, *options, "--json")[1])["memory"]
+    of = memory["bytes"]
+    assert of["total"] <= of["card"] == round(24 * 0.98 * 2**30)
+    assert f"The network's weights take {of['transformer'] / 1e9:.1f} GB in fp8: half of what they are" in shown
+    assert f"The VAE takes {of['vae'] / 1e9:.1f} GB in bfloat16" in shown
+    assert "in turn with the network's calls, which changes no frame" in shown
+    assert f"The text encoder ({of['text encoder'] / 1e9:.1f} GB) is in the machine's memory, not on the card" in shown
+    assert f"{of['total'] / 1e9:.1f} GB of the card's {of['card'] / 1e9:.1f} GB" in shown
+
+
+def test_each_statement_about_cards_holds(capsys: pytest.CaptureFixture[str], tmp_path: Path, prompts: Path) -> None:
+    """The card named as the smallest holds it, and that before it in the list does not."""
+    options = ("generate", prompts, tmp_path / "out", "--model", LARGE, "--dry-run", "--json")
+    assert run(capsys, *options, "--card-gb", 24)[0] == 0
+    assert run(capsys, *options, "--card-gb", 16)[0] == 2
+    plain = json.loads(run(capsys, *options, "--card-gb", 48)[1])["memory"]
+    assert plain["reason"].startswith("everything fits as it is")
+    almost = json.loads(run(capsys, *options, "--card-gb", 40)[1])["memory"]
+    assert not almost["reason"].startswith("everything fits as it is")
+
+
+# ---- exit statuses ----
+
+
+@pytest.mark.parametrize(
+    ("num_failed", "failed_rows_ok", "expected"), [(0, False, 0), (0, True, 0), (2, False, 3), (2, True, 0)]
+)
+def test_the_exit_status_of_a_run(num_failed: int, failed_rows_ok: bool, expected: int) -> None:
+    assert status_of_run(num_failed, failed_rows_ok) == expected
+
+
+@pytest.mark.parametrize("command", ["generate", "retry-failed"])
+def test_the_option_reaches_the_run(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def made(*_: object, failed_rows_ok: bool, **__: object) -> dict[str, object]:
+        seen.append(failed_rows_ok)
+        return {"exit_status": status_of_run(1, failed_rows_ok), "ok": 1, "videos": 2, "failed": 1, "already_done": 0,
+                "seconds": 1.0, "out": "out", "manifest": [], "report": None, "failures": []}  # fmt: skip
+
+    monkeypatch.setattr(make, "generate", made)
+    monkeypatch.setattr(retry, "retry_failed", made)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\n")
+    arguments = [command, *([str(prompts)] if command == "generate" else []), str(tmp_path / "out")]
+    assert main(arguments) == 3
+    assert main([*arguments, "--failed-rows-ok"]) == 0
+    assert seen == [False, True]
+
+
+def test_the_end_of_a_run_names_the_first_failures(capsys: pytest.CaptureFixture[str]) -> None:
+    failures = [{"row": 3, "id": "3", "reason": "blank"}, {"row": 9, "id": "cat", "reason": "NaN\x1b[2J"}]
+    summary = {"ok": 10, "videos": 17, "failed": 7, "already_done": 2, "seconds": 65.0, "out": "out/", "manifest": [],
+               "report": None, "failures": failures}  # fmt: skip
+    show_summary(summary)
+    assert capsys.readouterr().out.splitlines()[:5] == [
+        "10 of 17 videos made, 7 quarantined, 2 of them before, in 65 s",
+        "  row 3: blank",
+        "  row 9 (cat): NaN\\x1b[2J",
+        "  and 5 more",
+        "  what to do about them: miga failures out/",
+    ]

@@ -7,9 +7,13 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from hypothesis import given
+from hypothesis import strategies as st
 
 from miga.backbones.pretrained import PretrainedBackbone
 from miga.backbones.registry import load_backbone, load_spec
+from miga.backbones.text import _cleaned
 from miga.errors import BadRowError
 
 MOST_TOKENS = {"wan": 512, "videocrafter2": 77}
@@ -68,6 +72,37 @@ def test_blank_prompt(backbone: PretrainedBackbone, blank: str) -> None:
 def test_the_longest_prompt(backbone: PretrainedBackbone, family: str) -> None:
     backbone.check_prompt(WORDS_OF_LONGEST[family])
     assert len(backbone.encode_prompts([WORDS_OF_LONGEST[family]])[0]) == MOST_TOKENS[family]
+
+
+def test_many_prompts_are_judged_as_each_by_itself(backbone: PretrainedBackbone, family: str) -> None:
+    longest = WORDS_OF_LONGEST[family]
+    words = longest.split()
+    prompts = [
+        longest, " ".join([*words, words[0]]), "",
+        " \n\t", "&nbsp;", "&amp; so", "l\u2019\u00e9t\u00e9", "\u2800", "A cat",
+        "schÃ¶n", words[0] * 200, "\U0001f408 " * 150, "x" * 40,
+    ]  # fmt: skip
+
+    def alone(prompt: str) -> str | None:
+        try:
+            backbone.check_prompt(prompt)
+        except BadRowError as error:
+            return str(error)
+        return None
+
+    (embedding,) = backbone.encode_prompts(["A cat"])
+    together = [error and str(error) for error in backbone.check_prompts(prompts)]
+    assert together == [alone(prompt) for prompt in prompts]
+    assert None in together
+    assert any(error and "blank" in error for error in together)
+    assert any(error and "tokens" in error for error in together)
+    assert backbone.check_prompts([]) == []
+    assert torch.equal(backbone.encode_prompts(["A cat"])[0], embedding), "the tokenizer is as it was"
+
+
+@given(st.text(max_size=40) | st.text("ab &;<>'\"\\-#", max_size=40))
+def test_cleaning_is_as_in_diffusers(text: str) -> None:
+    assert _cleaned(text) == prompt_clean(text)
 
 
 def test_prompt_that_is_too_long(folder: Path, backbone: PretrainedBackbone, family: str) -> None:
