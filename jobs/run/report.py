@@ -8,7 +8,7 @@ from typing import Any
 from miga.errors import UsageError
 from pipeline.records.manifest import Manifest
 from pipeline.records.run_folder import read_run
-from pipeline.report import write_report
+from pipeline.report.page import write_report
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 
