@@ -503,8 +503,10 @@ def contact_strip(path: str | Path, num_frames: int, height: int = 120) -> bytes
     )
     filters = f"select={chosen},{doubled}scale=-2:'min(ih,{height})',tile={STRIP_TILES}x1"
     done = _run_ffmpeg(
-        ["-v", "error", *_AS_MP4, "-threads", "1", "-i", str(path), "-an", "-vf", filters, "-fps_mode", "passthrough"]
-        + ["-frames:v", "1", "-q:v", "4", "-f", "mjpeg", "-"]
+        [
+            *("-v", "error", *_AS_MP4, "-threads", "1", "-i", str(path), "-an", "-vf", filters),
+            *("-fps_mode", "passthrough", "-frames:v", "1", "-q:v", "4", "-f", "mjpeg", "-"),
+        ]
     )
     if done.returncode or not done.stdout:
         raise WorkerError(f"{Path(path).name} holds no frames: {done.stderr.decode(errors='replace')[-300:]}")

@@ -155,9 +155,7 @@ def _render(
         "scale": held.scale,
         "tiles": STRIP_TILES,
         "strips": _put_strips(by_position, folder, put),
-        "pieces": None
-        if held.is_whole
-        else {"folder": folder, "rows": ROWS_A_PIECE, "words": ROWS_OF_WORDS},
+        "pieces": None if held.is_whole else {"folder": folder, "rows": ROWS_A_PIECE, "words": ROWS_OF_WORDS},
     }
     data = Markup(f'{{"cards":[{",".join(held.texts.values())}],{script_json(about)[1:]}')
     environment = Environment(loader=PackageLoader("pipeline"), autoescape=True, undefined=StrictUndefined)

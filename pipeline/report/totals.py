@@ -144,9 +144,7 @@ def _cost_tiles(t: Totals) -> list[Tile]:
     share = f"{t.denoise_s / t.work_s:.0%} of it denoising" if t.work_s else ""
     calls = f"{t.network_calls:,}"
     return [
-        Tile(
-            "Network calls", "Windows; a guided call counts once", calls, "", f"{t.network_calls / num:,.0f} a video"
-        ),
+        Tile("Network calls", "Windows; a guided call counts once", calls, "", f"{t.network_calls / num:,.0f} a video"),
         Tile("Denoising", "Summed over all workers", _significant(t.denoise_s / 3600), unit, per_call),
         Tile("A video takes", "Mean over all stages, without waiting", *_duration(t.work_s / num), share),
         Tile("Size", "MP4 files", *_bytes(t.bytes), " ".join(_bytes(t.bytes / num)) + " a video"),
