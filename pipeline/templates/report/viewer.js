@@ -10,7 +10,10 @@ const players = () => viewed.filter(({ video }) => video);
 const isRunning = () => players().some(({ video }) => !video.paused);
 // the middle of a frame is shown as that frame, whatever the player rounds
 const goTo = (frame) => {
-  for (const { card, video } of players()) video.currentTime = (Math.min(Math.max(frame, 0), lastFrame(card)) + 0.5) / fpsOf(card);
+  for (const { card, video } of players()) {
+    const time = (Math.min(Math.max(frame, 0), lastFrame(card)) + 0.5) / fpsOf(card);
+    if (Math.abs(video.currentTime - time) > 1e-4) video.currentTime = time; // a seek to where it is ends a video that is at its end
+  }
 };
 const stepBy = (by) => {
   if (!players().length) return;
@@ -18,7 +21,10 @@ const stepBy = (by) => {
   goTo(frameOf(players()[0]) + by);
 };
 const run = (on) => {
-  for (const { video } of players()) if (on) { video.playbackRate = Number(byId("speed").value); video.play().catch(() => {}); } else video.pause();
+  for (const { video } of players()) {
+    video.loop = on;
+    if (on) { video.playbackRate = Number(byId("speed").value); video.play().catch(() => {}); } else video.pause();
+  }
   if (!on && players().length > 1) goTo(frameOf(players()[0]));
 };
 const showFrame = () => {
