@@ -103,7 +103,12 @@ def _whole(values: Iterable[Any]) -> list[Any]:
     return kept if all(type(value) is int and 0 <= value < 2**31 for value in kept) else [plain(v) for v in kept]
 
 
-def _rounded(scores: Iterable[Any]) -> list[float | None]:
+def _rounded(scores: list[Any]) -> list[float | None]:
+    try:
+        if math.isfinite(sum(scores)):  # all of them are
+            return [round(score, 5) for score in scores]
+    except TypeError:  # one is null
+        pass
     return [round(float(score), 5) if score is not None and math.isfinite(score) else None for score in scores]
 
 
