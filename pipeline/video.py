@@ -496,11 +496,10 @@ def contact_strip(path: str | Path, num_frames: int, height: int = 120) -> bytes
     """
     wanted = [round(index * (num_frames - 1) / (STRIP_TILES - 1)) for index in range(STRIP_TILES)]
     chosen = "+".join(f"eq(n\\,{frame})" for frame in sorted(set(wanted)))
-    doubled = "".join(
-        f"loop=loop={wanted.count(frame) - 1}:size=1:start={wanted.index(frame)},"
-        for frame in sorted(set(wanted))
-        if wanted.count(frame) > 1
-    )
+    doubled = ""
+    for frame in sorted(set(wanted)) if len(set(wanted)) < STRIP_TILES else ():
+        # `start` counts the frames that have come, the one that is doubled included
+        doubled += f"loop=loop={wanted.count(frame) - 1}:size=1:start={wanted.index(frame) + 1},"
     filters = f"select={chosen},{doubled}scale=-2:'min(ih,{height})',tile={STRIP_TILES}x1"
     done = _run_ffmpeg(
         [

@@ -16,10 +16,10 @@ from pipeline import video
 from pipeline.config import VideoConfig, settings_of_codec
 from pipeline.video import (
     STRIP_TILES,
-    contact_strip,
     Frames,
     VideoWriter,
     check_codec,
+    contact_strip,
     count_frames,
     poster_frame,
     poster_jpeg,
