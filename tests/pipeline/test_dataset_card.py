@@ -144,3 +144,30 @@ def test_the_code_of_a_card_runs(
 def test_what_is_no_licence(licence: str) -> None:
     with pytest.raises(UsageError, match="no identifier"):
         checked_licence(licence)
+
+
+def test_the_recipe_for_fiftyone_reads_an_export(run: MadeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in that takes what the recipe gives it: FiftyOne brings a database along."""
+    export(run.storage, LocalStorage(tmp_path / "dataset"), ExportOptions(format="parquet"))
+    samples: list[dict[str, Any]] = []
+
+    class Dataset:
+        def __init__(self, name: str, overwrite: bool) -> None:
+            pass
+
+        def add_samples(self, given: list[dict[str, Any]]) -> None:
+            samples.extend(given)
+
+        def compute_metadata(self) -> None:
+            pass
+
+    fiftyone = types.ModuleType("fiftyone")
+    fiftyone.__dict__.update(Dataset=Dataset, Sample=dict, launch_app=lambda dataset: None)
+    monkeypatch.setitem(sys.modules, "fiftyone", fiftyone)
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    (code,) = re.findall(r"^```python\n(import fiftyone\n.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    exec(compile(code, "docs/results.md", "exec"), {})
+    assert [sample["prompt"] for sample in samples] == [f"a cat \U0001f408 number {n}" for n in (1, 2, 3, 5, 6, 7)]
+    assert all(Path(sample["filepath"]).is_file() for sample in samples)
+    assert samples[0]["consistency"] == pytest.approx(0.6 + 0.01)
