@@ -54,8 +54,8 @@ def make_report(
             f"{storage.root} is in object storage, where a page cannot be opened",
             "say where the page goes: --to FOLDER; or look at the run with `miga serve OUT`",
         )
-    if folder is not None and "://" in folder:
-        raise UsageError(f"--to {folder} is no folder of this machine", "name one; it may then be copied anywhere")
+    if folder is not None and ("://" in folder or not folder.strip()):
+        raise UsageError(f"--to {folder!r} is no folder of this machine", "name one; it may then be copied anywhere")
     if valid_s is not None and is_local:
         raise UsageError(
             f"--presign is for runs in object storage, and {storage.root} is a folder", "leave --presign out"

@@ -67,6 +67,7 @@ def test_wrong_arguments_are_said(capsys: pytest.CaptureFixture[str], made: Made
         (("report", made.storage.root, "--strips", -1), "--strips"),
         (("report", made.storage.root, "--to", "s3://bucket/page"), "no folder of this machine"),
         (("report", made.storage.root, "--to", made.prompts), "is a file"),
+        (("report", made.storage.root, "--to", ""), "no folder of this machine"),
     ):
         status, _, err = run(capsys, *arguments)
         assert (status, message in err, "hint:" in err) == (2, True, True), err

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.run.report import make_report
+from pipeline.report.page import write_report
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
 from pipeline.upkeep.serve import HOST, PortTakenError, RunServer, open_server
@@ -74,6 +75,24 @@ def test_the_page_and_its_videos(run: MadeRun, server: RunServer) -> None:
     status, headers, body = ask(server, f"/{run.video(1)}")
     assert (status, headers["Content-Type"], headers["Accept-Ranges"]) == (200, "video/mp4", "bytes")
     assert body == video_bytes(1)
+
+
+def test_what_a_page_of_many_rows_loads(local_run: MadeRun, tmp_path: Path) -> None:
+    rows = [{"row": row, "status": "ok", "uri": local_run.storage.uri(local_run.video(0))} for row in range(2001)]
+    write_report(rows, {}, tmp_path / "many", strips=lambda cards: {0: b"x" * 2_000_000})
+    server = RunServer(local_run.storage, tmp_path / "many")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    files = sorted((tmp_path / "many").glob("report-files-*/*"))
+    assert {path.name for path in files} >= {"index.js", "rows-00008.js", "words-00000.js", "strip-0000000.jpg"}
+    for path in files:
+        status, headers, body = ask(server, f"/{path.parent.name}/{path.name}")
+        assert (status, body) == (200, path.read_bytes())
+        kind = "image/jpeg" if path.suffix == ".jpg" else "text/javascript; charset=utf-8"
+        assert headers["Content-Type"] == kind
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 @pytest.mark.parametrize(
