@@ -11,12 +11,13 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, NotRequired, TypeAlias, get_type_hints
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
 
 from miga.outside_data import OutsideDataError, decode, parse_json_object, validated
 
@@ -205,14 +206,21 @@ class ManifestRow:
         try:
             if isinstance(created_at := plain.get("created_at"), str):
                 plain["created_at"] = datetime.fromisoformat(created_at)
-            return _row_adapter().validate_python(plain)
+            return cls(**_row_adapter().validate_python(plain))
         except ValueError:  # seldom: in words, then
             return validated(cls, {name: _jsonable(value) for name, value in values.items()})
 
 
 @cache
-def _row_adapter() -> TypeAdapter[ManifestRow]:
-    return TypeAdapter(ManifestRow)
+def _row_adapter() -> TypeAdapter[Any]:
+    """The columns as a dictionary: in strict mode, no other is taken for a dataclass than the dataclass itself."""
+    hints = get_type_hints(ManifestRow, include_extras=True)
+    columns = {
+        column.name: hints[column.name] if column.default is MISSING else NotRequired[hints[column.name]]
+        for column in fields(ManifestRow)
+    }
+    row_type = TypedDict("_Row", columns)  # type: ignore[misc]  # mypy knows literal ones alone
+    return TypeAdapter(with_config(ManifestRow.__pydantic_config__)(row_type))
 
 
 def _jsonable(value: Any) -> Any:

@@ -234,3 +234,36 @@ def poster_jpeg(path: str | Path, width: int | None = None) -> bytes:
     if done.returncode or not done.stdout:
         raise WorkerError(f"{Path(path).name} holds no frames: {done.stderr.decode(errors='replace')[-300:]}")
     return done.stdout
+
+
+STRIP_TILES: Final = 6
+"""Frames of a contact strip."""
+
+
+def contact_strip(path: str | Path, num_frames: int, height: int = 120) -> bytes:
+    """Frames of a file side by side as one JPEG: the first, the last, and others evenly between them.
+
+    Args:
+        path: of the file.
+        num_frames: that it holds; with fewer than `STRIP_TILES`, some of them stand there twice.
+        height: of the strip, in pixels; smaller frames are not enlarged.
+
+    Raises:
+        WorkerError: if it has no frames.
+    """
+    wanted = [round(index * (num_frames - 1) / (STRIP_TILES - 1)) for index in range(STRIP_TILES)]
+    chosen = "+".join(f"eq(n\\,{frame})" for frame in sorted(set(wanted)))
+    doubled = ""
+    for frame in sorted(set(wanted)) if len(set(wanted)) < STRIP_TILES else ():
+        # `start` counts the frames that have come, the one that is doubled included
+        doubled += f"loop=loop={wanted.count(frame) - 1}:size=1:start={wanted.index(frame) + 1},"
+    filters = f"select={chosen},{doubled}scale=-2:'min(ih,{height})',tile={STRIP_TILES}x1"
+    done = run_ffmpeg(
+        [
+            *("-v", "error", *AS_MP4, "-threads", "1", "-i", str(path), "-an", "-vf", filters),
+            *("-fps_mode", "passthrough", "-frames:v", "1", "-q:v", "4", "-f", "mjpeg", "-"),
+        ]
+    )
+    if done.returncode or not done.stdout:
+        raise WorkerError(f"{Path(path).name} holds no frames: {done.stderr.decode(errors='replace')[-300:]}")
+    return done.stdout

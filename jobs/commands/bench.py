@@ -74,6 +74,9 @@ def add(commands: Any) -> None:
         "--set", dest="settings", metavar="KEY=VALUE", action="append", default=[], help="as for generate"
     )
 
+    report = _add(benches, "report", _report, "the page of a run of many rows: writing it, its size, its first card")
+    report.add_argument("--rows", type=int, nargs="+", default=[1000, 20_000, 100_000], help="of each run")
+
     cluster = _add(benches, "cluster", _cluster, "simulated GPUs: how busy they are kept, what the coordinator takes")
     cluster.add_argument(
         "--parts", nargs="+", choices=CLUSTER_PARTS, default=CLUSTER_PARTS, help="tables to make (default: all)"
@@ -186,6 +189,12 @@ def _demo(options: argparse.Namespace) -> Tables:
     from jobs.benches.demo import bench_demo
 
     return bench_demo(options.prompts_file, options.config, options.settings)
+
+
+def _report(options: argparse.Namespace) -> Tables:
+    from jobs.benches.report_page import bench_report
+
+    return bench_report(options.rows)
 
 
 def _cluster(options: argparse.Namespace) -> Tables:

@@ -109,6 +109,8 @@ def show_summary(summary: dict[str, Any]) -> None:
         show(f"manifest: {uri}")
     if summary["report"]:
         show(f"page:     {summary['report']}")
+    else:
+        show(f"look at it in a browser: miga serve {summary['out']}")
 
 
 def show_values(values: dict[str, Any], as_json: bool) -> None:

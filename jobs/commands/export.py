@@ -25,18 +25,34 @@ def add(commands: Any) -> None:
     )
     export.add_argument("--status", choices=("ok", "failed", "all"), default="ok", help="of the rows (default: ok)")
     export.add_argument("--min-consistency", type=float, metavar="SCORE", help="least mean score of a video")
+    export.add_argument(
+        "--license", default="unknown", metavar="NAME", help="of the data set, for its card, such as apache-2.0"
+    )
+    export.add_argument(
+        "--push-to-hub", metavar="USER/NAME", help="then put DEST on the Hugging Face hub, as a data set of that name"
+    )
+    export.add_argument("--public", action="store_true", help="a data set that is made there is for all to see")
     export.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def _run(options: argparse.Namespace) -> int:
+    from miga.errors import UsageError
+    from pipeline.upkeep.dataset_card import checked_licence
     from pipeline.upkeep.export import ExportOptions, export
+    from pipeline.upkeep.push_to_hub import check_push, push_to_hub
 
     chosen = ExportOptions(
         format=options.format, videos=options.videos, status=options.status, min_consistency=options.min_consistency
     )
-    summary = export(
-        open_storage(options.out), open_storage(options.dest), chosen, say_unless(options.quiet or options.json)
-    )
+    dest, progress = open_storage(options.dest), say_unless(options.quiet or options.json)
+    if options.push_to_hub is not None:
+        check_push(options.push_to_hub, dest, chosen)
+    elif options.public:
+        raise UsageError("--public is about the hub", "name a data set there: --push-to-hub USER/NAME")
+    licence = checked_licence(options.license)
+    summary = export(open_storage(options.out), dest, chosen, progress, licence=licence)
+    if options.push_to_hub is not None:
+        summary["hub"] = push_to_hub(dest, options.push_to_hub, is_public=options.public, say=progress)
     if options.json:
         show_json(summary)
         return 0
@@ -46,4 +62,6 @@ def _run(options: argparse.Namespace) -> int:
         show("left out: " + ", ".join(f"{count} {why}" for why, count in left.items()))
     for file in summary["files"]:
         show(file)
+    if "hub" in summary:
+        show(summary["hub"])
     return 0

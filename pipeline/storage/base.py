@@ -98,6 +98,27 @@ class Storage(Protocol):
         """
         ...
 
+    def read_range(self, path: str, start: int, num_bytes: int) -> bytes:
+        """Part of a file's content; less of it where the file ends sooner.
+
+        Args:
+            path: of the file.
+            start: of the first byte; it is less than the file's size.
+            num_bytes: at most.
+
+        Raises:
+            FileNotFoundError: if there is none.
+        """
+        ...
+
+    def signed_address(self, path: str, valid_s: int) -> str:
+        """An https address by which whoever has it can read a file for so many seconds; nobody is asked for it.
+
+        Raises:
+            OutputError: if there is no such address: for a local folder, or without credentials.
+        """
+        ...
+
     def get_file(self, path: str, local: str | Path) -> None:
         """Copies a file to a local one, whole or not at all.
 

@@ -102,6 +102,17 @@ class LocalStorage:
             check_size(str(place), os.fstat(file.fileno()).st_size, max_bytes)
             return file.read()
 
+    def read_range(self, path: str, start: int, num_bytes: int) -> bytes:
+        """See `Storage`."""
+        place = self._at(path)
+        with _local_faults(place), open_regular(place) as file:
+            file.seek(start)
+            return file.read(num_bytes)
+
+    def signed_address(self, path: str, valid_s: int) -> str:
+        """See `Storage`; a folder has none."""
+        raise OutputError(f"{self._root} is a folder, and only files in object storage have signed addresses", "")
+
     def get_file(self, path: str, local: str | Path) -> None:
         """See `Storage`."""
         place = self._at(path)

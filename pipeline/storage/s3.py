@@ -163,6 +163,33 @@ class S3Storage:
 
         return self.ask(path, read)
 
+    def read_range(self, path: str, start: int, num_bytes: int) -> bytes:
+        """See `Storage`."""
+        at = self._at(path)
+
+        async def read(client: Any, progress: Progress) -> bytes:
+            answer = await client.get_object(**at, Range=f"bytes={start}-{start + num_bytes - 1}")
+            async with answer["Body"] as body:
+                data = bytearray()
+                async for chunk in body.iter_chunks(_CHUNK):
+                    progress.moved(len(chunk))
+                    data += chunk
+            if len(data) != int(answer["ContentLength"]):
+                raise _BrokenAnswerError(f"{len(data)} bytes came of {answer['ContentLength']}")
+            return bytes(data[:num_bytes])
+
+        return self._ask(path, read)
+
+    def signed_address(self, path: str, valid_s: int) -> str:
+        """See `Storage`."""
+        about = {**self._at(path), **({"ResponseContentType": "video/mp4"} if path.endswith(".mp4") else {})}
+
+        async def sign(client: Any, _: Progress) -> str:
+            address: str = await client.generate_presigned_url("get_object", Params=about, ExpiresIn=valid_s)
+            return address
+
+        return self._ask(path, sign)
+
     def get_file(self, path: str, local: str | Path) -> None:
         """See `Storage`."""
 

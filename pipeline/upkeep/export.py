@@ -2,8 +2,11 @@
 
     parquet       DEST/dataset.parquet   the manifest's columns in one file, and `file_name`; videos in DEST/videos/
     csv           DEST/dataset.csv       the same; lists are JSON; no text is a formula
-    hf            DEST/train/metadata.parquet, videos beside it, DEST/README.md: Hugging Face's "videofolder"
+    hf            DEST/train/metadata.parquet, videos beside it: Hugging Face's "videofolder"
     webdataset    DEST/shard-00000.tar   of each video NNNNNNNN.mp4, .txt (its prompts) and .json (its row)
+
+DEST/README.md is the data set's card (`dataset_card.py`). Addresses in an export lead from it: `uri` is the video seen
+from DEST, `file_name` seen from the table, `latents_uri` the path of kept latents in OUT.
 
 The same rows give the same bytes. It may be stopped and started again: a file that is there is whole, and is not made
 again; what belongs to the table is written last. Nothing in OUT is changed.
@@ -21,9 +24,9 @@ import re
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -34,10 +37,11 @@ from miga.errors import OutputError, UsageError
 from miga.outside_data import OutsideDataError, parse_json_object
 from pipeline.records.manifest import SCHEMA, Manifest, arrow_values
 from pipeline.records.references import video_name
-from pipeline.records.run_folder import RunRecord, read_run
+from pipeline.records.run_folder import RunRecord, path_in_out, read_run
 from pipeline.rows import ManifestRow, canonical_json, content_hash
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
+from pipeline.upkeep.dataset_card import UNKNOWN_LICENCE, Figures, checked_licence, dataset_card
 
 Format = Literal["parquet", "csv", "hf", "webdataset"]
 Videos = Literal["copy", "link", "reference"]
@@ -45,8 +49,10 @@ Chosen = Literal["ok", "failed", "all"]
 
 EXPORT_FILE: Final = "export.json"
 """What DEST is an export of; written first."""
+CARD_FILE: Final = "README.md"
+"""Written last."""
 
-_LEFT_OUT: Final = ("uri", "shard")  # `file_name` stands for both
+_LEFT_OUT: Final = ("shard",)  # the name of the video says it
 _TEXT: Final = "prompts joined by line breaks"
 _FORMULA: Final = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 """With the signs' wide forms, which spreadsheets of East Asia take, too."""
@@ -61,7 +67,8 @@ class ExportOptions:
     Attributes:
         format: see this file's first lines.
         videos: copy them, link them (hard links: same disk, no space), or leave them where they are and refer to them
-            by their full address (parquet and csv only). A WebDataset holds copies.
+            (parquet and csv only): relative to DEST between folders of this machine, by their full address
+            otherwise. A WebDataset holds copies.
         status: which rows; only those that are ok have a video.
         min_consistency: the least mean of a row's `final_consistency` (of `consistency` where there is none); rows
             without any score then stay out.
@@ -86,9 +93,21 @@ class ExportOptions:
 
 
 def export(
-    storage: Storage, dest: Storage, options: ExportOptions, say: Callable[[str], None] = lambda text: None
+    storage: Storage,
+    dest: Storage,
+    options: ExportOptions,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    licence: str = UNKNOWN_LICENCE,
 ) -> dict[str, Any]:
     """Exports the settled rows of the run in `storage` to `dest`, a shard in memory at a time.
+
+    Args:
+        storage: of the run.
+        dest: where to.
+        options: what, and how.
+        say: is told of progress.
+        licence: of the data set, as its card states it.
 
     Returns:
         The summary: rows and bytes exported, rows left out by reason, and the files to begin with.
@@ -100,7 +119,7 @@ def export(
     record = read_run(storage)
     _check_places(storage, dest, options)
     _open_dest(dest, record, options)
-    maker = _Export(storage, dest, options, record)
+    maker = _Export(storage, dest, options, record, checked_licence(licence))
     manifest = Manifest(storage, record.settings.run.prompts_per_shard)
     for shard in manifest.shards():
         rows = [row for row in manifest.read_shard(shard) if maker.chooses(row)]
@@ -157,8 +176,12 @@ def _open_dest(dest: Storage, record: RunRecord, options: ExportOptions) -> None
 class _Export:
     """An export being made."""
 
-    def __init__(self, storage: Storage, dest: Storage, options: ExportOptions, record: RunRecord) -> None:
+    def __init__(
+        self, storage: Storage, dest: Storage, options: ExportOptions, record: RunRecord, licence: str
+    ) -> None:
         self.counts: Counter[str] = Counter()
+        self._figures = Figures.none()
+        self._licence = licence
         self._storage = storage
         self._dest = dest
         self._options = options
@@ -188,22 +211,33 @@ class _Export:
         self.counts["rows"] += len(rows)
         self.counts["bytes"] += sum(row.bytes or 0 for row in rows)
         if self._table is None:
+            for row in rows:
+                self._figures.add(row, f"{_tar_name(shard)}, {row.row:08d}.mp4")
             self._tars.append(self._tar(shard, rows))
             return
         where = "train" if self._options.format == "hf" else "videos"
         there = {file.path: file.bytes for file in self._dest.files(f"{where}/{shard:05d}")}
-        names: list[str | None] = []
+        uris: list[str | None] = []
         for row in rows:
             name = self._source(row).removeprefix("video/") if row.status == "ok" else ""
             if row.status != "ok":
-                names.append(None)
+                uris.append(None)
             elif self._options.videos == "reference":
-                names.append(self._storage.uri(f"video/{name}"))
+                uris.append(self._referred(f"video/{name}"))
             else:
                 if there.get(f"{where}/{name}") != row.bytes:
                     self._put_video(row, f"{where}/{name}")
-                names.append(name if where == "train" else f"{where}/{name}")
-        self._table.add(rows, names)
+                uris.append(f"{where}/{name}")
+            self._figures.add(row, uris[-1])
+        placed = [_placed(row, uri) for row, uri in zip(rows, uris, strict=True)]
+        self._table.add(placed, [uri and uri.removeprefix("train/") for uri in uris])
+
+    def _referred(self, path: str) -> str:
+        """The address of a video that stays where it is: relative, where DEST and OUT can be moved together."""
+        address = self._storage.uri(path)
+        if isinstance(self._storage, LocalStorage) and isinstance(self._dest, LocalStorage):
+            return Path(os.path.relpath(address, self._dest.root)).as_posix()
+        return address
 
     def finish(self) -> list[str]:
         """Writes what is written last; returns the files to begin with."""
@@ -211,15 +245,17 @@ class _Export:
             if self._table is None:
                 about = {"shards": self._tars, "rows": self.counts["rows"]}
                 self._dest.write_bytes("index.json", json.dumps(about, indent=2, sort_keys=True).encode() + b"\n")
-                return [tar["name"] for tar in self._tars]
+                return [*(tar["name"] for tar in self._tars), self._put_card()]
             name = {"hf": "train/metadata.parquet", "csv": "dataset.csv"}.get(self._options.format, "dataset.parquet")
             self._dest.put_file(self._table.close(), name)
-            if self._options.format != "hf":
-                return [name]
-            self._dest.write_bytes("README.md", _card(self._record, self.counts["rows"]).encode())
-            return [name, "README.md"]
+            return [name, self._put_card()]
         finally:
             self._folder.cleanup()
+
+    def _put_card(self) -> str:
+        text = dataset_card(self._options.format, self._record, self._figures, self._licence)
+        self._dest.write_bytes(CARD_FILE, text.encode())
+        return CARD_FILE
 
     # ---- videos ----
 
@@ -274,7 +310,7 @@ class _Export:
 
     def _tar(self, shard: int, rows: Sequence[ManifestRow]) -> dict[str, Any]:
         """Puts the shard's tar file, if it is not there yet with these rows; what is said of it in the index."""
-        name, index = f"shard-{shard:05d}.tar", f"index/shard-{shard:05d}.json"
+        name, index = _tar_name(shard), f"index/shard-{shard:05d}.json"
         of_rows = hashlib.sha256("\n".join(row.to_json() for row in rows).encode()).hexdigest()
         if (known := self._known_tar(name, index)) and known["rows_sha256"] == of_rows:
             return known
@@ -284,6 +320,7 @@ class _Export:
                 with self._video(row) as local:
                     _add(tar, f"{row.row:08d}.mp4", local.read_bytes())
                 _add(tar, f"{row.row:08d}.txt", "\n".join(row.prompts).encode())
+                row = _placed(row, f"{row.row:08d}.mp4")
                 _add(tar, f"{row.row:08d}.json", json.dumps(_plain(row), ensure_ascii=False).encode())
         with open(made, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -376,25 +413,16 @@ def _plain(row: ManifestRow) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in _LEFT_OUT}
 
 
+def _tar_name(shard: int) -> str:
+    return f"shard-{shard:05d}.tar"
+
+
+def _placed(row: ManifestRow, uri: str | None) -> ManifestRow:
+    """The row, with addresses that lead from the export: the machine that made it is none of its reader's business."""
+    return replace(row, uri=uri, latents_uri=row.latents_uri and path_in_out(row.latents_uri))
+
+
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     about = tarfile.TarInfo(name)  # of no user, and of 1970
     about.size = len(data)
     tar.addfile(about, io.BytesIO(data))
-
-
-def _card(record: RunRecord, num_rows: int) -> str:
-    lines: Iterable[str] = (
-        "---",
-        "task_categories: [text-to-video]",
-        "configs:",
-        "- config_name: default",
-        "  data_dir: train",
-        "---",
-        "# Videos made by MIGA on Ray",
-        "",
-        f"{num_rows} videos of {record.model} ({record.model_revision}), profile `{record.profile}`. `text` is the",
-        f"{_TEXT}; the other columns say of themselves what they are, in `train/metadata.parquet`.",
-        "",
-        '    datasets.load_dataset("videofolder", data_dir="train")',
-    )
-    return "\n".join(lines) + "\n"

@@ -433,3 +433,17 @@ def test_quality_makes_videos_once_and_reads_them_back(
     }
     assert {row["fifo"].rpartition("] ")[2] for row in differences} == {"not worse"}
     assert main([*arguments, "--profiles", "fifo", "--read-only", "--dtype", "bfloat16"]) == 2
+
+
+def test_the_bench_of_the_page_writes_one_of_so_many_rows(tmp_path: Path) -> None:
+    from jobs.benches.report_page import make_rows
+    from pipeline.records.manifest import Manifest
+    from pipeline.storage.local import LocalStorage
+
+    storage = LocalStorage(tmp_path / "out")
+    make_rows(storage, 1203)
+    rows = list(Manifest(storage, 1000).read_rows())
+    assert [row.row for row in rows] == list(range(1203))
+    assert {row.status for row in rows} == {"ok", "failed"}
+    assert len({row.key for row in rows}) == 1203
+    assert len(rows[0].prompts[0].split()) == 60

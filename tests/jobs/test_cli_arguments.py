@@ -14,7 +14,7 @@ GENERATE = ("generate", "p.txt", "OUT", "--model", MODEL, "--dry-run")
 ABLATE = ("ablate", "p.txt", "OUT", "--model", MODEL, "--dry-run")
 PATHS = ("", BAD, "\0", "x" * 5000, "/dev/null", "a::b", "hf://a/b", "foo://x", "s3://", "s3:///x", "~nouser/x")
 RUNS = (
-    ("status",), ("verify",), ("repair",), ("gc",), ("report",), ("export", "D"), ("retry-failed",),
+    ("status",), ("verify",), ("repair",), ("gc",), ("report",), ("serve",), ("export", "D"), ("retry-failed",),
     ("extend", "abcd", "--num-frames", "161"),
 )  # fmt: skip
 

@@ -152,7 +152,7 @@ def test_an_out_that_was_moved_is_said(capsys: pytest.CaptureFixture[str], made:
     assert (status, "miga repair" in out, out.splitlines()[-1]) == (0, True, "sound")
     assert run(capsys, "export", moved, tmp_path / "dest", "--videos", "reference", "--quiet")[0] == 0
     names = pq.read_table(tmp_path / "dest" / "dataset.parquet")["file_name"].to_pylist()
-    assert all(Path(name).is_file() for name in names)
+    assert all((tmp_path / "dest" / name).is_file() for name in names)
     assert run(capsys, "repair", moved, "--yes")[0] == 0
     uris = pq.read_table(moved / "manifest")["uri"].to_pylist()
     assert all(Path(uri).is_file() for uri in uris if uri)

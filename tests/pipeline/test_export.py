@@ -70,7 +70,7 @@ def test_a_table_and_its_videos(run: MadeRun, dest: LocalStorage, format: Format
         assert row["final_consistency"] == [0.5 + index / 100, 0.7 + index / 100]
         assert int(row["seed"]) == index
         assert row["id"] == f"id-{index}"
-        assert "uri" not in row
+        assert row["uri"] == (f"train/{row['file_name']}" if format == "hf" else row["file_name"])
         if format == "hf":
             assert row["text"] == row["prompts"][0]
     linked = Path(run.storage.uri(run.video(0))).stat().st_nlink
@@ -81,8 +81,8 @@ def test_a_table_and_its_videos(run: MadeRun, dest: LocalStorage, format: Format
 
 def test_videos_may_stay_where_they_are(run: MadeRun, dest: LocalStorage) -> None:
     export(run.storage, dest, ExportOptions(format="parquet", videos="reference"))
-    assert set(dest.children()) == {"dataset.parquet", "export.json"}
-    assert [row["file_name"] for row in table_of(dest, "parquet")][:1] == [run.storage.uri(run.video(0))]
+    assert set(dest.children()) == {"README.md", "dataset.parquet", "export.json"}
+    assert [row["file_name"] for row in table_of(dest, "parquet")][:1] == [f"../out/{run.video(0)}"]
 
 
 def test_webdataset(run: MadeRun, dest: LocalStorage) -> None:

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 from miga.errors import OutputError
-from pipeline.report import embedded_json, link_to, prompt_spans, render_report, totals, visible, write_report
+from pipeline.report.cards import prompt_spans
+from pipeline.report.links import link_to
+from pipeline.report.page import render_report, write_report
+from pipeline.report.totals import totals
+from pipeline.report.values import embedded_json, visible
 
 RUN = {
     "model": "sprites",
@@ -136,8 +140,8 @@ def test_visible_hides_nothing() -> None:
         ("video/a.mp4", "s3://bucket/run", "./video/a.mp4"),
         ("video/a.mp4", "/runs/one", "./video/a.mp4"),
         ("/runs/one/video/50% #1? 🦊.mp4", "/runs/one", "./video/50%25%20%231%3F%20%F0%9F%A6%8A.mp4"),
-        ("/elsewhere/a b.mp4", "/runs/one", "file:///elsewhere/a%20b.mp4"),
-        ("/runs/one-more/a.mp4", "/runs/one", "file:///runs/one-more/a.mp4"),
+        ("/elsewhere/a b.mp4", "/runs/one", "../../elsewhere/a%20b.mp4"),
+        ("/runs/one-more/a.mp4", "/runs/one", "../one-more/a.mp4"),
         ("/elsewhere/a.mp4", "s3://bucket/run", "file:///elsewhere/a.mp4"),
     ],
 )

@@ -8,7 +8,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from pipeline.report import write_report
+from pipeline.report.page import write_report
 from tests.pace import paced
 
 pytestmark = pytest.mark.browser

@@ -28,6 +28,44 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return open_storage(root)
 
 
+def test_a_range_of_a_file(storage: Storage) -> None:
+    data = bytes(range(256)) * 4
+    storage.write_bytes("a.bin", data)
+    for start, num_bytes in ((0, 1), (0, 1024), (1000, 24), (1000, 9999), (1023, 1)):
+        assert storage.read_range("a.bin", start, num_bytes) == data[start : start + num_bytes]
+    with pytest.raises(FileNotFoundError):
+        storage.read_range("none", 0, 1)
+
+
+@pytest.mark.s3
+def test_a_signed_address_is_read_without_credentials(s3_root: str) -> None:
+    import urllib.request
+
+    storage = open_storage(s3_root)
+    storage.write_bytes("video/00000/a.mp4", b"0123456789")
+    address = storage.signed_address("video/00000/a.mp4", 3600)
+    with urllib.request.urlopen(urllib.request.Request(address, headers={"Range": "bytes=2-4"})) as answer:
+        assert (answer.status, answer.read()) == (206, b"234")
+    assert "Signature=" in address
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in address
+
+
+def test_a_folder_has_no_signed_addresses(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is a folder"):
+        LocalStorage(tmp_path).signed_address("a.mp4", 60)
+
+
+@pytest.mark.s3
+def test_without_credentials_nothing_is_signed(s3_root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(OutputError, match="credentials"):
+        open_storage(s3_root).signed_address("a.mp4", 60)
+
+
 def test_write_read_list_delete(storage: Storage, tmp_path: Path) -> None:
     assert list(storage.list()) == []
     assert storage.children() == []

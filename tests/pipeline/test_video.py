@@ -18,9 +18,11 @@ from miga.video_config import VideoConfig
 from pipeline import video
 from pipeline.config import settings_of_codec
 from pipeline.video import (
+    STRIP_TILES,
     Frames,
     VideoWriter,
     check_codec,
+    contact_strip,
     count_frames,
     poster_frame,
     poster_jpeg,
@@ -53,6 +55,29 @@ def test_frames_come_back_in_number_order_size_and_colour(tmp_path: Path) -> Non
     assert np.array_equal(poster_frame(made.path), again_FHWC[0])
     assert poster_jpeg(made.path, width=48).startswith(b"\xff\xd8")
     assert left_in(tmp_path) == ["a.mp4", "deep"]
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 5, 6, 7, 33])
+def test_a_contact_strip_shows_first_to_last_frame(tmp_path: Path, num_frames: int) -> None:
+    import io
+
+    from PIL import Image
+
+    shades = [40 + 200 * index // max(num_frames - 1, 1) for index in range(num_frames)]
+    frames_FHWC = np.stack([np.full((64, 96, 3), shade, np.uint8) for shade in shades])
+    made = write_video([frames_FHWC], tmp_path / "v.mp4", fps=8)
+    image = Image.open(io.BytesIO(contact_strip(made.path, num_frames)))
+    assert image.size == (STRIP_TILES * 96, 64)
+    seen = [image.convert("L").getpixel((96 * tile + 48, 32)) for tile in range(STRIP_TILES)]
+    wanted = [shades[round(tile * (num_frames - 1) / (STRIP_TILES - 1))] for tile in range(STRIP_TILES)]
+    assert seen == pytest.approx(wanted, abs=4)
+    assert Image.open(io.BytesIO(contact_strip(made.path, num_frames, height=32))).size == (STRIP_TILES * 48, 32)
+
+
+def test_a_file_without_frames_has_no_contact_strip(tmp_path: Path) -> None:
+    (tmp_path / "v.mp4").write_bytes(b"no video")
+    with pytest.raises(WorkerError, match="holds no frames"):
+        contact_strip(tmp_path / "v.mp4", 5)
 
 
 def test_equal_frames_give_equal_bytes(tmp_path: Path) -> None:

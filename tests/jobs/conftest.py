@@ -1,0 +1,5 @@
+"""The browser of the tests of pages."""
+
+from tests.pipeline.conftest import browser
+
+__all__ = ["browser"]
