@@ -87,7 +87,7 @@ def config_page() -> str:
         about, meanings = _attributes(kind)
         parts += [f"## `[{name}]`" if name else "## At the top", about]
         rows = [
-            f"| `{entry.name}` | {_cell(f'`{_type_text(kind, entry)}`')} | {_default(entry)} | {_cell(meanings[entry.name])} |"
+            _row(f"`{entry.name}`", f"`{_type_text(kind, entry)}`", _default(entry), meanings[entry.name])
             for entry in fields(kind)
             if not is_dataclass(hints.get(entry.name)) or name
         ]
@@ -178,11 +178,15 @@ def manifest_page() -> str:
         for column in manifest.SCHEMA
     ]
     table = "\n".join(["| column | type | what it holds |", "| --- | --- | --- |", *rows])
-    about = "One row for every row of the prompt file, in `manifest/shard-*.parquet`. [Storage](../storage.md) says how it comes about."
+    about = "One row for every row of the prompt file, in `manifest/shard-*.parquet`: see [Storage](../storage.md)."
     return f"# The manifest's columns\n\n{about}\n\n{table}\n"
 
 
 # ---- text ----
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(map(_cell, cells))} |"
 
 
 def _cell(text: str) -> str:
