@@ -6,7 +6,7 @@ SLOW_TESTS_S ?= 2400
 TESTERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-slow test-gpu test-faults chaos test-ceph check format lock bench dist clean
+.PHONY: help install demo test test-all test-slow test-gpu test-faults chaos test-ceph check format lock bench docs dist clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -59,6 +59,9 @@ check: $(VENV)/.dev ## style, types, import rules
 format: $(VENV)/.dev ## puts the code into the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## the documentation as a site, docs/_build/html/index.html; a warning is a failure
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
 bench: install   ## the figures of docs/benchmarks.md on this machine; the last takes hours, and goes on where it was stopped
 	$(BIN)/miga bench model

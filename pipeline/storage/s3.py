@@ -171,14 +171,14 @@ class S3Storage:
             answer = await client.get_object(**at, Range=f"bytes={start}-{start + num_bytes - 1}")
             async with answer["Body"] as body:
                 data = bytearray()
-                async for chunk in body.iter_chunks(_CHUNK):
+                async for chunk in body.iter_chunks(CHUNK_BYTES):
                     progress.moved(len(chunk))
                     data += chunk
             if len(data) != int(answer["ContentLength"]):
                 raise _BrokenAnswerError(f"{len(data)} bytes came of {answer['ContentLength']}")
             return bytes(data[:num_bytes])
 
-        return self._ask(path, read)
+        return self.ask(path, read)
 
     def signed_address(self, path: str, valid_s: int) -> str:
         """See `Storage`."""
@@ -188,7 +188,7 @@ class S3Storage:
             address: str = await client.generate_presigned_url("get_object", Params=about, ExpiresIn=valid_s)
             return address
 
-        return self._ask(path, sign)
+        return self.ask(path, sign)
 
     def get_file(self, path: str, local: str | Path) -> None:
         """See `Storage`."""
