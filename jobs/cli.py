@@ -1,7 +1,7 @@
 """The `miga` command.
 
-Exit status: 0 all rows made; 3 some rows quarantined; 2 wrong usage or input; 1 the run itself failed, or a run that is
-looked at has faults.
+Exit status: 0 all rows made; 3 some rows quarantined (0 with --failed-rows-ok); 2 wrong usage or input; 1 the run
+itself failed, or a run that is looked at has faults.
 """
 
 from __future__ import annotations

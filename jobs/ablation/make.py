@@ -12,15 +12,23 @@ from jobs.ablation.score import extractor_of, score_all
 from jobs.ablation.tables import as_dict, write_tables
 from jobs.run.make import generate
 from jobs.run.plan import Plan, run_record
-from jobs.shared.exit_status import EXIT_OK, EXIT_QUARANTINED
+from jobs.shared.exit_status import status_of_run
 from pipeline import terminal
 from pipeline.ablation import fill_table
 from pipeline.records.run_folder import check_run
 from pipeline.storage.open import open_storage
 
 
-def ablate(plan: AblationPlan, *, address: str | None = None, quiet: bool = False) -> dict[str, Any]:
+def ablate(
+    plan: AblationPlan, *, address: str | None = None, quiet: bool = False, failed_rows_ok: bool = False
+) -> dict[str, Any]:
     """Makes the ablation, or goes on with it where it was left.
+
+    Args:
+        plan: the ablation.
+        address: of a Ray cluster.
+        quiet: whether to show no progress.
+        failed_rows_ok: whether the exit status is 0 where only rows failed.
 
     Returns:
         The summary: what ablation.json holds, where the files are, and `exit_status`.
@@ -57,7 +65,7 @@ def ablate(plan: AblationPlan, *, address: str | None = None, quiet: bool = Fals
         "out": storage.root,
         "files": files,
         "seconds": round(time.monotonic() - started_s, 1),
-        "exit_status": EXIT_QUARANTINED if any(failed.values()) else EXIT_OK,
+        "exit_status": status_of_run(sum(map(bool, failed.values())), failed_rows_ok),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from jobs.commands.common import add_config_options
+from jobs.commands.common import add_config_options, add_failed_rows_ok
 from pipeline.terminal import show_json, show_text
 
 GROUP: Final = "measure"
@@ -31,6 +31,7 @@ def add(commands: Any) -> None:
     ablate.add_argument("--tables", metavar="A,B", help="names of tables to make (default: all)")
     ablate.add_argument("--num-actors", type=int, help="as for generate")
     ablate.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, else a local Ray)")
+    add_failed_rows_ok(ablate)
     ablate.add_argument("--dry-run", action="store_true", help="say what each setting would cost, and do nothing")
     ablate.add_argument("--json", action="store_true", help="print for machines")
     ablate.add_argument("--quiet", action="store_true", help="no progress")
@@ -70,6 +71,6 @@ def _run(options: argparse.Namespace) -> int:
         costs = dry_run(plan, config.workers.num_actors or 1)
         show_json(costs) if options.json else show_text(cost_table(costs))
         return 0
-    summary = ablate(plan, address=options.address, quiet=options.quiet)
+    summary = ablate(plan, address=options.address, quiet=options.quiet, failed_rows_ok=options.failed_rows_ok)
     show_json(summary) if options.json else show_text(tables_text(summary, options.out))
     return int(summary["exit_status"])
