@@ -74,8 +74,9 @@ def convert_wan(
     out = Path(os.path.expanduser(out))
     require_new(out)
     chosen = {part: existing(file) for part, file in (parts or {}).items()}
-    gathered = gather([existing(source) for source in sources], chosen)
-    require_all(gathered, sources, out)
+    places = [existing(source) for source in sources]
+    gathered = gather(places, chosen)
+    require_all(gathered, places, out)
     configs = {part: config_of(gathered.parts[part], gathered.stated) for part in PARTS}
     transformer, text = configs["transformer"], configs["text_encoder"]
     assert isinstance(transformer, WanTransformerConfig)

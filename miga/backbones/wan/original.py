@@ -51,7 +51,7 @@ EMBEDDED_TOKENIZER: Final = "spiece_model"
 
 CONVERT_HINT: Final = "Wan2.1's text-to-video models can be converted, 1.3B, 14B and what was trained from them"
 
-_TOKENS: Final = (
+_FOREIGN: Final = (
     (r"^(?:.*\.)?(?:lora_(?:A|B|up|down|unet_|te)|hada_|lokr_)", "a LoRA", "give it by --lora beside the model"),
     (
         r"\bvace_(?:blocks|patch_embedding)",
@@ -170,14 +170,13 @@ def _file(tensors: Tensors) -> str:
 
 def _recognised(section: Mapping[str, Stored]) -> Found:
     """One part, its tensors under the names of diffusers or transformers."""
-    require_known(section)
-    votes = Counter(
-        (part, naming) for part, naming, pattern in _SIGNS for name in section if re.match(pattern, name)
-    )  # fmt: skip
+    _require_known(section)
+    signs = [(part, naming, re.compile(pattern)) for part, naming, pattern in _SIGNS]
+    votes = Counter((part, naming) for part, naming, sign in signs for name in section if sign.match(name))
     if not votes:
         raise _unknown(section)
     part, naming = votes.most_common(1)[0][0]
-    names = dict(zip(section, section, strict=True)) if naming == "library" else _library_names(part, list(section))
+    names = {name: name for name in section} if naming == "library" else _library_names(part, list(section))
     tensors: dict[str, Stored] = {}
     for key, name in names.items():
         if name in tensors:
@@ -190,13 +189,13 @@ def _recognised(section: Mapping[str, Stored]) -> Found:
     return Found(part, tensors, num_dropped, tuple(sorted({stored.file for stored in section.values()})))
 
 
-def require_known(names: Mapping[str, Stored]) -> None:
+def _require_known(names: Mapping[str, Stored]) -> None:
     """Refuses what other models have, and says which they are.
 
     Raises:
         ModelError: naming the tensors.
     """
-    for pattern, what, hint in _TOKENS:
+    for pattern, what, hint in _FOREIGN:
         if found := sorted(name for name in names if re.search(pattern, name)):
             raise ModelError(f"{_file(names)} is {what}: it holds {named([names[name].key for name in found])}", hint)
 

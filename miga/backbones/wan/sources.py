@@ -268,7 +268,7 @@ def _take_diffusers_folder(gathered: Gathered, folder: Path, wanted: Sequence[Pa
         gathered.tokenizer = folder / "tokenizer"
 
 
-def require_all(gathered: Gathered, sources: Sequence[str | Path], out: Path) -> None:
+def require_all(gathered: Gathered, sources: Sequence[Path], out: Path) -> None:
     """Refuses to go on without a part.
 
     Raises:
@@ -277,20 +277,21 @@ def require_all(gathered: Gathered, sources: Sequence[str | Path], out: Path) ->
     missing = [part for part in PARTS if part not in gathered.parts]
     if not missing:
         return
-    if gathered.refusals:
-        raise gathered.refusals[0]
-    if not gathered.parts:
-        where = f"{str(sources[0])!r} holds" if len(sources) == 1 else "no path was named that holds"
-        raise ModelError(f"{where} no weights of a model" if len(sources) == 1 else f"{where} weights", usage_hint())
-    there = [shlex.quote(str(found.files[0])) for found in gathered.parts.values()]
     lacking = " and ".join(f"no {CALLED[part]}" for part in missing)
+    if gathered.refusals:
+        refusal = gathered.refusals[0]
+        raise ModelError(f"there is {lacking} among what was named; {refusal.message}", refusal.hint)
+    if not gathered.parts:
+        where = f"{str(sources[0])!r} holds no" if len(sources) == 1 else "no path was named that holds"
+        raise ModelError(f"{where} weights of a model", usage_hint())
+    there = [shlex.quote(str(found.files[0])) for found in gathered.parts.values()]
     raise ModelError(
         f"there is {lacking} beside {named(there)}",
         hint=f"name all parts: {command_for(gathered.parts, sources, out)}",
     )
 
 
-def command_for(parts: Mapping[Part, Found], sources: Sequence[str | Path], out: str | Path) -> str:
+def command_for(parts: Mapping[Part, Found], sources: Sequence[Path], out: str | Path) -> str:
     """The command that converts what is there, with examples for the parts that are not.
 
     Args:
@@ -298,14 +299,14 @@ def command_for(parts: Mapping[Part, Found], sources: Sequence[str | Path], out:
         sources: that the user named; those that are files are named by their part.
         out: the folder to make.
     """
-    folders = [shlex.quote(str(source)) for source in sources if os.path.isdir(source)]
+    folders = [source for source in sources if source.is_dir()]
     files = {part: shlex.quote(str(found.files[0])) for part, found in parts.items()}
     options = [
         f"{OPTIONS[part]} {files.get(part, EXAMPLES[part])}"
         for part in PARTS
-        if part not in parts or str(parts[part].files[0].parent) not in map(str, map(Path, sources))
+        if part not in parts or parts[part].files[0].parent not in folders
     ]
-    return " ".join(["miga convert", *options, *folders, shlex.quote(str(out))])
+    return " ".join(["miga convert", *options, *(shlex.quote(str(place)) for place in (*folders, out))])
 
 
 def usage_hint() -> str:

@@ -820,6 +820,21 @@ def test_stopped_half_way(tmp_path: Path, states: States, monkeypatch: pytest.Mo
     assert os.listdir(tmp_path) == ["Wan2.1-T2V-1.3B"]
 
 
+def test_a_folder_with_something_else_in_it(tmp_path: Path, states: States) -> None:
+    """It is passed over; where a part is missing it is said, since it may have been meant."""
+    place = layouts.write_original(tmp_path / "wan", states)
+    write_state(place / "style.safetensors", FOREIGN["a LoRA"][0])
+    convert_wan([place], tmp_path / "out")
+    (place / "Wan2.1_VAE.pth").unlink()
+    with pytest.raises(ModelError, match=r"there is no VAE among what was named; .*style\.safetensors' is a LoRA"):
+        convert_wan([place], tmp_path / "again")
+    (place / "style.safetensors").unlink()
+    with pytest.raises(ModelError, match="there is no VAE beside") as error:
+        convert_wan([place], tmp_path / "again")
+    command = f"miga convert --vae wan_2.1_vae.safetensors {place} {tmp_path / 'again'}"
+    assert error.value.hint == f"name all parts: {command}"
+
+
 # ---- named as a model ----
 
 
