@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     """Adds the command and its options."""
     failures = add_command(commands, "failures", _run, "which rows a run gave up, why, and what to do")
     failures.add_argument(
-        "--rows", type=int, default=10, metavar="N", help="rows shown of each reason (default 10; 0: all)"
+        "--rows", type=int, default=10, metavar="N", help="rows shown of each reason; 0: all (default: %(default)s)"
     )
 
 

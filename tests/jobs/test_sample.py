@@ -56,9 +56,9 @@ def test_it_is_the_video_of_the_python_api(
     assert "Loading weights" not in message
     made = json.loads(text)
     video = LongVideoPipeline.from_pretrained(str(tiny_model))(PROMPT, seed=3)
-    assert (made["num_frames"], made["network_calls"]) == (len(video.frames), video.num_calls)
+    assert (made["num_frames"], made["network_calls"]) == (len(video.pixels), video.num_calls)
     assert (made["width"], made["height"], made["fps"], made["seed"]) == (32, 32, video.fps, 3)
-    np.testing.assert_array_equal(np.stack(list(read_frames(out))), video.frames)
+    np.testing.assert_array_equal(np.stack(list(read_frames(out))), video.pixels)
     assert hashlib.sha256(out.read_bytes()).hexdigest() == made["sha256"]
     assert [path.name for path in out.parent.iterdir()] == ["video.mp4"]
 

@@ -299,7 +299,7 @@ def test_the_same_video_as_from_diffusers_own_folder(
     for folder in (tmp_path / "saved", tmp_path / "converted"):
         edit(folder / "miga.json", **settings, default_num_frames=29)
         pipe = LongVideoPipeline.from_pretrained(str(folder), device="cpu", dtype=torch.float32)
-        frames.append(torch.as_tensor(pipe("a red ball", seed=4).frames))
+        frames.append(torch.as_tensor(pipe("a red ball", seed=4).pixels))
     assert frames[0].shape == (29, 32, 32, 3)
     assert frames[0].float().std() > 1
     assert torch.equal(*frames)
