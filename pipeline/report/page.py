@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -225,9 +226,9 @@ def _title(run: Mapping[str, Any]) -> str:
 
 
 def _shortened(text: str) -> tuple[str, str]:
-    """A digest's beginning, and the whole as a title; other text as it is."""
-    is_digest = len(text) >= 32 and all(character in "0123456789abcdef" for character in text)
-    return (f"{text[:12]}…", text) if is_digest else (text, "")
+    """Text with the beginnings of its digests alone, and the whole as a title; without any, as it is."""
+    short = re.sub(r"[0-9a-f]{32,}", lambda digest: f"{digest[0][:12]}…", text)
+    return (short, text) if short != text else (text, "")
 
 
 def _source(environment: Environment, name: str) -> Markup:

@@ -24,6 +24,7 @@ from tests.pace import paced
 pytestmark = pytest.mark.browser
 
 FPS, NUM_FRAMES = 8, 17
+REVISION = f"sha256:{'ab' * 32}+lora:0123"
 NUM_MANY = MOST_EMBEDDED + 605
 
 
@@ -85,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows[0] |= {"consistency": [0.9, 0.5], "consistency_latents": [1, 2], "num_evaluations": 2}
     rows[1] |= {"consistency": [0.88, 0.87], "consistency_latents": [1, 2], "num_evaluations": 2}
     rows[2] |= {"width": 128, "height": 128, "prompts": ['@a "quoted" prompt,\nof two lines', "then another"]}
-    write_report([*rows, failed(3)], {"model": "sprites", "model_revision": "ab" * 32}, folder)
+    write_report([*rows, failed(3)], {"model": "sprites", "model_revision": REVISION}, folder)
     return folder
 
 
@@ -310,7 +311,8 @@ def test_the_prompt_is_the_headline_and_no_digest_is_long(page: Any) -> None:
     assert page.inner_text(".card[data-row='0'] h2") == "a red circle, number 0"
     assert page.inner_text(".card[data-row='2'] h2") == "2 prompts in turn"
     assert "ab" * 32 not in page.inner_text(".top")
-    assert page.get_attribute(".facts b[title]", "title") == "ab" * 32
+    assert page.inner_text(".facts b[title]") == f"sha256:{'ab' * 6}…+lora:0123"
+    assert page.get_attribute(".facts b[title]", "title") == REVISION
 
 
 def test_all_cards_share_one_scale(page: Any) -> None:
