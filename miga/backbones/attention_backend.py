@@ -6,21 +6,21 @@ Cross-attention stays with PyTorch's own: it is over few tokens, under a mask th
 from __future__ import annotations
 
 import difflib
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import WanTransformer3DModel
-from diffusers.models.attention_dispatch import (
-    AttentionBackendName,
-    _check_attention_backend_requirements,
-    dispatch_attention_fn,
-)
 
 from miga.backbones.weight_files import first_line
 from miga.errors import ModelError
 
+if TYPE_CHECKING:
+    from diffusers import WanTransformer3DModel
+
 
 def attention_backends() -> list[str]:
     """The names that diffusers knows; most need a package or a card of their own."""
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
     return [backend.value for backend in AttentionBackendName]
 
 
@@ -45,6 +45,12 @@ def set_attention_backend(transformer: WanTransformer3DModel, name: str) -> None
         ModelError: if there is no such backend, or its package is missing, or it does not work on this device and
             dtype.
     """
+    from diffusers.models.attention_dispatch import (
+        AttentionBackendName,
+        _check_attention_backend_requirements,
+        dispatch_attention_fn,
+    )
+
     check_attention_backend(name)
     heads, head_width = transformer.config.num_attention_heads, transformer.config.attention_head_dim
     probe = torch.zeros(1, 16, heads, head_width, device=transformer.device, dtype=transformer.dtype)
