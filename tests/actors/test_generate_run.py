@@ -90,6 +90,7 @@ def check_complete(out: Path, num_rows: int, failed: set[int] = frozenset()) -> 
     return rows
 
 
+@pytest.mark.slow  # tests/jobs/test_local_ray.py, test_sample.py and test_cli.py see parts of it
 def test_a_run_makes_every_good_row_quarantines_the_bad_ones_and_is_resumed(tmp_path: Path, tiny_model: Path) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
     lines = [
