@@ -18,7 +18,7 @@ from tests.pace import Limit, paced
 MODEL = "simulated:wan?call_s=0&decode_s=0&faults=1"
 SPEC = load_spec(MODEL)
 FEWER_STEPS = {"num_steps": 30}
-"""Than the paper's 50: a video is made in half the calls, of the same kinds."""
+"""Than the paper's 54: a video is made in half the calls, of the same kinds."""
 
 
 def settings(out: Path | str, profile: str = "paper", **values: Any) -> WorkerSettings:

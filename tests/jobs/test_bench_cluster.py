@@ -49,7 +49,7 @@ def test_one_video_runs_on_several_gpus_to_the_same_file(tmp_path: Path) -> None
     from actors.worker.backbone import BackboneWorker
     from tests.actors.hosts import make
 
-    alone = BackboneWorker(settings(tmp_path, sampler={"self_reflection": False, "num_steps": 50}))
+    alone = BackboneWorker(settings(tmp_path, sampler={"self_reflection": False, "num_steps": 54}))
     alone.load()
     assert embeddings("a cat")
     assert make(alone, task(161)).result.sha256 == row.sha256
