@@ -20,6 +20,7 @@ from miga.backbones.family import Family, ModelOptions
 from miga.backbones.loading import device_and_dtype
 from miga.backbones.memory_plan import (
     TEXT_ELSEWHERE,
+    Footprint,
     MemoryPlan,
     as_held,
     available_memory,
@@ -27,7 +28,7 @@ from miga.backbones.memory_plan import (
     plan_memory,
 )
 from miga.backbones.options import configure, configured_spec
-from miga.backbones.registry import family_of, footprint_of, load_backbone, simulates_gpus
+from miga.backbones.registry import family_of, load_backbone, simulates_gpus
 from miga.config import SamplerConfig
 from miga.errors import ModelError, UsageError
 
@@ -110,13 +111,13 @@ class LoadedModel:
         """
         device = CPU if simulates_gpus(name) else placing.device
         placing = replace(placing, device=device)
-        footprint = footprint_of(name, revision)
+        family = family_of(name, revision)
+        footprint = family.footprint(name, revision)
         if footprint is None:  # nothing to plan with: it is loaded whole, where it is to be
             backbone = load_backbone(name, revision=revision, device=device, dtype=placing.dtype)
             configure(backbone, options, revision=revision)
             return cls(backbone, backbone, placing, revision)
-        family = family_of(name, revision)
-        memory = _planned(family, name, revision, spec, config, placing)
+        memory = _planned(footprint, spec, config, placing)
         backbone = load_backbone(
             name,
             revision=revision,
@@ -155,7 +156,8 @@ class LoadedModel:
             return
         placing = replace(self.placing, device=device)
         spec = self.backbone.spec
-        memory = _planned(self.family, spec.name, self.revision, spec, config, placing)
+        footprint = self.family.footprint(spec.name, self.revision)
+        memory = None if footprint is None else _planned(footprint, spec, config, placing)
         to_do = memory
         if memory is not None and self._rounded is not None:  # what was rounded once stays so
             held = self._rounded
@@ -197,8 +199,7 @@ class LoadedModel:
         """
         if self.memory is None:
             return
-        footprint = self.family.footprint(spec.name, self.revision)
-        assert footprint is not None, "a plan was made from it"
+        footprint = self.family.require_footprint(spec.name, self.revision)
         needed = as_held(self.memory, footprint, spec, config)
         if needed.total_bytes > needed.card_bytes:
             raise ModelError(
@@ -269,17 +270,12 @@ class LoadedModel:
             self.family.configure(self.text, ModelOptions(), [], device=device, memory=None)
 
 
-def _planned(
-    family: Family, name: str, revision: str | None, spec: BackboneSpec, config: SamplerConfig, placing: Placing
-) -> MemoryPlan | None:
+def _planned(footprint: Footprint, spec: BackboneSpec, config: SamplerConfig, placing: Placing) -> MemoryPlan | None:
     """Where the model goes on its card; None without a card.
 
     Raises:
         ModelError: if card or machine has too little memory, saying what would fit.
     """
-    footprint = family.footprint(name, revision)
-    if footprint is None:
-        return None
     card = card_memory(placing.device)
     if card is None:
         available = available_memory()

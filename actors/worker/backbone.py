@@ -42,6 +42,7 @@ from actors.worker.scratch import remove_abandoned
 from actors.worker.shared_embeddings import SharedEmbeddings
 from miga.allocator import keep_heap_steady
 from miga.backbones.base import BackboneSpec, Condition
+from miga.backbones.loading import named_dtype
 from miga.backbones.memory_plan import Footprint, MemoryPlan, plan_memory
 from miga.backbones.options import configure, configured_spec
 from miga.backbones.registry import footprint_of, load_backbone, load_spec, simulates_gpus
@@ -92,7 +93,7 @@ class BackboneWorker:
             settings.model,
             revision=settings.revision,
             device="cpu" if memory else device,
-            dtype=_dtype(settings.dtype, device),
+            dtype=named_dtype(settings.dtype, device.type),
             components=("denoiser", "vae"),
         )
         configure(self._backbone, settings.options, revision=settings.revision, device=device, memory=memory)
@@ -305,14 +306,7 @@ def plan_for(footprint: Footprint, spec: BackboneSpec, settings: WorkerSettings,
         spec,
         settings.sampler,
         torch.cuda.get_device_properties(device).total_memory,
-        _dtype(settings.dtype, device),
+        named_dtype(settings.dtype, device.type),
         getattr(torch, settings.text_dtype),
         text_on_card=settings.text_gpus > 0,
     )
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype

@@ -7,6 +7,7 @@ import os
 import torch
 
 from jobs.run.plan import Plan, run_record
+from miga.backbones.loading import named_dtype
 from miga.backbones.memory_plan import available_memory, check_machine_memory
 from miga.backbones.registry import check_weights, footprint_of, load_backbone
 from pipeline.records.run_folder import check_run
@@ -51,6 +52,6 @@ def check_this_machine(plan: Plan) -> None:
         plan.sampler,
         config.workers.num_actors or max(1, min(2, slots)),
         available,
-        torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype),
+        named_dtype(config.dtype, "cpu"),
         getattr(torch, config.text_dtype),
     )

@@ -14,6 +14,7 @@ import torch
 
 from jobs.run.plan import Plan
 from miga.backbones.base import BackboneSpec
+from miga.backbones.loading import named_dtype
 from miga.backbones.memory_plan import CARDS_GB, RESERVE_BYTES, MemoryPlan, card_bytes, plan_memory
 from miga.backbones.registry import footprint_of, require_footprint
 from miga.config import SamplerConfig
@@ -167,7 +168,7 @@ def memory_on(plan: Plan, card_gb: float) -> MemoryPlan:
         plan.spec,
         plan.sampler,
         card_bytes(card_gb),
-        torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype),
+        named_dtype(config.dtype, "cuda"),
         getattr(torch, config.text_dtype),
         text_on_card=config.workers.text_gpus > 0,
     )

@@ -22,6 +22,7 @@ import torch
 from jobs.run.plan import model_options, prompt_checker, resolve_settings
 from miga.allocator import keep_heap_steady
 from miga.backbones.base import Backbone, BackboneSpec
+from miga.backbones.loading import named_dtype
 from miga.backbones.memory_plan import MemoryPlan, available_memory, check_machine_memory, plan_memory
 from miga.backbones.options import configure
 from miga.backbones.registry import check_weights, footprint_of, load_backbone, simulates_gpus
@@ -250,9 +251,9 @@ def _memory_plan(
     text_dtype: torch.dtype = getattr(torch, config.text_dtype)
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device).total_memory
-        return plan_memory(footprint, spec, sampler, card, _dtype(config, device), text_dtype)
+        return plan_memory(footprint, spec, sampler, card, named_dtype(config.dtype, device.type), text_dtype)
     if (available := available_memory()) is not None:
-        check_machine_memory(footprint, spec, sampler, 1, available, _dtype(config, device), text_dtype)
+        check_machine_memory(footprint, spec, sampler, 1, available, named_dtype(config.dtype, device.type), text_dtype)
     return None
 
 
@@ -279,15 +280,8 @@ def _loaded(plan: SamplePlan) -> Backbone:
         config.model,
         revision=config.revision,
         device="cpu" if memory else plan.device,
-        dtype=_dtype(config, plan.device),
+        dtype=named_dtype(config.dtype, plan.device.type),
         components=("denoiser", "vae"),
     )
     configure(backbone, model_options(config), revision=config.revision, device=plan.device, memory=memory)
     return backbone
-
-
-def _dtype(config: RunConfig, device: torch.device) -> torch.dtype:
-    if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype: torch.dtype = getattr(torch, config.dtype)
-    return dtype

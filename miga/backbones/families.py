@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
 from miga.backbones.family import Family
@@ -12,6 +11,7 @@ from miga.backbones.simulated.family import SimulatedFamily
 from miga.backbones.sprites.family import FAMILY as SPRITES
 from miga.backbones.videocrafter2.family import FAMILY as VIDEOCRAFTER2
 from miga.backbones.wan.family import FAMILY as WAN
+from miga.entry_points import registered
 from miga.errors import ModelError
 
 GROUP: Final = "miga.families"
@@ -36,29 +36,11 @@ def families() -> dict[str, Family]:
     """
     table: dict[str, Family] = {}
     ours = {family.name: family for family in _OURS}
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
-        family = _registered(entry)
+    for entry in registered(GROUP, "the family of models", ModelError):
+        family: Family = entry.load(Family)
+        if not isinstance(getattr(family, "name", None), str) or not family.name:
+            raise entry.refused("it has no name")
         if family.name in table or family.name in ours:
-            raise _refused(entry, f"there is a family {family.name!r} already")
+            raise entry.refused(f"there is a family {family.name!r} already")
         table[family.name] = family
     return table | ours
-
-
-def _registered(entry: EntryPoint) -> Family:
-    try:
-        family = entry.load()
-    except Exception as error:  # whatever a foreign module raises
-        raise _refused(entry, f"{type(error).__name__}: {error}") from error
-    if not isinstance(family, Family):
-        raise _refused(entry, f"it is a {type(family).__name__}, not a miga.backbones.family.Family")
-    if not isinstance(getattr(family, "name", None), str) or not family.name:
-        raise _refused(entry, "it has no name")
-    return family
-
-
-def _refused(entry: EntryPoint, why: str) -> ModelError:
-    package = "" if entry.dist is None else f" of package {entry.dist.name!r}"
-    return ModelError(
-        f"the family of models {entry.name!r}{package} ({entry.value}) cannot be used: {why}",
-        "mend that package, or uninstall it",
-    )

@@ -15,6 +15,7 @@ import torch
 
 from miga.backbones.base import Backbone, BackboneSpec, Component
 from miga.config import SamplerConfig
+from miga.errors import ModelError
 from miga.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Family(ABC):
 
     @abstractmethod
     def load_spec(self, model: str, revision: str | None) -> BackboneSpec:
-        """What is known of a model without its weights.
+        """What is known of a model without its weights; the registry puts the user's name of it into it.
 
         Raises:
             ModelError: if there is no such model, or it is none that can be sampled from.
@@ -123,6 +124,20 @@ class Family(ABC):
         """
         return None
 
+    def require_footprint(self, model: str, revision: str | None) -> Footprint:
+        """The sizes of a model's parts.
+
+        Raises:
+            ModelError: if nothing is known of them, or the model cannot be had.
+        """
+        footprint = self.footprint(model, revision)
+        if footprint is None:
+            raise ModelError(
+                f"nothing is known of the parts of {model!r}",
+                "leave LoRAs, other sizes, attention backends, compiling and memory plans out for this model",
+            )
+        return footprint
+
     def check_lora(self, lora: Lora, model: str, revision: str | None) -> None:
         """Finds a LoRA that the model cannot take. Asked only where `takes` has "lora".
 
@@ -143,7 +158,7 @@ class Family(ABC):
         dtype: torch.dtype | None,
         components: Sequence[Component],
     ) -> Backbone:
-        """Loads a model, or the parts of it that are asked for. See `registry.load_backbone`.
+        """Loads a model, or the parts of it that are asked for; the registry names it. See `registry.load_backbone`.
 
         Raises:
             ModelError: if it cannot be loaded.

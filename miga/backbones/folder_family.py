@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -69,7 +68,7 @@ class FolderFamily(Family):
 
     def load_spec(self, model: str, revision: str | None) -> BackboneSpec:
         """See `Family.load_spec`."""
-        return replace(self.read_spec(self.place(model), revision), name=model)
+        return self.read_spec(self.place(model), revision)
 
     def load_backbone(
         self,
@@ -81,11 +80,9 @@ class FolderFamily(Family):
         components: Sequence[Component],
     ) -> Backbone:
         """See `Family.load_backbone`."""
-        backbone = self.backbone_class().from_pretrained(
+        return self.backbone_class().from_pretrained(
             self.place(model), revision=revision, device=device, dtype=dtype, components=components
         )
-        backbone.spec = replace(backbone.spec, name=model)
-        return backbone
 
     def check_weights(self, model: str, revision: str | None) -> None:
         """See `Family.check_weights`. The files are read once, from end to end."""

@@ -57,7 +57,15 @@ PARTS: Final = (*COMPONENTS, "tokenizer", "scheduler")
 def device_and_dtype(device: torch.device | str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
     """What was asked for; else the GPU, where there is one, and bfloat16 there, float32 on a CPU."""
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    return device, dtype or named_dtype("auto", device.type)
+
+
+def named_dtype(name: str, device_type: str) -> torch.dtype:
+    """The dtype of that name; "auto" is bfloat16 on a GPU ("cuda") and float32 on a CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device_type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def local_path(name: str) -> Path:

@@ -14,7 +14,7 @@ import torch
 from miga.backbones.base import Backbone, BackboneSpec
 from miga.backbones.families import families
 from miga.backbones.family import Family, ModelOptions
-from miga.backbones.registry import family_of, require_footprint
+from miga.backbones.registry import family_of
 from miga.errors import ModelError
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def configure(
 
 def _checked(spec: BackboneSpec, options: ModelOptions, revision: str | None) -> tuple[Family, BackboneSpec]:
     """The family, if it takes those options, and the spec for frames of the size that was asked for."""
-    family, footprint = family_of(spec.name, revision), require_footprint(spec.name, revision)
+    family = family_of(spec.name, revision)
+    footprint = family.require_footprint(spec.name, revision)
     asked = [field.name for field in fields(options) if getattr(options, field.name) != field.default]
     if refused := [name for name in asked if name not in family.takes]:
         others = [other.name for other in families().values() if other.takes.issuperset(refused)]

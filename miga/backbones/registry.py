@@ -19,7 +19,7 @@ from miga.backbones.loading import local_path, resolve_folder
 from miga.backbones.memory_plan import Footprint
 from miga.backbones.random_model import FULL_SIZE, RandomModel, Reduction
 from miga.config import SamplerConfig
-from miga.errors import ModelError, UsageError
+from miga.errors import UsageError
 from miga.solvers.check import check_steps
 
 
@@ -198,10 +198,4 @@ def require_footprint(name_or_dir: str, revision: str | None = None) -> Footprin
     Raises:
         ModelError: if nothing is known of them, or the model cannot be had.
     """
-    footprint = footprint_of(name_or_dir, revision)
-    if footprint is None:
-        raise ModelError(
-            f"nothing is known of the parts of {name_or_dir!r}",
-            "leave LoRAs, other sizes, attention backends, compiling and memory plans out for this model",
-        )
-    return footprint
+    return family_of(name_or_dir, revision).require_footprint(name_or_dir, revision)

@@ -51,7 +51,7 @@ _MAX_PARTS: Final = 10_000
 _PARTS_AT_ONCE: Final = 4
 _DELETES_AT_ONCE: Final = 8
 _PAGE: Final = 1000
-CHUNK_BYTES: Final = 1 << 18
+_CHUNK: Final = 1 << 18
 _FIRST_PAUSE_S: Final = 0.1
 _MAX_PAUSE_S: Final = 15.0
 
@@ -154,12 +154,9 @@ class S3Storage:
             answer = await client.get_object(**at)
             async with answer["Body"] as body:
                 check_size(self.uri(path), int(answer["ContentLength"]), max_bytes)
-                data = bytearray()
-                async for chunk in body.iter_chunks(CHUNK_BYTES):
-                    progress.moved(len(chunk))
-                    data += chunk
+                data = await whole_body(body, progress)
             _check_sha256(answer, len(data), hashlib.sha256(data))
-            return bytes(data)
+            return data
 
         return self.ask(path, read)
 
@@ -170,13 +167,10 @@ class S3Storage:
         async def read(client: Any, progress: Progress) -> bytes:
             answer = await client.get_object(**at, Range=f"bytes={start}-{start + num_bytes - 1}")
             async with answer["Body"] as body:
-                data = bytearray()
-                async for chunk in body.iter_chunks(CHUNK_BYTES):
-                    progress.moved(len(chunk))
-                    data += chunk
+                data = await whole_body(body, progress)
             if len(data) != int(answer["ContentLength"]):
                 raise _BrokenAnswerError(f"{len(data)} bytes came of {answer['ContentLength']}")
-            return bytes(data[:num_bytes])
+            return data[:num_bytes]
 
         return self.ask(path, read)
 
@@ -200,7 +194,7 @@ class S3Storage:
             digest, size = hashlib.sha256(), 0
             with write_local(Path(local)) as file:
                 async with answer["Body"] as body:
-                    async for chunk in body.iter_chunks(CHUNK_BYTES):
+                    async for chunk in body.iter_chunks(_CHUNK):
                         progress.moved(len(chunk))
                         await asyncio.to_thread(file.write, chunk)  # a disk that hangs holds up this request alone
                         digest.update(chunk)
@@ -478,6 +472,15 @@ class _NotImplementedThereError(OutputError):
 
 class _BrokenAnswerError(Exception):
     """What arrived is not what the server said it sends."""
+
+
+async def whole_body(body: Any, progress: Progress) -> bytes:
+    """All bytes of an answer that is open, each told as it comes."""
+    data = bytearray()
+    async for chunk in body.iter_chunks(_CHUNK):
+        progress.moved(len(chunk))
+        data += chunk
+    return bytes(data)
 
 
 def heading(at: Mapping[str, str]) -> Request[dict[str, Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from miga.errors import OutputError
-from pipeline.storage.s3 import BUCKET, CHUNK_BYTES, S3Storage, heading
+from pipeline.storage.s3 import BUCKET, S3Storage, heading, whole_body
 from pipeline.storage.s3_client import Progress
 
 AHEAD_BYTES: Final = 8 << 20
@@ -86,14 +86,11 @@ class S3Object:
 
         async def fetch(client: Any, progress: Progress) -> bytes:
             answer = await client.get_object(**at, Range=f"bytes={start}-{stop - 1}", IfMatch=tag)
-            data = bytearray()
             async with answer["Body"] as body:
-                async for chunk in body.iter_chunks(CHUNK_BYTES):
-                    progress.moved(len(chunk))
-                    data += chunk
+                data = await whole_body(body, progress)
             if len(data) != stop - start:
                 raise ConnectionError(f"{len(data)} bytes came, {stop - start} were asked for")
-            return bytes(data)
+            return data
 
         return self._storage.ask(self._key, fetch)
 
