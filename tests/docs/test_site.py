@@ -95,7 +95,7 @@ def test_configs_on_pages_are_configs(page: Path, tmp_path: Path) -> None:
             continue
         file = tmp_path / f"{number}.toml"
         file.write_text(block)
-        load_config(file)
+        assert load_config(file) != RunConfig(), block
 
 
 def texts_of_the_program() -> Iterator[str]:

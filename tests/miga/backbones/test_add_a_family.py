@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from jobs.cli import main
-from miga.backbones.families import families
+from miga.backbones.families import GROUP, families
 from miga.backbones.family import ModelOptions
 from miga.backbones.options import configure, configured_spec
 from miga.backbones.registry import (
@@ -36,6 +36,7 @@ from miga.profiles import resolve_config
 from pipeline.config import RunConfig
 from pipeline.upkeep.trust import check_model
 from tests import ten_line_family
+from tests.installed import code_on, install, searched_folder
 from tests.test_imports import import_graph
 
 ROOT = Path(__file__).parents[3]
@@ -48,37 +49,20 @@ GUIDANCE = 2.0
 @pytest.fixture(scope="module")
 def example() -> str:
     """The code on the page."""
-    _, _, rest = PAGE.read_text().partition("```python\n")
-    return rest.partition("```\n")[0]
-
-
-def install(folder: Path, module: str, code: str, entry: str = "FAMILY") -> None:
-    """A package in a folder, as an installer leaves it: a module, and beside it what it registers."""
-    (folder / f"{module}.py").write_text(code)
-    about = folder / f"{module}-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(f"[miga.families]\n{module} = {module}:{entry}\n")
-    importlib.invalidate_caches()
+    return code_on(PAGE)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that Python searches; what is put there is found, and gone again after the test."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(site)
-    families.cache_clear()
-    yield site
-    families.cache_clear()
-    for name in [name for name in sys.modules if name.startswith("page_")]:
-        del sys.modules[name]
+    """A folder that Python searches."""
+    with searched_folder(tmp_path, monkeypatch, families.cache_clear) as site:
+        yield site
 
 
 @pytest.fixture
 def package(folder: Path, example: str) -> Any:
     """The page's family, installed."""
-    install(folder, "page_family", example)
+    install(folder, GROUP, "page_family", example, "FAMILY")
     return importlib.import_module("page_family")
 
 
@@ -236,7 +220,7 @@ BROKEN: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize(("code", "why"), BROKEN)
 def test_a_broken_one_is_refused(code: str, why: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    install(folder, "page_broken", code)
+    install(folder, GROUP, "page_broken", code, "FAMILY")
     with pytest.raises(ModelError, match="the family of models 'page_broken' of package 'page_broken'") as caught:
         load_spec("sprites")
     assert why in caught.value.message
@@ -249,7 +233,7 @@ def test_a_broken_one_is_refused(code: str, why: str, folder: Path, capsys: pyte
 @pytest.mark.ray
 def test_a_run_from_end_to_end(folder: Path, tmp_path: Path, example: str, model: str) -> None:
     """In processes of their own."""
-    install(folder, "page_family", example)
+    install(folder, GROUP, "page_family", example, "FAMILY")
     (tmp_path / "prompts.txt").write_text("blue\ngreen\n")
     command = [sys.executable, "-m", "jobs.cli", "generate", str(tmp_path / "prompts.txt"), str(tmp_path / "out")]
     done = subprocess.run(

@@ -23,13 +23,14 @@ from miga.checkpoint import load_state, save_state
 from miga.cost import count_calls
 from miga.errors import CheckpointError, ConfigError
 from miga.generate import Sampler
-from miga.methods import methods
+from miga.methods import GROUP, methods
 from miga.noise import NamedNoise
 from miga.plan import plan_video
 from miga.profiles import field_names, profiles, resolve_config
 from miga.prompts import PromptTrack
 from miga.virtual_time import make_virtual_video, useful_slots
 from tests import ten_line_method
+from tests.installed import code_on, install, searched_folder
 from tests.miga.closed_form import SHAPE, SHIFT, MixingDenoiser, in_order, make_sampler
 
 ROOT = Path(__file__).parents[3]
@@ -40,37 +41,20 @@ WINDOW, STEPS = 6, 5
 @pytest.fixture(scope="module")
 def example() -> str:
     """The code on the page."""
-    _, _, rest = PAGE.read_text().partition("```python\n")
-    return rest.partition("```\n")[0]
-
-
-def install(folder: Path, module: str, code: str, entry: str = "METHOD") -> None:
-    """A package in a folder, as an installer leaves it: a module, and beside it what it registers."""
-    (folder / f"{module}.py").write_text(code)
-    about = folder / f"{module}-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(f"[miga.methods]\n{module} = {module}:{entry}\n")
+    return code_on(PAGE)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that Python searches; what is put there is found, and gone again after the test."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(site)
-    methods.cache_clear()
-    yield site
-    methods.cache_clear()
-    for name in [name for name in sys.modules if name.startswith("page_")]:
-        del sys.modules[name]
+    """A folder that Python searches."""
+    with searched_folder(tmp_path, monkeypatch, methods.cache_clear) as site:
+        yield site
 
 
 @pytest.fixture
 def package(folder: Path, example: str) -> Any:
     """The page's method, installed."""
-    install(folder, "page_method", example)
-    importlib.invalidate_caches()
+    install(folder, GROUP, "page_method", example, "METHOD")
     return importlib.import_module("page_method")
 
 
@@ -256,8 +240,7 @@ BROKEN: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize(("code", "why"), BROKEN)
 def test_a_broken_one_is_refused(code: str, why: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    install(folder, "page_broken", code)
-    importlib.invalidate_caches()
+    install(folder, GROUP, "page_broken", code, "METHOD")
     with pytest.raises(ConfigError, match="the method 'page_broken' of package 'page_broken'") as caught:
         profiles()
     assert why in caught.value.message
@@ -270,7 +253,7 @@ def test_a_broken_one_is_refused(code: str, why: str, folder: Path, capsys: pyte
 @pytest.mark.ray
 def test_a_run_from_end_to_end(folder: Path, tmp_path: Path, example: str) -> None:
     """In processes of their own: of two workers one makes the video, and the other its guided calls' second forward."""
-    install(folder, "page_method", example)
+    install(folder, GROUP, "page_method", example, "METHOD")
     (tmp_path / "prompts.txt").write_text("a red ball\n")
     (tmp_path / "run.toml").write_text('[workers]\nshare = "windows"\n')
     command = [sys.executable, "-m", "jobs.cli", "generate", str(tmp_path / "prompts.txt"), str(tmp_path / "out")]
