@@ -47,6 +47,14 @@ def output_of(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]
                 raise
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended; one that was killed may need a moment for that."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def descendants(pid: int) -> dict[int, str]:
     """Process → its command line, of everything a process has started."""
     children: dict[int, list[int]] = {}

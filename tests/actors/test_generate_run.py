@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.video import count_frames
 from tests.pace import paced
-from tests.processes import wait_for
+from tests.processes import is_running, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -63,13 +63,6 @@ def hosts() -> set[int]:
     """Processes that are writing a video just now."""
     files = Path(tempfile.gettempdir()).glob("miga-*/.video.mp4.*.partial.mp4")
     return {int(file.name.split(".")[3]) for file in files}
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process is there and is not merely waiting to be reaped."""
-    with contextlib.suppress(OSError):
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 def check_complete(out: Path, num_rows: int, failed: set[int] = frozenset()) -> list[dict[str, Any]]:  # type: ignore[assignment]

@@ -23,6 +23,7 @@ from pipeline.storage.s3 import S3Storage
 from tests.cli import run
 from tests.faulty_s3 import FaultyS3
 from tests.pace import paced
+from tests.processes import is_running, wait_for
 
 FAULTS = "tests.jobs.doctor_faults"
 
@@ -48,12 +49,14 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_check_that_hangs_is_ended_with_all_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examine, "GRACE_S", 0.5)
     pids = tmp_path / "pids"
-    (finding,) = examine.run_check("hang", [str(pids)], 3.0, FAULTS)
+    limit_s = paced(3.0)
+    (finding,) = examine.run_check("hang", [str(pids)], limit_s, FAULTS)
     assert finding.state == "wrong"
-    assert finding.found == "no answer within 3 s while trying to hang"
+    assert finding.found == f"no answer within {limit_s:g} s while trying to hang"
     assert finding.to_do
-    running = [pid for pid in map(int, pids.read_text().split()) if is_running(pid)]
-    assert not running
+    started = [int(pid) for pid in pids.read_text().split()]
+    assert len(started) == 2
+    wait_for(lambda: not any(is_running(pid) for pid in started), 30, "their end")
 
 
 @pytest.mark.parametrize(
@@ -372,7 +375,7 @@ def test_a_ray_that_hangs_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("RAY_TMPDIR", folder)
         (finding,) = examine.run_check("ray", [None], paced(40), FAULTS)
         assert finding.found.endswith("while running a task on Ray")
-        assert not running_with(folder)
+        wait_for(lambda: not running_with(folder), 30, "their end")
 
 
 def running_with(text: str) -> list[str]:
@@ -384,11 +387,3 @@ def running_with(text: str) -> list[str]:
             if text in line and is_running(int(folder.name)) and int(folder.name) != os.getpid():
                 found.append(line)
     return found
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process, and it has not ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
