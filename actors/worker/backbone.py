@@ -98,7 +98,7 @@ class BackboneWorker:
         )
         configure(self._backbone, settings.options, revision=settings.revision, device=device, memory=memory)
         self._denoiser = ClockedBackbone(self._backbone, self._clock).denoiser(settings.sampler)
-        self._storage = open_storage(settings.out, settings.s3_patience_s)
+        self._storage = open_storage(settings.out, settings.storage_patience_s)
         return WorkerInfo(
             device=device_name(self._backbone.device),
             node=platform.node(),

@@ -30,7 +30,8 @@ from pipeline.scheduling.time_left import VideoCost
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
-from pipeline.storage.s3 import patience_of_environment
+from pipeline.storage.bucket import patience_of_environment
+from pipeline.storage.open import is_in_bucket
 
 if TYPE_CHECKING:
     from actors.driver.coordinator import RunParts
@@ -298,7 +299,8 @@ def worker_settings(plan: Plan, out: str, slots: Slots) -> WorkerSettings:
         share=config.workers.share,
         checkpoint_every_s=config.run.checkpoint_every_s,
         keep_latents=config.run.keep_latents,
-        s3_patience_s=patience_of_environment() if out.startswith("s3://") else None,  # a node has another environment
+        # a node has another environment
+        storage_patience_s=patience_of_environment() if is_in_bucket(out) else None,
     )
 
 

@@ -17,7 +17,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import IO, Any, Final, TypeAlias
@@ -27,7 +27,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from miga.errors import InputError, MigaError, OutputError
 from pipeline.storage.addresses import check_address
-from pipeline.storage.s3_object import S3Object
+from pipeline.storage.bucket_object import BucketObject
+from pipeline.storage.open import is_in_bucket
 
 Data: TypeAlias = bytes
 """Where `bytes` is a size."""
@@ -206,7 +207,7 @@ class SteadyFile(io.RawIOBase):
         except InputError:
             if self._raw.is_local:
                 raise
-            self._open_again()  # S3 gives out no more of an object that has been replaced
+            self._open_again()  # a bucket gives out no more of an object that has been replaced
             return self._raw.read(start, size)
 
     def _is_block(self, number: int, data: bytes) -> bool:
@@ -241,8 +242,8 @@ class _Raw:
         self._path = path
         self.is_local, self._object = False, None
         with _faults(path):
-            if path.startswith("s3://"):
-                self._object = S3Object(path)
+            if is_in_bucket(path):
+                self._object = BucketObject(path)
             else:
                 self._fs, self._fs_path = _file_system(path)
                 self.is_local = isinstance(self._fs, LocalFileSystem)
@@ -315,7 +316,7 @@ class _Raw:
             return about.st_size, about.st_mtime_ns
         with _faults(self._path):
             if self._object is not None:
-                return self._object.version()
+                return astuple(self._object.version())
             self._fs.invalidate_cache()
             info = self._fs.info(self._fs_path)
             return (info.get("size"), *(str(info.get(key)) for key in _VERSION_KEYS))
@@ -381,8 +382,11 @@ def _not_there(path: str) -> tuple[str, str]:
 
 def _advice(path: str) -> str:
     advice: dict[str, Callable[[], str]] = {
-        "s3": lambda: "check credentials (AWS_…), region and endpoint",
         "hf": lambda: "check the address and HF_TOKEN, and that HF_HUB_OFFLINE is not set; or download the file first",
     }
     scheme = path.partition("://")[0] if _is_address(path) else ""
-    return advice[scheme]() if scheme in advice else "use a local path or an s3:// address"
+    return (
+        advice[scheme]()
+        if scheme in advice
+        else "use a local path or an address that begins with s3://, gs:// or az://"
+    )

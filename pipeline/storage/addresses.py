@@ -32,6 +32,19 @@ _SECRET_VARIABLES: Final = (
     "AWS_SECURITY_TOKEN",
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
+    "GOOGLE_BEARER_TOKEN",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_ACCESS_KEY",
+    "AZURE_STORAGE_MASTER_KEY",
+    "AZURE_STORAGE_KEY",
+    "AZURE_STORAGE_SAS_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_STORAGE_CONNECTION_STRING",
+    "AZURE_STORAGE_TOKEN",
+    "AZURE_STORAGE_CLIENT_SECRET",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_ENCRYPTION_KEY",
 )
 _PORT: Final = re.compile(r"[^:@]*:\d{1,5}|\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 _ARN: Final = re.compile(r"arn:aws[a-z-]*:s3[a-z-]*:[A-Za-z0-9:._-]+")
@@ -39,13 +52,15 @@ _SCHEMES: Final = "s3|s3a|s3n|gs|gcs|az|abfs|abfss|adl|https?|ftp|sftp|hf|hdfs|f
 _SLASH_TOO_FEW: Final = re.compile(rf"(?:({_SCHEMES}):(?!//)|([a-z][a-z0-9+.-]*):[/\\](?!/))", re.IGNORECASE)
 _USER_IN_ADDRESS: Final = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"<>]*:[^\s'\"<>]*@")
 _SIGNED: Final = re.compile(
-    r"((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature)=)[^&\s'\"<>]+", re.I
+    r"((?:X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token)|Signature|\bsig|AccountKey)=)[^&;\s'\"<>]+", re.I
 )
 
 _HINT: Final = (
-    "give credentials by the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE) or by the machine's "
-    "role, and leave them out of the address"
+    "give credentials by the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE; "
+    "GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY) or by the machine's role, "
+    "and leave them out of the address"
 )
+_OF_ACCOUNT: Final = re.compile(r"([^:@/]+)@([a-z0-9]{3,24})\.(?:dfs|blob)\.core\.windows\.net", re.IGNORECASE)
 
 
 def check_address(address: str, error: type[MigaError], name: str) -> None:
@@ -87,6 +102,10 @@ def check_address(address: str, error: type[MigaError], name: str) -> None:
         from pipeline.storage.s3_settings import check_s3_settings
 
         check_s3_settings(error)
+    elif scheme in ("gs", "gcs", "az", "abfs", "abfss"):
+        from pipeline.storage.cloud_settings import check_cloud_settings
+
+        check_cloud_settings("gs" if scheme in ("gs", "gcs") else "az", error)
 
 
 def refuse_secrets(address: str, error: type[MigaError], name: str) -> None:
@@ -110,6 +129,11 @@ def refuse_secrets(address: str, error: type[MigaError], name: str) -> None:
     if has_port or _ARN.fullmatch(authority):
         authority = ""
     is_path = scheme.lower() == "file" and not authority
+    if scheme.lower() in ("abfs", "abfss", "az") and (found := _OF_ACCOUNT.fullmatch(authority)):
+        raise error(
+            f"{name}: the {scheme}:// address names a storage account, which the environment is to name here",
+            f"set AZURE_STORAGE_ACCOUNT_NAME={found[2]}, and write az://{found[1]}/…",
+        )
     if "@" in authority or ":" in authority or (re.search(r":.*@", path, re.DOTALL) and not is_path):
         raise error(
             f"{name}: the {scheme}:// address holds a user or a password, or what looks like it (a ':' before an '@', "

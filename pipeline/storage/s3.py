@@ -1,47 +1,36 @@
 """A prefix of an S3 bucket as a storage: objects are put whole, large ones in parts that are aborted on failure.
 
-A server that is busy, resets connections, loses answers, falls silent or is gone for a while is asked again until
-`patience_s` of wall clock is used up; nothing below tries again by itself, and a request in which nothing moves is
-given up (`s3_client.py`). What cannot get better (settings, permissions, a missing bucket, a full one) fails at once.
-
-    MIGA_S3_PATIENCE_S    seconds that a server may be gone (default 300); a run's workers are told what its driver has
+How long a server may fail stands in `bucket.py`, what becomes of one that is silent in `lanes.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import copy
 import errno
 import hashlib
-import os
-import random
 import re
 import ssl
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from miga.errors import OutputError, OutputFullError
-from pipeline.storage.addresses import check_address, without_secrets
-from pipeline.storage.base import PROBE_PREFIX, FileInfo, Leftover, check_size, checked_path
-from pipeline.storage.local import write_local
-from pipeline.storage.s3_client import (
-    AwakeClock,
-    Body,
-    ClientSettingsError,
-    Progress,
-    Request,
-    SilentServerError,
-    lane,
-    present_settings,
+from pipeline.storage.base import FileInfo, Leftover, check_size
+from pipeline.storage.bucket import (
+    CHUNK_BYTES,
+    HASTY_S,
+    BrokenAnswerError,
+    BucketStorage,
+    NotImplementedThereError,
+    ObjectVersion,
+    check_content,
 )
-
-PATIENCE_S: Final = 300.0
-PATIENCE_VARIABLE: Final = "MIGA_S3_PATIENCE_S"
+from pipeline.storage.lanes import ClientSettingsError, Lane, Progress, Request, SilentServerError, lane
+from pipeline.storage.local import write_local
+from pipeline.storage.s3_client import Body, present_settings, s3_client
 
 MULTIPART_BYTES: Final = 64 << 20
 """Files of this size and more go up in parts."""
@@ -49,30 +38,14 @@ MULTIPART_BYTES: Final = 64 << 20
 PART_BYTES: Final = 16 << 20
 _MAX_PARTS: Final = 10_000
 _PARTS_AT_ONCE: Final = 4
-_DELETES_AT_ONCE: Final = 8
 _PAGE: Final = 1000
-_CHUNK: Final = 1 << 18
-_FIRST_PAUSE_S: Final = 0.1
-_MAX_PAUSE_S: Final = 15.0
-
-IDLE_S: Final = 60.0
-"""A request in which nothing moves for so long is given up, and made again."""
-_HASTY_S: Final = 60.0
-"""With less patience, `_HASTY_IDLE_S` holds, on connections of their own: a lease's beats wait for no upload."""
-_HASTY_IDLE_S: Final = 10.0
-_LEAST_IDLE_S: Final = 1.0
 
 BUCKET: Final = re.compile(
     r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}|arn:aws[a-z-]*:s3[a-z-]*:[A-Za-z0-9:._-]{1,240}", re.ASCII
 )
 
-_MAX_PREFIX_BYTES: Final = 850
-"""Keys have at most 1024, and the names of a run's files need some of them."""
 
-T = TypeVar("T")
-
-
-class S3Storage:
+class S3Storage(BucketStorage):
     """A prefix of a bucket. Credentials, region and endpoint come from the environment, as for every AWS tool.
 
     Args:
@@ -80,53 +53,17 @@ class S3Storage:
         patience_s: seconds for which a call goes on asking a server that fails; None means the environment's.
     """
 
+    scheme = "s3"
+    bucket_names = BUCKET
+    credentials = "AWS_…"
+
     def __init__(self, root: str, patience_s: float | None = None) -> None:
-        check_address(root, OutputError, "OUT")
-        bucket, _, prefix = root.removeprefix("s3://").rstrip("/").partition("/")
-        if not BUCKET.fullmatch(bucket):
-            raise OutputError(
-                f"OUT: the address begins with no name of a bucket ({len(bucket)} characters before the first /)",
-                "write s3://bucket/prefix; a bucket's name is of letters, digits, '.', '_' and '-'",
-            )
-        if prefix and any(part in ("", ".", "..") for part in prefix.split("/")):
-            raise OutputError(f"{root} names no place in a bucket", "write s3://bucket/prefix")
-        if len(prefix.encode()) > _MAX_PREFIX_BYTES:
-            raise OutputError(
-                f"OUT: the prefix has {len(prefix.encode())} bytes, and keys of a bucket at most 1024", "shorten it"
-            )
-        self._bucket = bucket
-        self._prefix = f"{prefix}/" if prefix else ""
-        self._patience_s = patience_of_environment() if patience_s is None else patience_s
-        self._conditional = True
+        super().__init__(root, patience_s)
         self._settings = present_settings()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "patience_s": self._patience_s, "conditional": self._conditional}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["root"], state["patience_s"])  # type: ignore[misc]
-        self._conditional = state["conditional"]
-
-    @property
-    def root(self) -> str:
-        """See `Storage`."""
-        return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
-
-    def exists(self, path: str) -> bool:
-        """See `Storage`."""
-        try:
-            self.stat(path)
-        except FileNotFoundError:
-            return False
-        return True
 
     def stat(self, path: str) -> FileInfo:
         """See `Storage`."""
         return self.ask(path, self._head(path))
-
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """See `Storage`."""
-        return (file.path for file in self.files(prefix))
 
     def files(self, prefix: str = "") -> Iterator[FileInfo]:
         """See `Storage`."""
@@ -155,7 +92,8 @@ class S3Storage:
             async with answer["Body"] as body:
                 check_size(self.uri(path), int(answer["ContentLength"]), max_bytes)
                 data = await whole_body(body, progress)
-            _check_sha256(answer, len(data), hashlib.sha256(data))
+            sha256 = answer.get("Metadata", {}).get("sha256")
+            check_content(len(data), int(answer["ContentLength"]), sha256, hashlib.sha256(data))
             return data
 
         return self.ask(path, read)
@@ -169,7 +107,7 @@ class S3Storage:
             async with answer["Body"] as body:
                 data = await whole_body(body, progress)
             if len(data) != int(answer["ContentLength"]):
-                raise _BrokenAnswerError(f"{len(data)} bytes came of {answer['ContentLength']}")
+                raise BrokenAnswerError(f"{len(data)} bytes came of {answer['ContentLength']}")
             return data[:num_bytes]
 
         return self.ask(path, read)
@@ -194,120 +132,33 @@ class S3Storage:
             digest, size = hashlib.sha256(), 0
             with write_local(Path(local)) as file:
                 async with answer["Body"] as body:
-                    async for chunk in body.iter_chunks(_CHUNK):
+                    async for chunk in body.iter_chunks(CHUNK_BYTES):
                         progress.moved(len(chunk))
                         await asyncio.to_thread(file.write, chunk)  # a disk that hangs holds up this request alone
                         digest.update(chunk)
                         size += len(chunk)
-                _check_sha256(answer, size, digest)
+                check_content(size, int(answer["ContentLength"]), answer.get("Metadata", {}).get("sha256"), digest)
 
         self.ask(path, read)
-
-    def write_bytes(self, path: str, data: bytes, if_absent: bool = False) -> bool:
-        """See `Storage`.
-
-        A conditional put may be told "exists" for its own write, when the answer to a first try was lost; so what is
-        there is read back and compared.
-        """
-        if if_absent and not self._conditional:
-            if self.exists(path):
-                return self.read_bytes(path) == data
-            if_absent = False
-        try:
-            self._put(path, data, hashlib.sha256(data).hexdigest(), {"IfNoneMatch": "*"} if if_absent else {})
-        except FileExistsError:
-            return self.read_bytes(path) == data
-        return True
-
-    def create_empty(self, path: str) -> bool:
-        """See `Storage`."""
-        if not self._conditional and self.exists(path):
-            return False
-        try:
-            self._put(path, b"", hashlib.sha256(b"").hexdigest(), {"IfNoneMatch": "*"} if self._conditional else {})
-        except FileExistsError:
-            return False
-        return True
-
-    def put_file(self, local: str | Path, path: str) -> None:
-        """See `Storage`."""
-        with open(local, "rb") as file:
-            size, sha256 = os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-        if size < MULTIPART_BYTES:
-            self._put(path, Path(local).read_bytes(), sha256, {})
-        else:
-            self._put_parts(Path(local), path, size, sha256)
-        try:
-            there = self.stat(path)
-        except FileNotFoundError:
-            there = None
-        if there is None or there.bytes != size or there.sha256 not in (None, sha256):
-            raise OutputError(
-                f"{self.uri(path)}: {size} bytes were sent, but "
-                + ("nothing is there" if there is None else f"{there.bytes} bytes or another content are there"),
-                "check the server: it lost an upload that it had acknowledged",
-            )
 
     def delete(self, path: str) -> None:
         """See `Storage`."""
         with suppress(FileNotFoundError):
             self.ask(path, _called("delete_object", self._at(path)))
 
-    def delete_many(self, paths: Iterable[str]) -> None:
-        """See `Storage`.
-
-        One request each: servers differ in which checksum they want with a request to delete many.
-        """
-        with ThreadPoolExecutor(_DELETES_AT_ONCE) as threads:
-            for _ in threads.map(self.delete, paths):
-                pass
-
     def leftovers(self) -> Iterator[Leftover]:
         """See `Storage`."""
         for upload in self._uploads(self._prefix):
             path = upload["Key"].removeprefix(self._prefix)
             yield Leftover(kind="upload in parts", path=path, token=upload["UploadId"])
-        for name in self.children():
-            if name.startswith(PROBE_PREFIX):
-                yield Leftover(kind="probe", path=name)
+        yield from super().leftovers()
 
     def remove_leftover(self, leftover: Leftover) -> None:
         """See `Storage`."""
         if leftover.kind == "upload in parts":
             self._abort(leftover.path, leftover.token)
         else:
-            self.delete(leftover.path)
-
-    def uri(self, path: str) -> str:
-        """See `Storage`."""
-        return f"s3://{self._bucket}/{self._prefix}{checked_path(path)}"
-
-    def probe(self, single_coordinator: bool = False) -> None:
-        """See `Storage`."""
-        name = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
-        try:
-            try:
-                self.write_bytes(name, b"first", if_absent=True)
-                is_honoured = not self.write_bytes(name, b"second", if_absent=True)
-            except _NotImplementedThereError:
-                is_honoured = False
-        finally:
-            self.delete(name)
-        if is_honoured:
-            return
-        if not single_coordinator:
-            raise OutputError(
-                f"{self.root}: the server ignores If-None-Match, so two runs could overwrite each other",
-                "use a server with conditional writes (AWS S3, MinIO, Ceph, moto) or a local folder; or set [run] "
-                "single_coordinator = true if you make sure that no two runs ever write there at once",
-            )
-        self._conditional = False
-
-    def with_patience(self, patience_s: float) -> S3Storage:
-        """See `Storage`."""
-        other = copy.copy(self)
-        other._patience_s = min(patience_s, self._patience_s)
-        return other
+            super().remove_leftover(leftover)
 
     # ---- objects ----
 
@@ -327,10 +178,37 @@ class S3Storage:
         return head
 
     def _at(self, path: str) -> dict[str, str]:
-        return {"Bucket": self._bucket, "Key": self._prefix + checked_path(path)}
+        return {"Bucket": self._bucket, "Key": self._key(path)}
 
-    def _folder(self, prefix: str) -> str:
-        return f"{self._prefix}{prefix}/" if prefix else self._prefix
+    def look_at_key(self, key: str) -> ObjectVersion:
+        """See `BucketStorage`."""
+        found = self.ask(key, heading({"Bucket": self._bucket, "Key": key}))
+        return ObjectVersion(
+            bytes=int(found["ContentLength"]), tag=str(found["ETag"]), modified=str(found["LastModified"])
+        )
+
+    def read_key(self, key: str, start: int, stop: int, tag: str) -> bytes:
+        """See `BucketStorage`."""
+        at = {"Bucket": self._bucket, "Key": key}
+
+        async def fetch(client: Any, progress: Progress) -> bytes:
+            answer = await client.get_object(**at, Range=f"bytes={start}-{stop - 1}", IfMatch=tag)
+            async with answer["Body"] as body:
+                data = await whole_body(body, progress)
+            if len(data) != stop - start:
+                raise ConnectionError(f"{len(data)} bytes came, {stop - start} were asked for")
+            return data
+
+        return self.ask(key, fetch)
+
+    def is_above_keys(self, key: str) -> bool:
+        """See `BucketStorage`."""
+        at = {"Bucket": self._bucket, "Prefix": f"{key.rstrip('/')}/", "MaxKeys": 1}
+
+        async def look(client: Any, _: Progress) -> bool:
+            return bool((await client.list_objects_v2(**at)).get("Contents"))
+
+        return self.ask(key, look)
 
     def _pages(self, prefix: str, **options: Any) -> Iterator[dict[str, Any]]:
         """A listing, a page of a thousand at a time."""
@@ -343,12 +221,15 @@ class S3Storage:
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
-    def _put(self, path: str, data: bytes, sha256: str, condition: dict[str, str]) -> None:
+    def _put(self, path: str, data: bytes, sha256: str, if_absent: bool) -> None:
+        condition = {"IfNoneMatch": "*"} if if_absent else {}
         about = {**self._at(path), "Metadata": {"sha256": sha256}, **condition}
         self.ask(path, _sending("put_object", about, data), len(data))
 
+    def _multipart_bytes(self) -> int:
+        return MULTIPART_BYTES
+
     def _put_parts(self, local: Path, path: str, size: int, sha256: str) -> None:
-        """Puts a large file. Nothing is at `path` before the last step, and the parts are removed if that fails."""
         part_bytes = max(PART_BYTES, -(-size // _MAX_PARTS))
         about = {**self._at(path), "Metadata": {"sha256": sha256}}
         upload: str = self.ask(path, _called("create_multipart_upload", about, "UploadId"))["UploadId"]
@@ -368,7 +249,7 @@ class S3Storage:
         except BaseException:
             threads.shutdown(cancel_futures=True)  # a part that arrives after the abort would stay
             with suppress(OutputError):
-                self.with_patience(_HASTY_S)._abort(path, upload)
+                self.with_patience(HASTY_S)._abort(path, upload)
             raise
         finally:
             threads.shutdown(cancel_futures=True)
@@ -404,48 +285,12 @@ class S3Storage:
 
     # ---- requests ----
 
-    def ask(self, path: str, request: Request[T], body_bytes: int = 0) -> T:
-        """What the server answers, asked again while it fails in a way that passes.
-
-        Args:
-            path: that it is about, for messages.
-            request: makes it.
-            body_bytes: that it sends.
-
-        Raises:
-            FileNotFoundError: if there is no such object (or upload).
-            FileExistsError: if a condition did not hold.
-            OutputError: for every other fault, and once patience is used up.
-        """
-        clock, pause_s = AwakeClock(), _FIRST_PAUSE_S
-        idle_s, name = (IDLE_S, "patient") if self._patience_s >= _HASTY_S else (_HASTY_IDLE_S, "hasty")
-        while True:
-            left_s = self._patience_s - clock.now_s
-            try:
-                there = lane(name, self._settings)
-                there.make_ready()
-                clock.forget()
-                return there.ask(request, Progress(clock, max(_LEAST_IDLE_S, min(idle_s, left_s)), body_bytes))
-            except OutputError:
-                raise
-            except Exception as error:
-                clock.tick()
-                fault = self._fault(path, error)
-                if fault is not None:
-                    raise fault from error
-                left_s = self._patience_s - clock.now_s
-                if left_s <= 0:
-                    raise OutputError(
-                        f"{self._place(path)}: no usable answer for {self._patience_s:.0f} s, last: {_text(error)}",
-                        "check credentials (AWS_…), the endpoint and the network; the same command then goes on from "
-                        f"there ({PATIENCE_VARIABLE} sets for how long a server may be gone)",
-                    ) from error
-                clock.sleep(min(left_s, pause_s * random.uniform(0.5, 1)))
-                pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+    def _lane(self, name: str) -> Lane:
+        return lane(f"s3 {name}", self._settings, s3_client)
 
     def _fault(self, path: str, error: Exception) -> Exception | None:
         """The error that a fault is to be raised as; None where it may pass."""
-        place, text = self._place(path), _text(error)
+        place, text = self._place(path), self._text(error)
         code, status = _code(error), _status(error)
         if not status:
             return None if may_pass(error) else _fault_of_this_side(place, error, text)
@@ -462,22 +307,11 @@ class S3Storage:
             return None
         return _refusal(place, code, status, text)
 
-    def _place(self, path: str) -> str:
-        return f"s3://{self._bucket}/{self._prefix}{path}"
-
-
-class _NotImplementedThereError(OutputError):
-    """The server does not know a request or one of its headers."""
-
-
-class _BrokenAnswerError(Exception):
-    """What arrived is not what the server said it sends."""
-
 
 async def whole_body(body: Any, progress: Progress) -> bytes:
     """All bytes of an answer that is open, each told as it comes."""
     data = bytearray()
-    async for chunk in body.iter_chunks(_CHUNK):
+    async for chunk in body.iter_chunks(CHUNK_BYTES):
         progress.moved(len(chunk))
         data += chunk
     return bytes(data)
@@ -597,7 +431,7 @@ def _refusal(place: str, code: str, status: int, text: str) -> Exception:
     if status in (401, 403):
         return OutputError(f"{place}: permission denied ({text})", _HINTS.get(code, _CREDENTIALS))
     if status == 501 or code == "NotImplemented":
-        return _NotImplementedThereError(f"{place}: {text}", "use another S3 server")
+        return NotImplementedThereError(f"{place}: {text}", "use another S3 server")
     return OutputError(f"{place}: {text}", "check the endpoint and the bucket's name")
 
 
@@ -641,7 +475,7 @@ def may_pass(error: Exception) -> bool:
     if _lasts(error):
         return False
     passing = (
-        _BrokenAnswerError,
+        BrokenAnswerError,
         SilentServerError,
         ConnectionError,
         TimeoutError,
@@ -674,37 +508,6 @@ def _lasts(error: Exception) -> bool:
     return False
 
 
-def _text(error: Exception) -> str:
-    return without_secrets(" ".join(str(error).split()) or type(error).__name__)
-
-
-def _check_sha256(answer: dict[str, Any], size: int, digest: Any) -> None:
-    """Raises if what was read is not as long as announced, or not what was put."""
-    expected = answer.get("Metadata", {}).get("sha256")
-    if size != int(answer["ContentLength"]) or expected not in (None, digest.hexdigest()):
-        raise _BrokenAnswerError(
-            f"{size} of {answer['ContentLength']} bytes arrived, or their SHA-256 is not {expected or 'known'}"
-        )
-
-
 def _md5(data: bytes) -> str:
     """What a server checks an upload by: the only checksum that all of them know."""
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-
-
-def patience_of_environment() -> float:
-    """Seconds that a server may be gone.
-
-    Raises:
-        OutputError: if the environment says no number.
-    """
-    text = os.environ.get(PATIENCE_VARIABLE)
-    if text is None:
-        return PATIENCE_S
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise OutputError(f"{PATIENCE_VARIABLE} is {text!r}, which is no number of seconds", "write a number, as 300")
-    return value

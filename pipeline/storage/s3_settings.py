@@ -66,11 +66,11 @@ def _first_fault(looked_at: frozenset[tuple[str, Any]]) -> Fault | None:
 
 def _variables() -> Iterator[Fault]:
     for name, value in sorted(os.environ.items()):
-        if _LOOKED_AT.fullmatch(name) and (what := _fault_of_text(name, value)):
+        if _LOOKED_AT.fullmatch(name) and (what := fault_of_text(name, value)):
             yield f"{name} {what}", f"set {name} again without it"
 
 
-def _fault_of_text(name: str, value: str) -> str:
+def fault_of_text(name: str, value: str) -> str:
     """What no value may be; empty if there is nothing."""
     try:
         value.encode()

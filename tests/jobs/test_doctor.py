@@ -243,7 +243,7 @@ def test_a_bucket_is_looked_at_and_left_as_it_was(s3_root: str) -> None:
 @pytest.mark.s3
 def test_a_server_that_ignores_conditions_is_wrong(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     put = S3Storage._put
-    monkeypatch.setattr(S3Storage, "_put", lambda self, path, data, sha256, _: put(self, path, data, sha256, {}))
+    monkeypatch.setattr(S3Storage, "_put", lambda self, path, data, sha256, _: put(self, path, data, sha256, False))
     (finding,) = said_by("storage", s3_root)
     assert finding.state == "wrong"
     assert "ignores If-None-Match" in finding.found

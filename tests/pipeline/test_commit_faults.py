@@ -18,8 +18,8 @@ from pipeline.records.lease import Lease, Owner
 from pipeline.records.manifest import Manifest
 from pipeline.records.run_folder import open_run, shard_of
 from pipeline.rows import ManifestRow
+from pipeline.storage import bucket
 from pipeline.storage import local as storage_local
-from pipeline.storage import s3 as storage_s3
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.s3 import S3Storage
@@ -192,7 +192,7 @@ def test_a_disk_that_is_full_from_any_write_on(
 
 @pytest.fixture
 def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    monkeypatch.setattr(storage_s3, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(bucket, "_FIRST_PAUSE_S", 0.01)
     with FaultyS3(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy

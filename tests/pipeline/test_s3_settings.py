@@ -180,7 +180,7 @@ def test_what_only_the_client_refuses(name: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(name, "nonsense")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(OutputError, match="no client can be made") as caught:
-        open_storage("s3://bucket/run", s3_patience_s=0.0).exists("a")
+        open_storage("s3://bucket/run", patience_s=0.0).exists("a")
     assert "AWS_" in caught.value.hint
 
 

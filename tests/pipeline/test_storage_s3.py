@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from miga.errors import OutputError
+from pipeline.storage import bucket
 from pipeline.storage import s3 as storage_s3
 from pipeline.storage.open import open_storage
 from pipeline.storage.s3 import S3Storage
@@ -33,8 +34,8 @@ PART = 5 << 20
 @pytest.fixture
 def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
     """A proxy that the environment leads to, and a storage in a hurry."""
-    monkeypatch.setattr(storage_s3, "_FIRST_PAUSE_S", 0.02)
-    monkeypatch.setattr(storage_s3, "_MAX_PAUSE_S", 0.05)
+    monkeypatch.setattr(bucket, "_FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(bucket, "_MAX_PAUSE_S", 0.05)
     with FaultyS3(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
@@ -142,8 +143,8 @@ def test_a_read_that_never_comes_right_is_an_error(proxy: FaultyS3, s3_root: str
 def test_slow_answers(s3_root: str, proxy: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slower than one try waits: the first try's write arrived all the same."""
     slow_s = paced(0.75)
-    monkeypatch.setattr(storage_s3, "IDLE_S", slow_s / 3)
-    monkeypatch.setattr(storage_s3, "_LEAST_IDLE_S", slow_s / 3)
+    monkeypatch.setattr(bucket, "IDLE_S", slow_s / 3)
+    monkeypatch.setattr(bucket, "_LEAST_IDLE_S", slow_s / 3)
     proxy.fail("slow", times=2, method="PUT", delay_s=slow_s)
     assert S3Storage(s3_root, patience_s=60).write_bytes("a", b"1", if_absent=True)
     assert [method for method, _ in proxy.requests].count("PUT") == 3
@@ -266,6 +267,7 @@ def test_an_upload_that_someone_else_aborts_is_an_error_and_no_object(
 
 KILLED = """
 import sys
+from pipeline.storage import bucket
 from pipeline.storage import s3 as storage_s3
 storage_s3.MULTIPART_BYTES = storage_s3.PART_BYTES = 5 << 20
 from pipeline.storage.open import open_storage
@@ -301,7 +303,7 @@ def test_a_process_killed_within_an_upload_leaves_no_object(
 def _conditions_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that does not know If-None-Match might as well never get it."""
     put = S3Storage._put
-    monkeypatch.setattr(S3Storage, "_put", lambda self, path, data, sha256, _: put(self, path, data, sha256, {}))
+    monkeypatch.setattr(S3Storage, "_put", lambda self, path, data, sha256, _: put(self, path, data, sha256, False))
 
 
 @pytest.mark.usefixtures("_conditions_ignored")

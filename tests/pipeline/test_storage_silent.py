@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from miga.errors import OutputError
+from pipeline.storage import bucket, lanes
 from pipeline.storage import s3 as storage_s3
-from pipeline.storage import s3_client
+from pipeline.storage.bucket_object import BucketObject
+from pipeline.storage.lanes import AwakeClock, Lane, Progress, SilentServerError, StuckLoopError, lane
 from pipeline.storage.s3 import S3Storage
-from pipeline.storage.s3_client import AwakeClock, Body, Lane, Progress, SilentServerError, StuckLoopError, lane
-from pipeline.storage.s3_object import S3Object
+from pipeline.storage.s3_client import Body, s3_client
 from tests.faulty_s3 import bucket_client
 from tests.pace import paced
 from tests.silent_s3 import STAGES, SilentS3, Stage
@@ -34,7 +35,7 @@ def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SilentS3]:
         "_FIRST_PAUSE_S": 0.02,
         "_MAX_PAUSE_S": 0.05,
     }.items():
-        monkeypatch.setattr(storage_s3, name, value)
+        monkeypatch.setattr(bucket, name, value)
     with SilentS3(os.environ["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
@@ -96,7 +97,7 @@ WHOLE_BEFORE_THE_BODY = ("put", "put if absent", "put an empty one", "head", "de
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_s3, "MULTIPART_BYTES", 1000)
     monkeypatch.setattr(storage_s3, "PART_BYTES", PART)
-    monkeypatch.setattr(s3_client, "_UNSEEN_BYTES_PER_S", 1 << 30)
+    monkeypatch.setattr(lanes, "UNSEEN_BYTES_PER_S", 1 << 30)
     (tmp_path / "large").write_bytes(bytes(2000))
 
 
@@ -125,7 +126,7 @@ def test_a_prompt_file_is_read_through_silence(proxy: SilentS3, s3_root: str, st
     bucket_client().put_object(Bucket=s3_root.split("/")[2], Key="in/a b (1).txt", Body=data)
     address = f"s3://{s3_root.split('/')[2]}/in/a b (1).txt"
     head = proxy.stop_at(stage, method="HEAD")
-    file = S3Object(address, patience_s=60.0)
+    file = BucketObject(address, patience_s=60.0)
     get = proxy.stop_at(stage, method="GET")
     assert file.read(0, len(data) + 10) == data
     assert file.read(1_500_000, 20) == data[1_500_000:1_500_020]
@@ -135,7 +136,7 @@ def test_a_prompt_file_is_read_through_silence(proxy: SilentS3, s3_root: str, st
 def test_a_prompt_file_that_nobody_sends_is_given_up(proxy: SilentS3, s3_root: str) -> None:
     address = f"s3://{s3_root.split('/')[2]}/in/p.txt"
     bucket_client().put_object(Bucket=s3_root.split("/")[2], Key="in/p.txt", Body=b"a\n")
-    file = S3Object(address, patience_s=0.0)
+    file = BucketObject(address, patience_s=0.0)
     proxy.stop_at("request headers", method="GET", times=1000)
     with pytest.raises(OutputError, match="no usable answer for 0 s"):
         file.read(0, 2)
@@ -154,7 +155,7 @@ def test_a_silence_that_does_not_end(proxy: SilentS3, s3_root: str, stage: Stage
 def test_a_connection_that_is_taken_and_never_read(
     proxy: SilentS3, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_s3, "_LEAST_IDLE_S", 1.0)
+    monkeypatch.setattr(bucket, "_LEAST_IDLE_S", 1.0)
     stop = proxy.stop_at("accept", times=1000)
     while not stop.num_hit:  # the first connection takes a while to be made ready
         with pytest.raises(OutputError, match="the server was silent for 1 s"):
@@ -229,7 +230,7 @@ def test_a_slow_transfer_does_not() -> None:
     progress = Progress(clock, 60.0)
     for _ in range(10_000):
         clock.now_s += 10.0
-        progress.moved(s3_client.SLOWEST_BYTES_PER_S * 10)
+        progress.moved(lanes.SLOWEST_BYTES_PER_S * 10)
         assert progress.left_s() > 0
 
 
@@ -246,20 +247,20 @@ def test_what_is_sent_counts_as_it_leaves() -> None:
 
 def test_a_process_that_was_stopped_has_not_waited(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1000.0
-    monkeypatch.setattr(s3_client.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(lanes.time, "monotonic", lambda: now_s)
     clock = AwakeClock()
     now_s += 1.0
     clock.tick()
     now_s += 3600.0
     clock.tick()
-    assert clock.now_s == 1.0 + s3_client._MAX_STEP_S
+    assert clock.now_s == 1.0 + lanes._MAX_STEP_S
 
 
 # ---- a loop that is stuck --------------------------------------------------------------------------------------------
 
 
 def test_a_stuck_loop_is_left_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_client, "STUCK_S", 0.1)
+    monkeypatch.setattr(lanes, "STUCK_S", 0.1)
     for_ever = threading.Event()
 
     async def block(client: Any, progress: Progress) -> None:
@@ -268,11 +269,11 @@ def test_a_stuck_loop_is_left_for_another(monkeypatch: pytest.MonkeyPatch) -> No
     async def answer(client: Any, progress: Progress) -> str:
         return "answered"
 
-    stuck = lane("test", frozenset())
+    stuck = lane("test", frozenset(), s3_client)
     stuck.make_ready()
     with pytest.raises(StuckLoopError):
         stuck.ask(block, Progress(AwakeClock(), 0.1))
-    other = lane("test", frozenset())
+    other = lane("test", frozenset(), s3_client)
     assert other is not stuck
     other.make_ready()
     assert other.ask(answer, Progress(AwakeClock(), 60.0)) == "answered"
@@ -292,7 +293,7 @@ def test_a_request_that_will_not_be_cancelled_is_not_waited_for() -> None:
             except asyncio.CancelledError:
                 ended.wait(0.01)
 
-    there = Lane()
+    there = Lane(s3_client)
     there.make_ready()
     with pytest.raises(SilentServerError, match="silent"):
         there.ask(stubborn, Progress(AwakeClock(), 0.1))
