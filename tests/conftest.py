@@ -84,3 +84,35 @@ def s3_root(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"bucket-{uuid.uuid4().hex}"
     bucket_client().create_bucket(Bucket=bucket)
     return f"s3://{bucket}/deep/prefix"
+
+
+@pytest.fixture(scope="session")
+def fake_clouds() -> Iterator[dict[str, Any]]:
+    """A server of Google Cloud Storage and one of Azure Blob Storage, by scheme."""
+    from tests.fake_clouds import FakeAzure, FakeGoogle
+
+    with FakeGoogle() as google, FakeAzure() as azure:
+        yield {"gs": google, "az": azure}
+
+
+def cloud_root(server: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prefix in a bucket of its own; the environment leads to its server."""
+    for name in [name for name in os.environ if name.startswith(("GOOGLE_", "AZURE_"))]:
+        monkeypatch.delenv(name)
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    server.make(bucket)
+    return f"{server.scheme}://{bucket}/deep/prefix"
+
+
+@pytest.fixture
+def gs_root(fake_clouds: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
+    """See `cloud_root`."""
+    return cloud_root(fake_clouds["gs"], monkeypatch)
+
+
+@pytest.fixture
+def az_root(fake_clouds: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> str:
+    """See `cloud_root`."""
+    return cloud_root(fake_clouds["az"], monkeypatch)

@@ -1,6 +1,6 @@
 """Servers of Google Cloud Storage and of Azure Blob Storage in this process, as far as obstore speaks to them.
 
-    with FakeGoogle() as server:          # server.environment leads to it; server.buckets holds what lies there
+    with FakeGoogle() as server:          # server.environment() leads to it; server.buckets holds what lies there
         server.make("bucket")
 
 Written from the references of Google's XML API and of Azure's Blob service REST API: conditions, versions, errors with
@@ -73,6 +73,8 @@ class FakeCloud:
     """
 
     scheme: ClassVar[str]
+    path: ClassVar[str] = ""
+    """Of the endpoint, before the bucket's name."""
 
     def __init__(self, page: int = 1000) -> None:
         self.buckets: dict[str, dict[str, Kept]] = {}
@@ -93,14 +95,8 @@ class FakeCloud:
         self._server.shutdown()
         self._server.server_close()
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """Variables that lead to the server."""
-        raise NotImplementedError
-
-    @property
-    def endpoint_variable(self) -> str:
-        """That of them which a proxy's address takes the place of."""
+    def environment(self, url: str | None = None) -> dict[str, str]:
+        """Variables that lead to the server, or to the proxy at `url`."""
         raise NotImplementedError
 
     def make(self, bucket: str) -> None:
@@ -178,53 +174,40 @@ class FakeGoogle(FakeCloud):
 
     scheme = "gs"
     token = "a-token-that-nobody-may-see"
+    key: Any = None
 
-    @property
-    def environment(self) -> dict[str, str]:
+    def environment(self, url: str | None = None) -> dict[str, str]:
         """See `FakeCloud`."""
-        return {"GOOGLE_BASE_URL": self.url, "GOOGLE_BEARER_TOKEN": self.token}
-
-    @property
-    def endpoint_variable(self) -> str:
-        """See `FakeCloud`."""
-        return "GOOGLE_BASE_URL"
-
-    def service_account(self, folder: Path) -> Path:
-        """A key file of a service account of this server; what it signs is known from then on."""
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import rsa
-
-        self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        text = self.key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ).decode()
-        about = {
-            "type": "service_account",
-            "client_email": "miga@project.iam.gserviceaccount.com",
-            "private_key_id": "k",
-            "private_key": text,
-            "disable_oauth": True,
-            "gcs_base_url": self.url,
-        }
-        file = folder / "key.json"
-        file.write_text(json.dumps(about))
-        return file
+        return {"GOOGLE_BASE_URL": url or self.url, "GOOGLE_BEARER_TOKEN": self.token}
 
     def refusal(self, asked: Asked) -> Answer | None:
         """See `FakeCloud`."""
         if "X-Goog-Signature" in asked.query:
             return None if self._is_signed(asked) else self.error(403, "SignatureDoesNotMatch")
-        said = asked.headers.get("authorization")
-        return (
-            None if said in (f"Bearer {self.token}", "Bearer ", "Bearer") else self.error(401, "AuthenticationRequired")
-        )
+        said = asked.headers.get("authorization", "").removeprefix("Bearer ")
+        return None if said == self.token or self._is_of_account(said) else self.error(401, "AuthenticationRequired")
 
-    def _is_signed(self, asked: Asked) -> bool:
-        """Source: "V4 signing process with your own program", Google Cloud Storage's documentation."""
+    def _is_of_account(self, token: str) -> bool:
+        """Whether it is a JSON Web Token that the service account has signed by itself. Source: RFC 7515."""
+        parts = token.split(".")
+        if self.key is None or len(parts) != 3:
+            return False
+        signature, claims = (base64.urlsafe_b64decode(part + "==") for part in (parts[2], parts[1]))
+        return self._is_by_key(signature, f"{parts[0]}.{parts[1]}") and json.loads(claims)["exp"] > time.time()
+
+    def _is_by_key(self, signature: bytes, text: str) -> bool:
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import padding
 
+        try:
+            self.key.public_key().verify(signature, text.encode(), padding.PKCS1v15(), hashes.SHA256())
+        except InvalidSignature:
+            return False
+        return True
+
+    def _is_signed(self, asked: Asked) -> bool:
+        """Source: "V4 signing process with your own program", Google Cloud Storage's documentation."""
         query = dict(asked.query)
         signature = bytes.fromhex(query.pop("X-Goog-Signature"))
         names = query["X-Goog-SignedHeaders"].split(";")
@@ -232,7 +215,7 @@ class FakeGoogle(FakeCloud):
             asked.method,
             urlsplit(asked.target).path,
             "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in sorted(query.items())),
-            *(f"{name}:{asked.headers[name].strip()}" for name in names),
+            *(f"{name}:{asked.headers[name].strip().partition(':')[0]}" for name in names),  # obstore names no port
             "",
             ";".join(names),
             "UNSIGNED-PAYLOAD",
@@ -241,11 +224,8 @@ class FakeGoogle(FakeCloud):
         digest = hashlib.sha256(canonical.encode()).hexdigest()
         text = "\n".join([query["X-Goog-Algorithm"], query["X-Goog-Date"], scope, digest])
         begun = datetime.strptime(query["X-Goog-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-        try:
-            self.key.public_key().verify(signature, text.encode(), padding.PKCS1v15(), hashes.SHA256())
-        except InvalidSignature:
-            return False
-        return (datetime.now(UTC) - begun).total_seconds() < int(query["X-Goog-Expires"])
+        in_time = (datetime.now(UTC) - begun).total_seconds() < int(query["X-Goog-Expires"])
+        return in_time and self._is_by_key(signature, text)
 
     def no_bucket(self) -> Answer:
         """See `FakeCloud`."""
@@ -321,28 +301,16 @@ class FakeAzure(FakeCloud):
 
     scheme = "az"
     account = "account"
+    path = "/account"
     key = base64.b64encode(b"a-secret-that-nobody-may-see").decode()
 
-    @property
-    def environment(self) -> dict[str, str]:
+    def environment(self, url: str | None = None) -> dict[str, str]:
         """See `FakeCloud`."""
         return {
             "AZURE_STORAGE_ACCOUNT_NAME": self.account,
             "AZURE_STORAGE_ACCOUNT_KEY": self.key,
-            "AZURE_STORAGE_ENDPOINT": self.url,
+            "AZURE_STORAGE_ENDPOINT": (url or self.url) + self.path,
         }
-
-    @property
-    def endpoint_variable(self) -> str:
-        """See `FakeCloud`."""
-        return "AZURE_STORAGE_ENDPOINT"
-
-    def refusal(self, asked: Asked) -> Answer | None:
-        """See `FakeCloud`."""
-        if "sig" in asked.query:
-            return None if self._is_signed(asked) else self.error(403, "AuthenticationFailed")
-        said = asked.headers.get("authorization", "")
-        return None if self._is_of_account(asked, said) else self.error(403, "AuthenticationFailed")
 
     def _is_of_account(self, asked: Asked, said: str) -> bool:
         """Source: "Authorize with Shared Key", the Blob service's REST reference."""
@@ -419,7 +387,7 @@ class FakeAzure(FakeCloud):
         names = re.findall(rb"DELETE (\S+) HTTP/1.1", asked.body)
         mark, said = f"batchresponse_{uuid.uuid4()}", b""
         for number, name in enumerate(names):
-            place = unquote(urlsplit(name.decode()).path).lstrip("/")
+            place = unquote(urlsplit(name.decode()).path).removeprefix(self.path).lstrip("/")
             answer = self._delete(place.partition("/")[2], bucket)
             status = "202 Accepted" if answer.status == 202 else "404 The specified blob does not exist."
             headers = [f"{key}: {value}" for key, value in answer.headers.items()]
@@ -462,7 +430,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         place = urlsplit(self.path)
-        bucket, _, key = place.path.lstrip("/").partition("/")
+        bucket, _, key = place.path.removeprefix(self.cloud.path).lstrip("/").partition("/")
         query = dict(parse_qsl(place.query, keep_blank_values=True))
         headers = {name.lower(): value for name, value in self.headers.items()}
         answer = self.cloud.serve(Asked(self.command, unquote(bucket), unquote(key), query, headers, body, self.path))

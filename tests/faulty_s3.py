@@ -1,4 +1,4 @@
-"""A proxy before an S3 server that fails as told, and fixtures' helpers for S3 servers."""
+"""A proxy before a server of objects (S3, Google, Azure) that fails as told, and fixtures' helpers for S3 servers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,25 @@ from urllib.parse import urlsplit
 
 from tests.pace import paced
 
-Kind = Literal["busy", "error", "full", "quota", "denied", "aborted", "reset", "lose", "slow", "cut", "corrupt", "hold"]
+Kind = Literal[
+    "busy",
+    "throttled",
+    "error",
+    "full",
+    "quota",
+    "denied",
+    "aborted",
+    "reset",
+    "lose",
+    "slow",
+    "cut",
+    "corrupt",
+    "hold",
+]
 
 _ANSWERS: dict[str, tuple[int, str]] = {
     "busy": (503, "SlowDown"),
+    "throttled": (429, "TooManyRequests"),
     "error": (500, "InternalError"),
     "full": (507, "InsufficientStorage"),
     "quota": (403, "QuotaExceeded"),
@@ -35,7 +50,7 @@ _ANSWERS: dict[str, tuple[int, str]] = {
 class Fault:
     """What happens to the next `times` requests that match, or to every so many of them.
 
-    busy, error, full, quota, denied, aborted: an error is answered, and the server never sees the request.
+    busy, throttled, error, full, quota, denied, aborted: an error is answered, and the server never sees the request.
     reset: the connection is reset before the server sees the request.
     lose: the server does what was asked, then the connection is reset.
     slow: the answer comes `delay_s` later.

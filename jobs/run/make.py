@@ -28,10 +28,9 @@ from pipeline.records.run_folder import RunRecord, open_run
 from pipeline.scheduling.ledger import Ledger
 from pipeline.scheduling.time_left import VideoCost
 from pipeline.storage.base import Storage
-from pipeline.storage.local import LocalStorage
-from pipeline.storage.open import open_storage
 from pipeline.storage.bucket import patience_of_environment
-from pipeline.storage.open import is_in_bucket
+from pipeline.storage.local import LocalStorage
+from pipeline.storage.open import is_in_bucket, open_storage
 
 if TYPE_CHECKING:
     from actors.driver.coordinator import RunParts

@@ -18,7 +18,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from miga.errors import OutputError, OutputFullError
 from pipeline.storage.addresses import without_secrets
@@ -39,6 +39,7 @@ from pipeline.storage.lanes import (
     Lane,
     Progress,
     Request,
+    Settings,
     SilentServerError,
     lane,
 )
@@ -54,6 +55,12 @@ _PAGE: Final = 5000
 _TYPES: Final = {".mp4": "video/mp4", ".html": "text/html; charset=utf-8", ".json": "application/json"}
 """By which a browser knows what to do with a signed address."""
 _OTHER_TYPE: Final = "application/octet-stream"
+
+
+_ANSWERED: Final[set[Settings]] = set()
+"""Settings by which a server has answered: their credentials could be had."""
+
+T = TypeVar("T")
 
 
 class CloudStorage(BucketStorage):
@@ -133,8 +140,9 @@ class CloudStorage(BucketStorage):
         key = self._key(path)
 
         async def sign(client: CloudClient, _: Progress) -> str:
-            address: str = await client.store.sign_async("GET", key, timedelta(seconds=valid_s))
-            return address
+            from obstore import sign_async
+
+            return await sign_async(client.store, "GET", key, timedelta(seconds=valid_s))
 
         return self.ask(path, sign)
 
@@ -226,6 +234,12 @@ class CloudStorage(BucketStorage):
 
     # ---- requests ----
 
+    def ask(self, path: str, request: Request[T], body_bytes: int = 0) -> T:
+        """See `BucketStorage`."""
+        answer = super().ask(path, request, body_bytes)
+        _ANSWERED.add(self._settings)
+        return answer
+
     def _lane(self, name: str) -> Lane:
         return lane(f"{self.scheme} {name}", self._settings, partial(cloud_client, self.scheme, self._bucket))
 
@@ -285,8 +299,8 @@ class CloudStorage(BucketStorage):
         return OutputError(f"{place}: {text}", f"check the endpoint and the {self.bucket_word}'s name")
 
     def _fault_of_credentials(self, place: str, text: str, status: int) -> Exception | None:
-        """For a token that could not be had: the cloud's own servers may be busy, elsewhere there are none."""
-        if status in (408, 429) or status >= 500:
+        """For a token that could not be had: where there was one before, the cloud's own servers may be busy."""
+        if status in (408, 429) or status >= 500 or (not status and self._settings in _ANSWERED):
             return None
         return OutputError(
             f"{place}: no credentials can be had: {text}", f"set {self.credentials}: see docs/storage.md"
@@ -371,7 +385,7 @@ def _said(error: Exception) -> tuple[str, str]:
 
 
 def _status_and_code(error: Exception) -> tuple[int, str]:
-    """HTTP status of the answer that a fault tells of, and what the answer calls it; 0 and empty if it tells of none."""
+    """HTTP status of the answer that a fault tells of (0: of none), and what the answer calls it (may be empty)."""
     said = _said(error)[0]
     status, code = _ANSWER.search(said), _CODE.search(said)
     return int(status[1][:3]) if status else 0, code[1] if code else ""

@@ -65,8 +65,6 @@ def google_config() -> tuple[dict[str, Any], bool]:
         config["base_url"] = endpoint.rstrip("/")
         if not any(name in os.environ for name in (*_GOOGLE_FILES, "GOOGLE_BEARER_TOKEN")):
             config["bearer_token"] = "emulator"  # which looks at none
-    if not endpoint and (file := _credentials_file()) is not None:
-        endpoint = str(_json_of(file).get("gcs_base_url", ""))
     return config, endpoint.lower().startswith("http://")
 
 
@@ -146,12 +144,6 @@ def _endpoint(scheme: str) -> Iterator[Fault]:
                 f"{name} is {value!r}, which is no address of a server",
                 "write it as https://host or http://host:port",
             )
-
-
-def _credentials_file() -> Path | None:
-    """The file of Google's credentials that is named; None where there is none, or it cannot be read."""
-    name = _first(_GOOGLE_FILES)
-    return Path(name) if name and os.path.isfile(name) else None
 
 
 def _json_of(file: Path) -> dict[str, Any]:

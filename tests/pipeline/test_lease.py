@@ -56,9 +56,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
     return clock
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3), "gs", "az"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    return open_storage(tmp_path / "out" if request.param == "local" else request.getfixturevalue("s3_root"))
+    return open_storage(
+        tmp_path / "out" if request.param == "local" else request.getfixturevalue(f"{request.param}_root")
+    )
 
 
 def pass_time(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -22,9 +22,9 @@ from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3), "gs", "az"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    root = tmp_path / "out put" if request.param == "local" else request.getfixturevalue("s3_root")
+    root = tmp_path / "out put" if request.param == "local" else request.getfixturevalue(f"{request.param}_root")
     return open_storage(root)
 
 
@@ -272,7 +272,7 @@ def test_out_is_a_file(tmp_path: Path, out: str) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("out", ["gs://bucket/x", "", " ", "a\0b", "s3://", "s3:///x", "s3://b/../x", "s3://b//x"])
+@pytest.mark.parametrize("out", ["ftp://host/x", "", " ", "a\0b", "s3://", "s3:///x", "s3://b/../x", "s3://b//x"])
 def test_out_is_nonsense(out: str) -> None:
     with pytest.raises(OutputError):
         open_storage(out)
