@@ -180,6 +180,25 @@ class FakeGoogle(FakeCloud):
         """See `FakeCloud`."""
         return {"GOOGLE_BASE_URL": url or self.url, "GOOGLE_BEARER_TOKEN": self.token}
 
+    def service_account(self, folder: Path) -> Path:
+        """A key file of a service account; what it signs is known from then on."""
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import rsa
+
+        self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        text = self.key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ).decode()
+        about = {
+            "type": "service_account",
+            "client_email": "miga@project.iam.gserviceaccount.com",
+            "private_key_id": "k",
+            "private_key": text,
+        }
+        file = folder / "key.json"
+        file.write_text(json.dumps(about))
+        return file
+
     def refusal(self, asked: Asked) -> Answer | None:
         """See `FakeCloud`."""
         if "X-Goog-Signature" in asked.query:
@@ -311,6 +330,13 @@ class FakeAzure(FakeCloud):
             "AZURE_STORAGE_ACCOUNT_KEY": self.key,
             "AZURE_STORAGE_ENDPOINT": (url or self.url) + self.path,
         }
+
+    def refusal(self, asked: Asked) -> Answer | None:
+        """See `FakeCloud`."""
+        if "sig" in asked.query:
+            return None if self._is_signed(asked) else self.error(403, "AuthenticationFailed")
+        said = asked.headers.get("authorization", "")
+        return None if self._is_of_account(asked, said) else self.error(403, "AuthenticationFailed")
 
     def _is_of_account(self, asked: Asked, said: str) -> bool:
         """Source: "Authorize with Shared Key", the Blob service's REST reference."""
