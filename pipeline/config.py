@@ -94,8 +94,8 @@ class RunSection:
         checkpoint_every_s: how often a video in the making is saved; losing its actor costs no more than that.
         keep_latents: whether finished latents are kept beside the videos, for `miga extend`, or to decode them again.
         lease_ttl_s: a run that has not been heard of for so long is taken for dead by the next one on the same OUT.
-        single_coordinator: your word that no two runs ever write in one OUT at once; only then is an S3 server taken
-            that ignores conditional writes.
+        single_coordinator: your word that no two runs ever write in one OUT at once; only then is a server of a bucket
+            taken that ignores conditional writes.
         stop_grace_s: on SIGTERM, how long to wait for videos in the making to be saved (`ray job stop` kills after 3).
     """
 

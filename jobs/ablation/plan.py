@@ -82,7 +82,7 @@ def plan_ablation(
 
     Args:
         prompts: a prompt file as for `generate`.
-        out: a folder, or `s3://bucket/prefix`.
+        out: a folder, or a prefix of a bucket.
         config: of the runs; `profile` is the settings', and so are the overrides of the sampler, over those of the
             config. `limit` counts prompts.
         grid: a TOML file (see `pipeline.ablation`); by default `jobs/configs/ablate.toml`.

@@ -16,7 +16,9 @@ def add(commands: Any) -> None:
     """Adds the command and its options."""
     ablate = commands.add_parser("ablate", help="settings of the sampler side by side: the paper's tables")
     ablate.add_argument("prompts", metavar="PROMPTS", help="as for generate; every row must be one that can be made")
-    ablate.add_argument("out", metavar="OUT", help="a folder or s3://bucket/prefix; running again resumes")
+    ablate.add_argument(
+        "out", metavar="OUT", help="a folder, or s3://, gs:// or az://bucket/prefix; running again resumes"
+    )
     ablate.add_argument("--grid", help="a TOML file of settings and tables (default: jobs/configs/ablate.toml)")
     add_config_options(ablate, "as for generate; its [sampler] holds for all settings")
     ablate.add_argument("--model", help="as for generate")

@@ -16,7 +16,9 @@ EXAMPLES: Final = ("miga export out/ dataset/ --format webdataset",)
 def add(commands: Any) -> None:
     """Adds the command and its options."""
     export = add_command(commands, "export", _run, "the dataset as training code and dataset libraries take it")
-    export.add_argument("dest", metavar="DEST", help="a new folder or s3://bucket/prefix; running again goes on")
+    export.add_argument(
+        "dest", metavar="DEST", help="a new folder, or s3://, gs:// or az://bucket/prefix; running again goes on"
+    )
     export.add_argument(
         "--format", choices=("parquet", "webdataset", "hf", "csv"), default="parquet", help="of what is written"
     )

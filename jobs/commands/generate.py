@@ -24,8 +24,12 @@ def add(commands: Any) -> None:
     """Adds the command and its options."""
     text = "make a video for every row of a prompt file"
     generate = commands.add_parser("generate", help=text, description=text)
-    generate.add_argument("prompts", metavar="PROMPTS", help=".txt, .jsonl, .csv or .parquet; local or s3://")
-    generate.add_argument("out", metavar="OUT", help="a folder or s3://bucket/prefix; running again resumes")
+    generate.add_argument(
+        "prompts", metavar="PROMPTS", help=".txt, .jsonl, .csv or .parquet; local, s3://, gs:// or az://"
+    )
+    generate.add_argument(
+        "out", metavar="OUT", help="a folder, or s3://, gs:// or az://bucket/prefix; running again resumes"
+    )
     add_config_options(generate.add_argument_group("config"))
     add_model_options(generate.add_argument_group("model"))
 

@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
     """Adds the command and its options."""
     text = "how far a run is, whether it is running, and when it will be done: read from OUT alone"
     status = commands.add_parser("status", help="how far a run is", description=text)
-    status.add_argument("out", metavar="OUT", help="of the run; a folder or s3://bucket/prefix")
+    status.add_argument("out", metavar="OUT", help="of the run; a folder, or s3://, gs:// or az://bucket/prefix")
     status.add_argument("--json", action="store_true", help="print for machines")
     status.add_argument(
         "--watch",

@@ -30,7 +30,7 @@ Check: TypeAlias = Callable[..., Iterator[Finding]]
 
 MODULES: Final = (
     "numpy", "torch", "safetensors", "transformers", "diffusers", "accelerate", "peft", "ray", "pyarrow", "fsspec",
-    "s3fs", "aiobotocore", "imageio_ffmpeg", "pydantic", "jinja2", "matplotlib.figure",
+    "s3fs", "aiobotocore", "obstore", "imageio_ffmpeg", "pydantic", "jinja2", "matplotlib.figure",
 )  # fmt: skip
 REINSTALL: Final = "install the packages again: pip install --force-reinstall -r {}".format
 LOW_DISK_BYTES: Final = 1 << 30

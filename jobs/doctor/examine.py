@@ -16,6 +16,7 @@ from typing import Any, Final
 from jobs.doctor.findings import Finding, wrong
 from jobs.doctor.packages import check_environment, check_machine, check_packages, check_python
 from pipeline.storage.addresses import without_secrets
+from pipeline.storage.bucket import PATIENCE_VARIABLES
 
 LIMITS_S: Final = {"imports": 180.0, "gpu": 120.0, "ffmpeg": 120.0, "ray": 300.0, "storage": 90.0, "weights": 1800.0}
 """How long a check may take."""
@@ -86,7 +87,7 @@ def run_check(name: str, arguments: list[Any], limit_s: float, module: str = "jo
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=printed,
-                env={"MIGA_S3_PATIENCE_S": f"{STORAGE_PATIENCE_S:g}"} | os.environ,
+                env=_environment(),
                 start_new_session=True,
             )
         try:
@@ -103,6 +104,13 @@ def run_check(name: str, arguments: list[Any], limit_s: float, module: str = "jo
         elif not findings:
             findings.append(wrong(name, "the check said nothing", "please report this"))
         return findings
+
+
+def _environment() -> dict[str, str]:
+    """Of a check: with less patience for storage, unless the user says how much."""
+    if any(name in os.environ for name in PATIENCE_VARIABLES):
+        return dict(os.environ)
+    return {PATIENCE_VARIABLES[0]: f"{STORAGE_PATIENCE_S:g}"} | os.environ
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float) -> bool:

@@ -193,7 +193,8 @@ def _checked_out(out: str, overwrite: bool) -> Path:
     example = "name a local file that ends in .mp4, such as out.mp4"
     if "://" in out:
         raise UsageError(
-            f"{out.partition('://')[0]}:// is no local file", f"{example}; `miga generate` writes to s3://"
+            f"{out.partition('://')[0]}:// is no local file",
+            f"{example}; `miga generate` writes to s3://, gs:// and az://",
         )
     if not out.strip() or not is_printable(out) or Path(out).suffix.lower() != SUFFIX:
         raise UsageError(f"{out!r} is no name of a video", example)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
-_LINKABLE: Final = frozenset({"s3", "gs", "https", "http"})
+_LINKABLE: Final = frozenset({"s3", "gs", "az", "https", "http"})
 _IN_STORAGE: Final = (
     "It lies in object storage ({scheme}://), which a page opened from disk cannot play: "
     "use `miga serve OUT`, or make the page with --presign 1d."
@@ -27,7 +27,7 @@ class Links:
     """The links of one page.
 
     Args:
-        out_uri: folder or `s3://bucket/prefix` of the run.
+        out_uri: folder, or prefix of a bucket, of the run.
         page_folder: local folder that the page lies in; None means the run's own.
         served: whether the page is served, and the run's files below it: then `video/…` plays wherever OUT is.
         signed: gives the signed address of a file of the run by its path in OUT, valid for a while.

@@ -122,7 +122,7 @@ def render_report(
         rows: manifest rows. Any column may be missing or null; besides the manifest's there may be `hint`,
             `latents_per_prompt` and `final_consistency_latents` (first latent of each chunk; evenly spread without).
         run: the run's record (`run.json`), shown whole.
-        out_uri: folder or `s3://bucket/prefix` of the run.
+        out_uri: folder, or prefix of a bucket, of the run.
         links: as for `write_report`.
     """
     return _render(rows, run, links or Links(out_uri), None, None, "")[0]

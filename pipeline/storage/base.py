@@ -24,7 +24,7 @@ class FileInfo:
         path: relative to the storage's root.
         bytes: its size.
         modified_s: seconds since 1970 by the storage's clock.
-        sha256: of its content, hex, as noted when it was put; only `stat` has it, and only on S3.
+        sha256: of its content, hex, as noted when it was put; only `stat` has it, and only in a bucket.
     """
 
     path: str
@@ -38,7 +38,7 @@ class Leftover:
     """What a process that was killed while writing has left: never seen as a file, but it takes space.
 
     Attributes:
-        kind: a local file half written, an S3 upload in parts that was never completed, or a `probe`'s file.
+        kind: a local file half written, an upload in parts to S3 that was never completed, or a `probe`'s file.
         path: where the file would be, or is.
         token: names the upload among others of the same path.
     """
@@ -164,7 +164,7 @@ class Storage(Protocol):
         ...
 
     def uri(self, path: str) -> str:
-        """The address of a file for other programs: an absolute local path, or an s3:// address."""
+        """The address of a file for other programs: an absolute local path, or an address as s3://…."""
         ...
 
     def probe(self, single_coordinator: bool = False) -> None:

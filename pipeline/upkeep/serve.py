@@ -33,7 +33,7 @@ from pipeline.terminal import escaped, say
 HOST: Final = "127.0.0.1"
 USUAL_PORT: Final = 8765
 PATIENCE_S: Final = 20.0
-"""A player waits no longer for a server of S3."""
+"""A player waits no longer for the server of a bucket."""
 
 _NO_VIDEO: Final = "there is no such video: see `miga verify OUT`"
 _CHUNK_BYTES: Final = 2 << 20
@@ -195,7 +195,7 @@ class _Answer(BaseHTTPRequestHandler):
     def _asked(self, ask: Callable[[], T]) -> T | None:
         """What the storage says; None where the reader has been told why it says nothing.
 
-        A link, or what else is no file of a run, is not there; a server of S3 that does not answer is another thing.
+        A link, or what else is no file of a run, is not there; the server of a bucket that does not answer is another thing.
         """
         try:
             return ask()

@@ -18,6 +18,7 @@ from miga.backbones.loading import HUB_NAME
 from miga.backbones.registry import family_named
 from miga.errors import UsageError
 from pipeline.config import RunConfig
+from pipeline.storage.open import canonical, is_in_bucket
 
 
 def check_model(config: RunConfig, root: str, *, named: str | None = None, is_trusted: bool = False) -> None:
@@ -73,8 +74,10 @@ def prompts_of(recorded: str, root: str, *, named: str | None = None, is_trusted
 
 def _is_of_bucket(address: str, root: str) -> bool:
     """Whether it is a plain address in the bucket that OUT is in."""
-    scheme, _, place = root.partition("://")
-    return scheme == "s3" and "::" not in address and address.startswith(f"s3://{place.partition('/')[0]}/")
+    if not is_in_bucket(root) or "::" in address:
+        return False
+    scheme, _, place = canonical(root).partition("://")
+    return canonical(address).startswith(f"{scheme}://{place.partition('/')[0]}/")
 
 
 def _concern_of_model(name: str, revision: str | None) -> str:
