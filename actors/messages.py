@@ -39,7 +39,7 @@ class WorkerSettings:
         share: which windows of a video helpers take.
         checkpoint_every_s: how often a video in the making is saved.
         keep_latents: whether finished latents are put beside the videos.
-        storage_patience_s: seconds that the server of OUT's bucket may be gone; None: what the worker's environment says.
+        storage_patience_s: seconds that the server of OUT may be gone; None: what the worker's environment says.
     """
 
     model: str

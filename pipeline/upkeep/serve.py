@@ -195,7 +195,7 @@ class _Answer(BaseHTTPRequestHandler):
     def _asked(self, ask: Callable[[], T]) -> T | None:
         """What the storage says; None where the reader has been told why it says nothing.
 
-        A link, or what else is no file of a run, is not there; the server of a bucket that does not answer is another thing.
+        A link, or what else is no file of a run, is not there; a bucket's server that does not answer is another thing.
         """
         try:
             return ask()

@@ -275,6 +275,10 @@ def test_nothing_that_a_run_counts_on_ever_expires() -> None:
     for rule in json.loads((INFRA / "aws/bucket-lifecycle.json").read_text())["Rules"]:
         if "Days" in rule.get("Expiration", {}):
             assert rule["Filter"]["Prefix"].endswith("/checkpoint/")
+    for rule in json.loads((INFRA / "gcp/bucket-lifecycle.json").read_text())["rule"]:
+        assert rule["action"]["type"] in ("AbortIncompleteMultipartUpload", "Delete")
+        if rule["action"]["type"] == "Delete" and "daysSinceNoncurrentTime" not in rule["condition"]:
+            assert all(prefix.endswith("/checkpoint/") for prefix in rule["condition"]["matchesPrefix"])
 
 
 @pytest.mark.parametrize("name", ["iam-run-policy.json", "iam-head-policy.json"])

@@ -31,6 +31,8 @@ from tests.processes import wait_for
 from tests.silent_s3 import SilentS3
 
 ROOT = Path(__file__).parents[2]
+CLOUDS = [pytest.param(scheme, marks=pytest.mark.slow) for scheme in ("gs", "az")]
+"""test_storage.py and test_storage_clouds.py have their conditional writes among the fast tests."""
 ELSEWHERE = Owner(host="elsewhere", boot_id="b", pid_space="pid:[1]", pid=1, process_start=1)
 
 
@@ -56,7 +58,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
     return clock
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3), "gs", "az"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3), *CLOUDS])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return open_storage(
         tmp_path / "out" if request.param == "local" else request.getfixturevalue(f"{request.param}_root")
