@@ -15,6 +15,7 @@ import hashlib
 import hmac
 import json
 import re
+import ssl
 import threading
 import time
 import uuid
@@ -70,13 +71,17 @@ class FakeCloud:
         buckets: name → key → object.
         uploads: id → its bucket and key, and its parts by number.
         page: that a listing holds at most.
+
+    Args:
+        page: see above.
+        tls: files of a certificate and its key; None: plain HTTP.
     """
 
     scheme: ClassVar[str]
     path: ClassVar[str] = ""
     """Of the endpoint, before the bucket's name."""
 
-    def __init__(self, page: int = 1000) -> None:
+    def __init__(self, page: int = 1000, tls: tuple[Path, Path] | None = None) -> None:
         self.buckets: dict[str, dict[str, Kept]] = {}
         self.uploads: dict[str, dict[Any, Any]] = {}
         self.page = page
@@ -85,7 +90,12 @@ class FakeCloud:
         kind = type("Handler", (_Handler,), {"cloud": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        scheme = "http"
+        if tls is not None:
+            context, scheme = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), "https"
+            context.load_cert_chain(*tls)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> FakeCloud:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()

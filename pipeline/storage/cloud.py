@@ -265,7 +265,7 @@ class CloudStorage(BucketStorage):
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return OutputFullError(f"{place}: {text}", "free some space, then run the same command again: it resumes")
         status, code = _status_and_code(error)
-        if "token request" in text or "credential" in text.lower():
+        if "token request" in text or (not status and "credential" in text.lower()):
             return self._fault_of_credentials(place, text, status)
         if not status:
             return self._fault_without_answer(place, error, text)
@@ -285,7 +285,7 @@ class CloudStorage(BucketStorage):
 
     def _refusal(self, place: str, code: str, status: int, text: str) -> Exception | None:
         """The error for an answer that will not change."""
-        if status == 412 or code in _IS_THERE:
+        if code in _IS_THERE or (status == 412 and not code):
             return FileExistsError(errno.EEXIST, text, place)
         if status == 409:
             return None
@@ -313,8 +313,10 @@ class CloudStorage(BucketStorage):
                 f"{place}: {text}",
                 "check that the endpoint speaks https, and name the authority of its certificate in SSL_CERT_FILE",
             )
-        if isinstance(error, FileNotFoundError | PermissionError):
-            return error
+        if isinstance(error, FileNotFoundError) and error.errno is None:  # of an answer to a batch
+            return FileNotFoundError(errno.ENOENT, text, place)
+        if isinstance(error, OSError):
+            return OutputError(f"{place}: {text}", "check the local disk")
         if "HTTP error" in text or "sending request" in text or "response body" in text or "error decoding" in text:
             return None
         return OutputError(
@@ -375,13 +377,15 @@ _WHY: Final = (
 )
 _ANSWER: Final = re.compile(r"status code: (\d{3}[^:<]{0,60}):? ?(.*)")
 _DOCUMENT: Final = re.compile(r"<Code>(\w{1,64})</Code>.*?<Message>(.{0,300}?)\s*</Message>")
+_REQUEST: Final = re.compile(r"Error performing [A-Z]+ \S+ in \S+ - ")
+"""Its address may be signed, and what it is about stands in every message."""
 _CODE: Final = re.compile(r"<Code>(\w{1,64})</Code>")
 
 
 def _said(error: Exception) -> tuple[str, str]:
     """What a fault says of itself on one line, and the details that obstore adds for whoever mends it."""
     said, _, details = str(error).partition("\n\nDebug source")
-    return " ".join(said.split()), details
+    return _REQUEST.sub("", " ".join(said.split())), details
 
 
 def _status_and_code(error: Exception) -> tuple[int, str]:

@@ -76,7 +76,7 @@ def azure_config() -> tuple[dict[str, Any], bool]:
         config["account_name"] = account
     if not _first(_SAS) and (key := _first(_KEYS) or said.get("accountkey")):
         config["account_key"] = key
-    if not _first((*_SAS, *_KEYS)) and (signature := said.get("sharedaccesssignature")):
+    if signature := _first(_SAS) or ("" if _first(_KEYS) else said.get("sharedaccesssignature", "")):
         config["sas_key"] = signature.removeprefix("?")
     is_emulated = os.environ.get(_EMULATOR, "").lower() in ("1", "true", "yes", "on", "y")
     if said.get("usedevelopmentstorage", "").lower() == "true":

@@ -14,7 +14,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -551,6 +553,42 @@ def test_plain_http_where_tls_is_expected(
     with pytest.raises(OutputError) as caught:
         opened(root, 300.0).exists("a")
     assert "https" in caught.value.hint
+
+
+def certificates(folder: Path) -> tuple[Path, Path, Path]:
+    """An authority's certificate, one of 127.0.0.1 that it has signed, and the key of that."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    now, encoding = datetime.now(UTC), serialization.Encoding.PEM
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]) for name in ("authority", "server")]
+    for number, file in enumerate(("ca.pem", "server.pem")):
+        made = (
+            x509.CertificateBuilder(names[0], names[number], keys[number].public_key(), 1 + number)
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=not number, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+            .sign(keys[0], hashes.SHA256())
+        )
+        (folder / file).write_bytes(made.public_bytes(encoding))
+    formats = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (folder / "key.pem").write_bytes(keys[1].private_bytes(encoding, *formats))
+    return folder / "ca.pem", folder / "server.pem", folder / "key.pem"
+
+
+def test_a_server_with_a_certificate_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hurry: None) -> None:
+    authority, *own = certificates(tmp_path)
+    with FakeGoogle(tls=(own[0], own[1])) as server:
+        server.make("bucket")
+        lead_to(server.url, server, monkeypatch)
+        with pytest.raises(OutputError, match="InvalidCertificate") as caught:
+            opened("gs://bucket/x", 300.0).write_bytes("a", b"1")
+        assert "SSL_CERT_FILE" in caught.value.hint
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+        assert opened("gs://bucket/x", 300.0).write_bytes("a", b"1", if_absent=True)
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------
