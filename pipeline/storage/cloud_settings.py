@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from miga.errors import MigaError
-from pipeline.storage.s3_settings import Fault, fault_of_text
+from miga.outside_data import OutsideDataError, parse_json_object
+from pipeline.storage.s3_settings import Fault, fault_of_text, why_no_bundle
 
 GS_PREFIXES: Final = ("GOOGLE_", "STORAGE_EMULATOR_HOST")
 _ENDPOINTS: Final = {
@@ -147,11 +147,11 @@ def _endpoint(scheme: str) -> Iterator[Fault]:
 
 
 def _json_of(file: Path) -> dict[str, Any]:
+    """What stands in a file; nothing, if that is no JSON object."""
     try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        return parse_json_object(file.read_bytes())
+    except (OSError, OutsideDataError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _google() -> Iterator[Fault]:
@@ -219,5 +219,5 @@ def _is_base64(text: str) -> bool:
 
 def _bundle() -> Iterator[Fault]:
     for name in _BUNDLES:
-        if (value := os.environ.get(name)) and not os.path.isfile(value):
-            yield f"{name} is {value!r}: there is no such file", f"name a file of certificates (PEM), or unset {name}"
+        if (value := os.environ.get(name)) and (reason := why_no_bundle(value)):
+            yield f"{name} is {value!r}: {reason}", f"name a file of certificates (PEM), or unset {name}"

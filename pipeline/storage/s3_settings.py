@@ -199,9 +199,14 @@ def _ca_bundle(profile: dict[str, Any]) -> Iterator[Fault]:
     ):
         if value is None:
             continue
-        if reason := _why_no_bundle(str(value), _version(str(value))):
+        if reason := why_no_bundle(str(value)):
             yield f"{where} is {str(value)!r}: {reason}", f"name a file of certificates (PEM), or unset {where}"
         return
+
+
+def why_no_bundle(path: str) -> str:
+    """What is wrong with a file of certificates; empty if nothing is."""
+    return _why_no_bundle(path, _version(path))
 
 
 @lru_cache(maxsize=4)

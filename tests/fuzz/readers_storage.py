@@ -13,6 +13,7 @@ import certifi
 from miga.errors import OutputError
 from pipeline.records import lease as lease_module
 from pipeline.records.lease import Lease, Owner
+from pipeline.storage.cloud_settings import check_cloud_settings
 from pipeline.storage.open import open_storage
 from pipeline.storage.s3_settings import check_s3_settings
 from tests.fuzz.reader import Reader
@@ -38,6 +39,11 @@ def _time_that_flies() -> Iterator[list[float]]:
         mock.patch.object(lease_module, "_LOOKS_PER_TTL", 3),
     ):
         yield now_s
+
+
+CREDENTIALS = b'{"type": "service_account", "client_email": "miga@project.iam.example.com", "private_key": "-----"}'
+    b'{"type": "service_account", "client_email": "miga@project.iam.gserviceaccount.com", "private_key": "-----"}'
+)
 
 
 def _prepare_lease(folder: Path) -> list[bytes]:
@@ -96,9 +102,16 @@ def _read_certificates(folder: Path, data: bytes) -> None:
         check_s3_settings(OutputError)
 
 
+def _read_credentials(folder: Path, data: bytes) -> None:
+    (folder / "key.json").write_bytes(data)
+    with mock.patch.dict(os.environ, {"GOOGLE_APPLICATION_CREDENTIALS": str(folder / "key.json")}):
+        check_cloud_settings("gs", OutputError)
+
+
 READERS = [
     Reader("lease", _prepare_lease, _read_lease),
     Reader("beat of a lease", _prepare_beat, _read_beat),
     Reader("config of AWS", lambda _: [CONFIG], _read_config),
+    Reader("credentials of Google", lambda _: [CREDENTIALS], _read_credentials),
     Reader("bundle of certificates", _prepare_certificates, _read_certificates),
 ]
