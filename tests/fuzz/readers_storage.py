@@ -42,8 +42,6 @@ def _time_that_flies() -> Iterator[list[float]]:
 
 
 CREDENTIALS = b'{"type": "service_account", "client_email": "miga@project.iam.example.com", "private_key": "-----"}'
-    b'{"type": "service_account", "client_email": "miga@project.iam.gserviceaccount.com", "private_key": "-----"}'
-)
 
 
 def _prepare_lease(folder: Path) -> list[bytes]:
