@@ -25,6 +25,7 @@ from pipeline.prompts.read import count_rows, read_prompts
 from pipeline.prompts.source import PromptFile, look_at
 from pipeline.records.run_folder import RunRecord, fingerprint
 from pipeline.rows import BadRow, PromptRow
+from pipeline.trackers.open import check_tracker
 from pipeline.video import check_codec
 
 MAX_FRAMES = 10_000_000
@@ -86,6 +87,7 @@ def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
         MigaError: naming what is wrong, where, and what to do.
     """
     spec, sampler, num_frames = resolve_settings(config)
+    check_tracker(config.logs, out)
     check_weights(config.model, config.revision)
     file = look_at(prompts)
     plan = Plan(

@@ -13,8 +13,8 @@
 
 Running the same command again resumes. The same means: the same videos would come out. So the prompts, the model, the
 profile, every sampler setting, the seed, the default length, how files are encoded and how rows are sharded must be
-what they were (a setting that did not exist then was what is its default now); `limit`, `[workers]`, most of `[run]`
-and where the prompt file lies may change.
+what they were (a setting that did not exist then was what is its default now); `limit`, `[workers]`, `[logs]`, most of
+`[run]` and where the prompt file lies may change.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ FREE_KEYS: Final = frozenset(
     {
         "config.limit",
         "config.workers",
+        "config.logs",
         "config.run.max_failed_share",
         "config.run.min_finished_rows",
         "config.run.max_attempts",
