@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from miga.errors import ConfigError
@@ -45,7 +46,7 @@ class WandbTracker:
                 self._run.define_metric(STEP)
                 for names in ("run/*", "video/*"):
                     self._run.define_metric(names, step_metric=STEP)
-                self.where = getattr(self._run, "url", None) or f"wandb sync {getattr(self._run, 'dir', '')}"
+                self.where = self._run.url or f"wandb sync {Path(self._run.dir).parent}"
             else:  # which knows its runs by name
                 self._run = self._module.init(**known, name=f"{run.name}-{run.id[:8]}", embed=False)
                 self.where = f"trackio show --project {project}"
