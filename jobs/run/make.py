@@ -18,7 +18,9 @@ from jobs.run.failures import first_failures
 from jobs.run.plan import Plan, few_prompts, model_options, run_record
 from jobs.run.report import make_report
 from jobs.shared.exit_status import status_of_run
+from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import simulates_gpus
+from miga.config import SamplerConfig
 from miga.cost import count_calls
 from miga.errors import InputError, LeaseHeldError, MigaError, OutputError
 from miga.sharing import Share
@@ -94,7 +96,7 @@ def generate(
     storage = open_storage(plan.out)
     manifest = Manifest(storage, config.run.prompts_per_shard)
     ledger = make_ledger(plan)
-    board = ProgressBoard(plan.num_rows, quiet=quiet, cost_of=costs_of(plan))
+    board = ProgressBoard(plan.num_rows, quiet=quiet, cost_of=costs_of(plan.spec, plan.sampler, _share(plan)))
     with contextlib.ExitStack() as stack:
         stack.callback(board.close)
         with board.step("starting Ray" if cluster_address(address) is None else "joining the Ray cluster"):
@@ -142,19 +144,24 @@ def generate(
     return {**summary, "exit_status": status_of_run(ledger.num_dead, failed_rows_ok)}
 
 
-def costs_of(plan: Plan) -> Callable[[int], VideoCost]:
-    """What a video of so many frames takes."""
-    share = _share(plan)
+def costs_of(spec: BackboneSpec, sampler: SamplerConfig, share: Share) -> Callable[[int], VideoCost]:
+    """What a video of so many frames takes.
+
+    Args:
+        spec: the model.
+        sampler: the sampler's settings.
+        share: what other GPUs may take of it.
+    """
 
     @functools.cache
     def cost_of(num_frames: int) -> VideoCost:
-        num_latents = plan.spec.num_latents(num_frames)
-        calls = count_calls(plan.sampler, num_latents)
+        num_latents = spec.num_latents(num_frames)
+        calls = count_calls(sampler, num_latents)
         return VideoCost(
             least=calls.total,
             per_search=calls.per_search,
             num_possible=max(0, calls.num_evaluations - 1),
-            slots=useful_slots(plan.sampler, num_latents, share),
+            slots=useful_slots(sampler, num_latents, share),
         )
 
     return cost_of
