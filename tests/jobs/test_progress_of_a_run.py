@@ -85,7 +85,17 @@ def test_a_run_on_a_terminal(prompts: Path, tmp_path: Path) -> None:
 def test_a_run_in_tensorboard_is_gone_on_with_in_the_same_log(tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text(f"a red circle\na blue ring\n{'x' * 9999}\n")
-    command = [sys.executable, "-m", "jobs.cli", "generate", str(prompts), str(out), "--tracker", "tensorboard"]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.cli",
+        "generate",
+        str(prompts),
+        str(out),
+        "--tracker",
+        "tensorboard",
+        "--failed-rows-ok",
+    ]
     settings = [
         "--set",
         "logs.every_s=1",
