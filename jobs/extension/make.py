@@ -16,6 +16,7 @@ from jobs.run.plan import model_options
 from miga.errors import ModelError, OutputError, RowError, WorkerError
 from miga.outside_data import OutsideDataError, parse_json_object
 from pipeline.records.lease import Lease
+from pipeline.records.manifest import portable
 from pipeline.records.run_folder import CheckpointName, newest_checkpoint
 from pipeline.rows import ManifestRow, PromptRow
 from pipeline.storage.base import Storage
@@ -118,7 +119,7 @@ def _make_and_note(storage: Storage, extension: Extension, lease: Lease, board: 
     )
     longer = _make(storage, extension, task, board)
     lease.check_now()
-    storage.write_bytes(f"{extension.stem}.json", longer.to_record())
+    storage.write_bytes(f"{extension.stem}.json", portable(longer).to_record())
     storage.delete_many([f"{checkpoints}/{name}" for name in storage.children(checkpoints)])
     return longer
 
