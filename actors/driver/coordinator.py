@@ -263,11 +263,12 @@ class Coordinator:
 
     def nodes_changed(self, view: NodesView) -> None:
         """What the cluster is like now; told every few seconds."""
-        self._view = view
+        known, self._view = self._view.draining, view
         now_s = time.monotonic()
         for node in view.draining:
             for name in self._ledger.workers_on(node):
-                self._board.say(f"{name} is drained with its node")
+                if node not in known:
+                    self._board.say(f"{name} is drained with its node")
                 self._todo.extend(self._ledger.worker_draining(name, now_s))
         self._end_silent(now_s)
         self._resize()

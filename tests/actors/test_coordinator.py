@@ -440,7 +440,8 @@ def test_a_draining_nodes_video_is_saved_and_made_elsewhere(tmp_path: Path) -> N
     def script(actor: FakeActor, task: VideoTask) -> None:
         if actor is cluster.actors[0] and task.attempt == 1:
             cluster.node = "node-1"
-            cluster.tell(("node-0", 1), ("node-1", 1), draining=frozenset(["node-0"]))
+            for _ in range(3):  # what the cluster is like is told every few seconds
+                cluster.tell(("node-0", 1), ("node-1", 1), draining=frozenset(["node-0"]))
         else:
             actor.finish(task)
 
@@ -460,6 +461,7 @@ def test_a_draining_nodes_video_is_saved_and_made_elsewhere(tmp_path: Path) -> N
     assert cluster.actors[1].tasks[0].resume_from is not None
     (row,) = cluster.manifest.read_rows()
     assert row.attempt == 2
+    assert [line for line in cluster.lines if "drained with" in line] == ["worker-0 is drained with its node"]
 
 
 def test_the_pool_grows_and_shrinks_with_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
