@@ -1,7 +1,8 @@
 """Profiles and settings by name: what a user says, or a file notes, becomes a method's settings.
 
-A profile is resolved in three layers, later ones winning: the settings published for the family of the model, the
-model's own (`BackboneSpec.sampler`), and what the user overrides.
+A profile is resolved in layers, later ones winning: the settings published for the family of the model, the model's own
+(`BackboneSpec.sampler`), both at the number of steps that is asked for (`Method.at_steps`), the profile's, and what the
+user overrides.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
     fixed = {**known[profile].settings, **known[profile].by_family.get(spec.family, {})}
     method = methods()[overrides.get("method", fixed["method"])]
     _check_used(method, profile, overrides)
-    values = _layers(method, spec, {**spec.sampler, **fixed}, overrides)
+    values = _layers(method, spec, fixed, overrides)
     if method.name == fixed["method"]:  # what a profile derives, it derives from its own method's settings
         values = {**values, **known[profile].derive(values), **overrides}
     values = {**method.settings.implied(values), **values}
@@ -116,9 +117,12 @@ def _layers(
     family = method.published.get(spec.family) or method.in_proportion(said["window"], said.get("num_steps", 50))
     defaults = {field.name: field.default for field in fields(method.settings) if field.default is not MISSING}
     shared = {"window": spec.window, "guidance_low_level": 1, "timesteps": (), "windows_per_batch": 1}
-    values = {**shared, **defaults, **family, **fixed, **overrides}
+    of_model = {**family, **spec.sampler}
+    values = {**shared, **defaults, **of_model, **fixed, **overrides}
     if values["timesteps"] and "num_steps" not in overrides:
         values["num_steps"] = len(values["timesteps"])
+    if (num_steps := values["num_steps"]) != of_model["num_steps"] and num_steps >= 1:  # a wrong one is refused later
+        values |= {**method.at_steps(of_model, num_steps), **fixed, **overrides, "num_steps": num_steps}
     if values["solver"] != "ddim" and "eta" not in overrides:
         values["eta"] = 0.0
     values.setdefault("guidance_high_level", values["num_steps"])
