@@ -104,6 +104,8 @@ def generate(
             slots = stack.enter_context(session)  # before OUT is touched
         stack.callback(board.close)  # before Ray ends, which takes a moment
         record, resumed = open_run(storage, run_record(plan))
+        for note in record.weights:
+            board.say(note)
         about = functools.partial(_about, plan, board)
         try:
             with (

@@ -16,7 +16,7 @@ from miga.backbones.attention_backend import check_attention_backend
 from miga.backbones.base import BackboneSpec
 from miga.backbones.family import ModelOptions
 from miga.backbones.options import configured_spec
-from miga.backbones.registry import check_schedule, check_weights, is_on_hub, load_backbone, load_spec
+from miga.backbones.registry import check_schedule, check_weights, is_on_hub, load_backbone, load_spec, weight_notes
 from miga.config import SamplerConfig
 from miga.errors import BadRowError, MigaError, UsageError
 from miga.profiles import resolve_config
@@ -208,4 +208,5 @@ def run_record(plan: Plan) -> RunRecord:
         prompts=fingerprint(plan.prompts),
         version=__version__,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        weights=weight_notes(plan.config.model, plan.config.revision),
     )
