@@ -115,8 +115,8 @@ def unexpected(error: Exception) -> MigaError:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _OWN_PACKAGES:
         return MigaError(
             f"the program's own code is not there any more: {error.name} cannot be found",
-            "a job's code lies in Ray's folder on its machine: have one `ray start` a machine, and nothing that clears the "
-            "folder for temporary files; then the same command goes on",
+            "a job's code lies in Ray's folder on its machine: have one `ray start` a machine, and nothing that clears "
+            "the folder for temporary files; then the same command goes on",
         )
     trace = without_secrets("".join(traceback.format_exception(error)))
     about = f"unexpected {type(error).__name__}: {without_secrets((str(error) or 'no message').splitlines()[0])}"
