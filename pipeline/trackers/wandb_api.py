@@ -46,7 +46,7 @@ class WandbTracker:
                 self._run.define_metric(STEP)
                 for names in ("run/*", "video/*"):
                     self._run.define_metric(names, step_metric=STEP)
-                self.where = self._run.url or f"wandb sync {Path(self._run.dir).parent}"
+                self.where = f"wandb sync {Path(self._run.dir).parent}" if self._run.offline else self._run.url
             else:  # which knows its runs by name
                 self._run = self._module.init(**known, name=f"{run.name}-{run.id[:8]}", embed=False)
                 self.where = f"trackio show --project {project}"

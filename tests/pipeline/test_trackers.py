@@ -297,7 +297,7 @@ def test_a_folder_that_cannot_be_written_is_refused(run: MadeRun, tmp_path: Path
 class _Run:
     """What both packages call a run; it takes what theirs takes."""
 
-    url = None
+    offline = True
     dir = "wandb/run-1/files"
 
     def __init__(self) -> None:
@@ -415,6 +415,7 @@ def test_the_packages_take_what_the_module_here_takes(package: str) -> None:
     if package == "wandb":
         assert {"name", "step_metric"} <= inspect.signature(run.define_metric).parameters.keys()
         assert "prompt" in inspect.signature(module.login).parameters
+        assert all(isinstance(getattr(run, name), property) for name in ("offline", "url", "dir"))
         assert "console" in module.Settings.model_fields
 
 
