@@ -1,8 +1,7 @@
 """Profiles and settings by name: what a user says, or a file notes, becomes a method's settings.
 
-A profile is resolved in layers, later ones winning: the settings published for the family of the model, the model's own
-(`BackboneSpec.sampler`), both at the number of steps that is asked for (`Method.at_steps`), the profile's, and what the
-user overrides.
+A profile is resolved in three layers, later ones winning: the settings published for the family of the model, the
+model's own (`BackboneSpec.sampler`), and what the user overrides.
 """
 
 from __future__ import annotations
@@ -71,15 +70,45 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
     fixed = {**known[profile].settings, **known[profile].by_family.get(spec.family, {})}
     method = methods()[overrides.get("method", fixed["method"])]
     _check_used(method, profile, overrides)
-    values = _layers(method, spec, fixed, overrides)
+    values = _layers(method, spec, {**spec.sampler, **fixed}, overrides)
     if method.name == fixed["method"]:  # what a profile derives, it derives from its own method's settings
         values = {**values, **known[profile].derive(values), **overrides}
     values = {**method.settings.implied(values), **values}
     if missing := [name for name in _types_of(method) if name not in values]:
         raise ConfigError(f"sampler.{missing[0]} is not said", f"method {method.name!r} needs it; say it in [sampler]")
-    config = method.settings(profile=profile, **_of_method(method, values))
+    try:
+        config = method.settings(profile=profile, **_of_method(method, values))
+    except ConfigError as error:
+        levels = levels_at(profile, spec, values["num_steps"], overrides)
+        if not levels:
+            raise
+        said = ", ".join(f"{name} = {value}" for name, value in levels.items())
+        raise ConfigError(error.message, f"{error.hint}; with num_steps = {values['num_steps']} goes {said}") from None
     _check_solver_fits(config, spec.noise_schedule)
     return config
+
+
+def levels_at(profile: str, spec: BackboneSpec, num_steps: int, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that are counted in steps, as they are to be said with another number of steps than the published one.
+
+    Args:
+        profile: a name of `profiles()`.
+        spec: the model.
+        num_steps: the other number.
+        said: settings that are said anyway. Where `handoff_level` is among them, the others are left to the user, too.
+
+    Returns:
+        Those that change; none of a model that nothing is published for, whose settings are in proportion already.
+    """
+    chosen = profiles()[profile]
+    fixed = {**chosen.settings, **chosen.by_family.get(spec.family, {})}
+    method = methods()[said.get("method", fixed["method"])]
+    published = {**method.published.get(spec.family, {}), **spec.sampler}
+    if spec.family not in method.published or "handoff_level" in said or num_steps < 1:
+        return {}
+    changed = method.at_steps(published, num_steps)
+    left_out = {"num_steps", *fixed, *said}
+    return {name: value for name, value in changed.items() if value != published[name] and name not in left_out}
 
 
 def check_profile(profile: str) -> None:
@@ -117,12 +146,9 @@ def _layers(
     family = method.published.get(spec.family) or method.in_proportion(said["window"], said.get("num_steps", 50))
     defaults = {field.name: field.default for field in fields(method.settings) if field.default is not MISSING}
     shared = {"window": spec.window, "guidance_low_level": 1, "timesteps": (), "windows_per_batch": 1}
-    of_model = {**family, **spec.sampler}
-    values = {**shared, **defaults, **of_model, **fixed, **overrides}
+    values = {**shared, **defaults, **family, **fixed, **overrides}
     if values["timesteps"] and "num_steps" not in overrides:
         values["num_steps"] = len(values["timesteps"])
-    if (num_steps := values["num_steps"]) != of_model["num_steps"] and num_steps >= 1:  # a wrong one is refused later
-        values |= {**method.at_steps(of_model, num_steps), **fixed, **overrides, "num_steps": num_steps}
     if values["solver"] != "ddim" and "eta" not in overrides:
         values["eta"] = 0.0
     values.setdefault("guidance_high_level", values["num_steps"])
