@@ -46,6 +46,8 @@ from pipeline.terminal import say, show_text
 
 TRACEBACK_VARIABLE: Final = "MIGA_TRACEBACK"
 
+_OWN_PACKAGES: Final = ("jobs", "actors", "pipeline", "miga")
+
 Command = Callable[[argparse.Namespace], int]
 
 COMMANDS: Final = (
@@ -110,6 +112,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def unexpected(error: Exception) -> MigaError:
     """What a user is told of an exception that should have been one of the project's own."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in _OWN_PACKAGES:
+        return MigaError(
+            f"the program's own code is not there any more: {error.name} cannot be found",
+            "a job's code lies in Ray's folder on its machine: have one `ray start` a machine, and nothing that clears "
+            "the folder for temporary files; then the same command goes on",
+        )
     trace = without_secrets("".join(traceback.format_exception(error)))
     about = f"unexpected {type(error).__name__}: {without_secrets((str(error) or 'no message').splitlines()[0])}"
     ask = "this is a fault of miga, not yours: please report it with"

@@ -36,7 +36,7 @@ from miga.config import SamplerConfig
 from miga.errors import ConfigError, UsageError
 from miga.loaded_model import LoadedModel, parse_device
 from miga.methods.base import Features
-from miga.profiles import check_profile, resolve_config
+from miga.profiles import check_profile, levels_at, resolve_config
 from miga.video import Progress, make_video
 from miga.video_output import FrameStream, LongVideo, check_output_type
 
@@ -500,12 +500,14 @@ class LongVideoPipeline:
             return self.config
         config, spec = self.config, self.backbone.spec
         before = _overrides(config, spec) if self._sampler is None else self._sampler
+        if num_inference_steps is not None and num_inference_steps != config.num_steps:
+            said = levels_at(config.profile, spec, num_inference_steps, before) | said
         try:
             changed = resolve_config(config.profile, spec, {**before, **said})
             check_schedule(spec.name, changed, self._model.revision)
         except ConfigError as error:
             names = {"num_steps": "num_inference_steps", "guidance_scale": "guidance_scale"}
-            call = ", ".join(f"{names[name]}={value}" for name, value in said.items())
+            call = ", ".join(f"{names[name]}={value}" for name, value in said.items() if name in names)
             raise ConfigError(
                 f"with {call}: {error.message}",
                 f"{error.hint}; settings that go with it are said in from_pretrained(..., sampler={{...}})",

@@ -76,9 +76,39 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
     values = {**method.settings.implied(values), **values}
     if missing := [name for name in _types_of(method) if name not in values]:
         raise ConfigError(f"sampler.{missing[0]} is not said", f"method {method.name!r} needs it; say it in [sampler]")
-    config = method.settings(profile=profile, **_of_method(method, values))
+    try:
+        config = method.settings(profile=profile, **_of_method(method, values))
+    except ConfigError as error:
+        levels = levels_at(profile, spec, values["num_steps"], overrides)
+        if not levels:
+            raise
+        said = ", ".join(f"{name} = {value}" for name, value in levels.items())
+        raise ConfigError(error.message, f"{error.hint}; with num_steps = {values['num_steps']} goes {said}") from None
     _check_solver_fits(config, spec.noise_schedule)
     return config
+
+
+def levels_at(profile: str, spec: BackboneSpec, num_steps: int, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that are counted in steps, as they are to be said with another number of steps than the published one.
+
+    Args:
+        profile: a name of `profiles()`.
+        spec: the model.
+        num_steps: the other number.
+        said: settings that are said anyway. Where `handoff_level` is among them, the others are left to the user, too.
+
+    Returns:
+        Those that change; none of a model that nothing is published for, whose settings are in proportion already.
+    """
+    chosen = profiles()[profile]
+    fixed = {**chosen.settings, **chosen.by_family.get(spec.family, {})}
+    method = methods()[said.get("method", fixed["method"])]
+    published = {**method.published.get(spec.family, {}), **spec.sampler}
+    if spec.family not in method.published or "handoff_level" in said or num_steps < 1:
+        return {}
+    changed = method.at_steps(published, num_steps)
+    left_out = {"num_steps", *fixed, *said}
+    return {name: value for name, value in changed.items() if value != published[name] and name not in left_out}
 
 
 def check_profile(profile: str) -> None:

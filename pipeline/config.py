@@ -39,6 +39,7 @@ _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Positive: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
 Seconds: TypeAlias = Annotated[float, Field(gt=0)]
 Name: TypeAlias = Annotated[str, Field(min_length=1)]
+TrackerName: TypeAlias = Literal["tensorboard", "trackio", "wandb"]
 SamplerValue: TypeAlias = bool | int | float | str | list[int]
 
 
@@ -113,6 +114,30 @@ class RunSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogsConfig:
+    """Where one person watches the run; changes nothing in its videos.
+
+    Attributes:
+        tracker: the run writes its figures, the scores of every finished video and a sample of the videos there; its
+            package is installed separately. None writes nothing.
+        folder: of TensorBoard's files; None is `logs` in OUT, which must then be a local folder.
+        project: of trackio or Weights & Biases.
+        first_videos: so many of the first finished videos are shown,
+        every_videos: and then each so-many-th.
+        every_s: how often the figures are written.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    tracker: TrackerName | None = None
+    folder: Name | None = None
+    project: Name = "miga"
+    first_videos: Annotated[int, Field(ge=0, lt=2**31)] = 8
+    every_videos: Positive = 100
+    every_s: Seconds = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything a user can say about a run.
 
@@ -133,6 +158,7 @@ class RunConfig:
         workers: where the videos are made.
         video: how they are written.
         run: how rows are dealt with.
+        logs: where one person watches it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -154,6 +180,7 @@ class RunConfig:
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     run: RunSection = field(default_factory=RunSection)
+    logs: LogsConfig = field(default_factory=LogsConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values as JSON knows them: sections as dicts, tuples as lists."""

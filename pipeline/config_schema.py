@@ -27,11 +27,10 @@ _NO_VALUE: Final = {"enum": [NONE, ""], "description": "leaves it out"}
 
 def config_schema() -> dict[str, Any]:
     """The schema of a whole config: every key with its type, range, default and text."""
-    made = TypeAdapter(RunConfig).json_schema()
-    schema = _plain(made, made.get("$defs", {}))
+    schema = plain_schema(TypeAdapter(RunConfig).json_schema(), _NO_VALUE)
     _describe(schema, RunConfig)
     schema["properties"]["profile"]["examples"] = list(profiles())
-    schema["properties"]["sampler"] |= _sampler_schema()
+    schema["properties"]["sampler"] |= sampler_schema()
     return {"$schema": DRAFT, "title": "config of a run of miga", **schema}
 
 
@@ -54,19 +53,28 @@ def _texts_of(docstring: str) -> dict[str, str]:
     return texts
 
 
-def _plain(value: Any, definitions: dict[str, Any]) -> Any:
-    """A schema of pydantic's with its references put in place, and null as TOML says it."""
+def plain_schema(schema: dict[str, Any], null: dict[str, Any] | None = None) -> Any:
+    """A schema of pydantic's with its references put in place, without titles of its own making.
+
+    Args:
+        schema: of pydantic's.
+        null: how TOML says null where it is read here, "none" as a default included; None leaves null as it is.
+    """
+    return _plain(schema, schema.get("$defs", {}), null)
+
+
+def _plain(value: Any, definitions: dict[str, Any], null: dict[str, Any] | None) -> Any:
     if isinstance(value, list):
-        return [_plain(item, definitions) for item in value]
+        return [_plain(item, definitions, null) for item in value]
     if not isinstance(value, dict):
         return value
     if "$ref" in value:
-        return _plain(definitions[value["$ref"].rpartition("/")[2]], definitions)
-    if value == {"type": "null"}:
-        return dict(_NO_VALUE)
+        return _plain(definitions[value["$ref"].rpartition("/")[2]], definitions, null)
+    if null is not None and value == {"type": "null"}:
+        return dict(null)
     left_out = ("$defs", "title") if isinstance(value.get("type", value.get("anyOf")), str | list) else ("$defs",)
-    plain = {key: _plain(item, definitions) for key, item in value.items() if key not in left_out}
-    if "default" in plain and plain["default"] is None:
+    plain = {key: _plain(item, definitions, null) for key, item in value.items() if key not in left_out}
+    if null is not None and "default" in plain and plain["default"] is None:
         plain["default"] = NONE
     return plain
 
@@ -82,7 +90,7 @@ def _describe(schema: dict[str, Any], kind: type) -> None:
         entry["description"] = texts[field.name]
 
 
-def _sampler_schema() -> dict[str, Any]:
+def sampler_schema() -> dict[str, Any]:
     """Every setting that a method reads."""
     properties: dict[str, Any] = {}
     for name, kind in setting_types().items():

@@ -54,7 +54,7 @@ from miga.errors import MigaError, ModelError
 from pipeline.config import RunConfig
 from pipeline.records.manifest import BrokenFile, Manifest
 from pipeline.records.run_folder import checkpoint_folder, latents_path, newest_checkpoint, video_path
-from pipeline.rows import BadRow, PromptRow, Status
+from pipeline.rows import BadRow, ManifestRow, PromptRow, Status
 from pipeline.scheduling.ledger import (
     Abort,
     Assign,
@@ -72,6 +72,7 @@ from pipeline.scheduling.ledger import (
     Suspend,
 )
 from pipeline.storage.base import Storage
+from pipeline.trackers.run_log import RunLog
 from pipeline.upkeep.repair import rebuilt_row, row_videos
 
 BEAT_S: Final = 2.0
@@ -171,6 +172,7 @@ class Coordinator:
         text: the text encoding stage.
         board: the progress display.
         metrics: what is told of the run to Prometheus.
+        log: what is told of it to a tracker.
     """
 
     def __init__(
@@ -182,7 +184,9 @@ class Coordinator:
         text: TextStage,
         board: ProgressBoard,
         metrics: RunMetrics,
+        log: RunLog | None = None,
     ) -> None:
+        self._log = log
         self._parts, self._inbox, self._pool, self._recorder = parts, inbox, pool, recorder
         self._text, self._board, self._metrics = text, board, metrics
         self._ledger, self._maker = parts.ledger, parts.maker
@@ -230,9 +234,12 @@ class Coordinator:
                 self._board.refresh()
                 if self._metrics.is_due:
                     self._report()
+                if self._log is not None and self._log.is_due:
+                    self._log_figures()
         finally:
             gc.unfreeze()
             self._report()
+            self._log_figures()
 
     @property
     def _is_over(self) -> bool:
@@ -256,11 +263,12 @@ class Coordinator:
 
     def nodes_changed(self, view: NodesView) -> None:
         """What the cluster is like now; told every few seconds."""
-        self._view = view
+        known, self._view = self._view.draining, view
         now_s = time.monotonic()
         for node in view.draining:
             for name in self._ledger.workers_on(node):
-                self._board.say(f"{name} is drained with its node")
+                if node not in known:
+                    self._board.say(f"{name} is drained with its node")
                 self._todo.extend(self._ledger.worker_draining(name, now_s))
         self._end_silent(now_s)
         self._resize()
@@ -474,6 +482,11 @@ class Coordinator:
             )  # fmt: skip
             states[state] += 1
         self._metrics.refresh(states, ledger.num_waiting, len(hosts), ledger.num_uploading)
+
+    def _log_figures(self) -> None:
+        if self._log is not None:
+            metrics, board = self._metrics, self._board
+            self._log.look(board.figures(), metrics.num_calls, metrics.busy_s, board.say)
 
     # ---- attempts ----
 
@@ -768,12 +781,19 @@ class Coordinator:
         manifest_row = self._maker.failed(row, number, error_type, error)
         self._record(row, manifest_row, manifest_row.key, partial(self._board.row_failed, row, error))
 
-    def _record(self, row: PromptRow | BadRow, manifest_row: Any, key: str, recorded: Callable[[], None]) -> None:
+    def _record(
+        self, row: PromptRow | BadRow, manifest_row: ManifestRow, key: str, recorded: Callable[[], None]
+    ) -> None:
         folder = None
         if row.index in self._with_checkpoints:
             self._with_checkpoints.remove(row.index)
             folder = checkpoint_folder(self._maker.shard(row), row.index, key)
-        self._recorder.record(manifest_row, recorded, folder)
+        self._recorder.record(manifest_row, partial(self._recorded, manifest_row, recorded), folder)
+
+    def _recorded(self, row: ManifestRow, recorded: Callable[[], None]) -> None:
+        recorded()
+        if self._log is not None:
+            self._log.row_settled(row)
 
 
 def _first_line(error: BaseException) -> str:

@@ -133,6 +133,10 @@ class RunMetrics:
         profile: of the sampler.
         model: its name.
         num_rows: of the run; None if it is not known.
+
+    Attributes:
+        num_calls: network calls that GPUs have made for this driver.
+        busy_s: seconds that they were in them.
     """
 
     def __init__(self, profile: str, model: str, num_rows: int | None) -> None:
@@ -145,6 +149,7 @@ class RunMetrics:
         self._untold: dict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
         self._num_rows = num_rows
         self._refreshed_s = 0.0
+        self.num_calls = self.busy_s = 0.0
         for name, spec in METRICS.items():
             tags = (*_COMMON_TAGS, *spec.tags)
             metric = (
@@ -201,6 +206,8 @@ class RunMetrics:
         calls, seconds = num_calls - calls_before, busy_s - busy_before_s
         self._add("miga_worker_busy_seconds", seconds, worker=worker, node=node)
         self._add("miga_calls", calls)
+        self.num_calls += calls
+        self.busy_s += seconds
         for _ in range(int(num_calls) - int(calls_before)):  # one branch of a guided call is half of one
             self._metrics["miga_call_seconds"].observe(seconds / calls)
 

@@ -12,6 +12,7 @@ GROUP: Final = "models and settings"
 EXAMPLES: Final = (
     "miga config list",
     "miga config schema > miga-config.schema.json",
+    "miga config schema grid > miga-grid.schema.json",
     "miga config show --config wan --set sampler.num_steps=40",
 )
 
@@ -22,8 +23,12 @@ def add(commands: Any) -> None:
     config = commands.add_parser("config", help=text, description=text)
     questions = config.add_subparsers(required=True, metavar="QUESTION")
 
-    schema_text = "print a JSON schema of configs, by which editors complete and check them"
+    schema_text = "print a JSON schema of configs, or of grids, by which editors complete and check them"
     schema = questions.add_parser("schema", help=schema_text, description=schema_text)
+    schema.add_argument(
+        "what", metavar="WHAT", nargs="?", choices=("run", "grid"), default="run",
+        help="run: what --config takes; grid: what `miga ablate --grid` takes (default: run)",
+    )  # fmt: skip
     schema.set_defaults(command=_schema)
 
     show_help = "print a whole config as TOML: with its defaults, and the sampler's settings for its model"
@@ -42,8 +47,9 @@ def add(commands: Any) -> None:
 
 def _schema(options: argparse.Namespace) -> int:
     from pipeline.config_schema import config_schema
+    from pipeline.grid_schema import grid_schema
 
-    show_json(config_schema(), indent=2)
+    show_json(grid_schema() if options.what == "grid" else config_schema(), indent=2)
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from jobs.commands.common import (
     add_config_options,
@@ -14,6 +14,7 @@ from jobs.commands.common import (
     model_settings,
     show_summary,
 )
+from pipeline.config import TrackerName
 from pipeline.terminal import show, show_json
 
 GROUP: Final = "make videos"
@@ -54,6 +55,11 @@ def add(commands: Any) -> None:
     printed = generate.add_argument_group("what is printed")
     printed.add_argument("--json", action="store_true", help="print the summary for machines")
     printed.add_argument("--quiet", action="store_true", help="no progress")
+    printed.add_argument(
+        "--tracker",
+        choices=get_args(TrackerName),
+        help="where figures and sample videos are written (default: nowhere)",
+    )
     add_failed_rows_ok(printed)
     generate.set_defaults(command=_run)
 
@@ -77,6 +83,7 @@ def _run(options: argparse.Namespace) -> int:
         limit=options.limit,
         workers={"num_actors": options.num_actors},
         run={"keep_latents": options.keep_latents},
+        logs={"tracker": options.tracker},
     )
     plan = make_plan(options.prompts, options.out, config)
     check_out(plan)

@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
     counts = {name: value for name, value in values.items() if isinstance(value, int) and not isinstance(value, bool)}
     show(", ".join(f"{value} {name.replace('_', ' ')}" for name, value in counts.items()))
     if found.counts["shards_of_another_place"]:
-        show("some of manifest/ names where OUT was before it was moved: `miga repair OUT` writes the addresses anew")
+        show("some of manifest/ names where OUT was before it was moved: `miga repair OUT` writes paths in OUT instead")
     if found.is_sound:
         show("sound as far as looked at: no video was read" if found.is_quick else "sound")
     else:

@@ -9,7 +9,7 @@ from typing import Final
 
 from miga.errors import OutputError, UsageError
 from miga.outside_data import OutsideDataError
-from pipeline.records.manifest import Manifest
+from pipeline.records.manifest import ADDRESSES, Manifest
 from pipeline.records.run_folder import RunRecord, path_in_out
 from pipeline.rows import ManifestRow, video_key
 from pipeline.storage.base import Storage
@@ -18,7 +18,6 @@ FOLDER: Final = "extended"
 _NOTE: Final = re.compile(r"(\d{8,18})-[0-9a-f]{16}-(\d{1,9})\.json", re.ASCII)
 MIN_KEY: Final = 4
 """Characters of a key that are enough to name a row, if no other key begins with them."""
-_ADDRESSES: Final = ("uri", "latents_uri")
 
 
 def find_row(storage: Storage, record: RunRecord, key: str) -> ManifestRow:
@@ -61,7 +60,7 @@ def read_note(storage: Storage, record: RunRecord, name: str) -> ManifestRow:
             raise OutsideDataError(what)
     except ValueError as error:
         raise OutputError(f"{storage.uri(path)} is broken: {error}", "delete it, and extend that row again") from error
-    places = {name: storage.uri(path_in_out(uri)) for name in _ADDRESSES if (uri := getattr(row, name))}
+    places = {name: storage.uri(path_in_out(uri)) for name in ADDRESSES if (uri := getattr(row, name))}
     return replace(row, **places)  # OUT may have been moved
 
 

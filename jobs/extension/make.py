@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from tqdm import tqdm
 
 from jobs.extension.files import read_note
 from jobs.extension.plan import Extension, plan_extension
+from jobs.run.make import costs_of
 from jobs.run.plan import model_options
 from miga.errors import ModelError, OutputError, RowError, WorkerError
 from miga.outside_data import OutsideDataError, parse_json_object
 from pipeline.records.lease import Lease
+from pipeline.records.manifest import portable
 from pipeline.records.run_folder import CheckpointName, newest_checkpoint
 from pipeline.rows import ManifestRow, PromptRow
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
-from pipeline.terminal import say
 
 if TYPE_CHECKING:
+    from actors.driver.progress import ProgressBoard
     from actors.messages import VideoResult, VideoTask, WorkerSettings
+
+_HERE: Final = "here"
+"""What the worker of this process is called."""
 
 
 def extend_shown(
     out: str, key: str, num_frames: int, *, model: str | None = None, trust: bool = False, quiet: bool = False
 ) -> ManifestRow:
-    """Makes the longer video of a row, with a bar; returns its row.
+    """Makes the longer video of a row, and shows how far it is as a run does; returns its row.
 
     Args:
         out: of the run.
@@ -41,25 +46,22 @@ def extend_shown(
     Raises:
         MigaError: if it cannot be made.
     """
+    from actors.driver.progress import ProgressBoard
+
     storage = open_storage(out)
     extension = plan_extension(storage, key, num_frames, model=model, trust=trust)
-    with tqdm(total=extension.spec.num_latents(num_frames), unit="latent", disable=quiet) as bar:
-        return extend(storage, extension, lambda done: bar.update(done - bar.n), None if quiet else say)
+    board = ProgressBoard(1, quiet=quiet, cost_of=costs_of(extension.spec, extension.sampler, "nothing"))
+    with contextlib.closing(board):
+        return extend(storage, extension, board)
 
 
-def extend(
-    storage: Storage,
-    extension: Extension,
-    show: Callable[[int], None] = lambda num_latents: None,
-    say: Callable[[str], None] | None = None,
-) -> ManifestRow:
+def extend(storage: Storage, extension: Extension, board: ProgressBoard) -> ManifestRow:
     """Makes the longer video on this machine, and puts it into OUT; what is there already is not made again.
 
     Args:
         storage: of OUT.
         extension: what to make.
-        show: told how many latents are done.
-        say: told when it has to be seen whether another one is at it.
+        board: shows how far it is, in calls of the network, those that the kept latents took included.
 
     Raises:
         LeaseHeldError: if another process is making the same one.
@@ -70,8 +72,8 @@ def extend(
     run = extension.config.run
     place = open_storage(storage.uri(f"{extension.stem}-lease"))
     place.probe(single_coordinator=run.single_coordinator)
-    with Lease.held(place, ttl_s=run.lease_ttl_s, say=say) as lease:
-        made = _made(storage, extension) or _make_and_note(storage, extension, lease, show)
+    with Lease.held(place, ttl_s=run.lease_ttl_s, say=board.say) as lease:
+        made = _made(storage, extension) or _make_and_note(storage, extension, lease, board)
     place.delete_many(place.list())  # of whoever waited for this one, too: it finds the video
     return made
 
@@ -94,7 +96,7 @@ def _made(storage: Storage, extension: Extension) -> ManifestRow | None:
     return row
 
 
-def _make_and_note(storage: Storage, extension: Extension, lease: Lease, show: Callable[[int], None]) -> ManifestRow:
+def _make_and_note(storage: Storage, extension: Extension, lease: Lease, board: ProgressBoard) -> ManifestRow:
     from actors.messages import VideoTask
 
     checkpoints = f"{extension.stem}-checkpoint"
@@ -115,9 +117,9 @@ def _make_and_note(storage: Storage, extension: Extension, lease: Lease, show: C
         resume_from=extension.kept if newest is None else f"{checkpoints}/{newest}",
         latents_path=f"{extension.stem}.safetensors",
     )
-    longer = _make(storage, extension, task, show)
+    longer = _make(storage, extension, task, board)
     lease.check_now()
-    storage.write_bytes(f"{extension.stem}.json", longer.to_record())
+    storage.write_bytes(f"{extension.stem}.json", portable(longer).to_record())
     storage.delete_many([f"{checkpoints}/{name}" for name in storage.children(checkpoints)])
     return longer
 
@@ -126,28 +128,13 @@ def _names(names: Sequence[str]) -> Iterator[CheckpointName]:
     return filter(None, map(CheckpointName.parse, names))
 
 
-def _make(storage: Storage, extension: Extension, task: VideoTask, show: Callable[[int], None]) -> ManifestRow:
+def _make(storage: Storage, extension: Extension, task: VideoTask, board: ProgressBoard) -> ManifestRow:
     """Makes the video with a worker in this process."""
     from actors.driver.rows import RowMaker
     from actors.text_encoder import TextEncoderWorker
     from actors.worker.backbone import BackboneWorker
 
     row, config = extension.row, extension.config
-    settings = _worker_settings(storage, extension)
-    encoder = TextEncoderWorker(config.model, config.revision, settings.num_threads, config.text_dtype)
-    negative = extension.spec.negative_prompt if row.negative_prompt is None else row.negative_prompt
-    embeddings = [encoder.encode(prompt) for prompt in (negative, *row.prompts)]
-    del encoder  # its gigabytes, before the backbone's come
-    worker = BackboneWorker(settings)
-    info = worker.load()
-    if info.revision != row.model_revision:
-        raise ModelError(
-            f"{config.model!r} is now of revision {info.revision}; row {row.row} was made with {row.model_revision}",
-            "give the model that the run was made with its old place back",
-        )
-    making = threading.Thread(target=worker.make_video, args=(task, *embeddings), daemon=True)
-    making.start()
-    result = _result(worker, show)
     asked = PromptRow(
         index=row.row,
         id=row.id,
@@ -157,6 +144,28 @@ def _make(storage: Storage, extension: Extension, task: VideoTask, show: Callabl
         num_frames=task.num_frames,
         metadata=_metadata(row),
     )
+    settings = _worker_settings(storage, extension)
+    with board.step("encoding prompts"):
+        encoder = TextEncoderWorker(config.model, config.revision, settings.num_threads, config.text_dtype)
+        negative = extension.spec.negative_prompt if row.negative_prompt is None else row.negative_prompt
+        embeddings = [encoder.encode(prompt) for prompt in (negative, *row.prompts)]
+        del encoder  # its gigabytes, before the backbone's come
+    with board.step("loading the model"):
+        worker = BackboneWorker(settings)
+        info = worker.load()
+    if info.revision != row.model_revision:
+        raise ModelError(
+            f"{config.model!r} is now of revision {info.revision}; row {row.row} was made with {row.model_revision}",
+            "give the model that the run was made with its old place back",
+        )
+    board.count({asked.num_frames: 1})
+    board.row_read(asked)
+    board.gpus(1, 1)
+    board.video_started(_HERE, asked)
+    threading.Thread(target=worker.make_video, args=(task, *embeddings), daemon=True).start()
+    result = _result(worker, board)
+    board.video_closed(_HERE)
+    board.row_done(asked, result)
     return RowMaker(extension.record, extension.spec).finished(asked, extension.key, task.attempt, 0.0, result)
 
 
@@ -168,26 +177,31 @@ def _metadata(row: ManifestRow) -> dict[str, Any]:
         raise OutputError(f"the metadata of row {row.row} is broken: {error}", "see what `miga verify` says") from error
 
 
-def _result(worker: Any, show: Callable[[int], None]) -> VideoResult:
+def _result(worker: Any, board: ProgressBoard) -> VideoResult:
     """What comes of the video that a worker is making.
 
     Raises:
         MigaError: if nothing does.
     """
-    from actors.messages import VideoFailed, VideoFinished, VideoNote, VideoProgress
+    from actors.messages import VideoFailed, VideoFinished, VideoMade, VideoNote
 
     while True:
-        for event in worker.news(0.5).events:
+        news = worker.news(0.5)
+        board.gpu(_HERE, news.num_calls)
+        if news.hosted is not None:
+            board.video_calls(_HERE, news.hosted)
+        for event in news.events:
             match event:
-                case VideoProgress():
-                    show(event.num_latents_done)
+                case VideoMade():
+                    board.video_made(_HERE)
                 case VideoNote():
-                    say(f"row {event.row}: {event.text}")
+                    board.say(f"row {event.row}: {event.text}")
                 case VideoFinished():
                     return event.result
                 case VideoFailed():
                     kind = {"row": RowError, "worker": WorkerError, "run": OutputError}[event.scope]
                     raise kind(f"{event.error_type}: {event.error}")
+        board.refresh()
 
 
 def _worker_settings(storage: Storage, extension: Extension) -> WorkerSettings:

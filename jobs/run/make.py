@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import signal
 import threading
 import time
@@ -17,7 +18,9 @@ from jobs.run.failures import first_failures
 from jobs.run.plan import Plan, few_prompts, model_options, run_record
 from jobs.run.report import make_report
 from jobs.shared.exit_status import status_of_run
+from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import simulates_gpus
+from miga.config import SamplerConfig
 from miga.cost import count_calls
 from miga.errors import InputError, LeaseHeldError, MigaError, OutputError
 from miga.sharing import Share
@@ -25,12 +28,16 @@ from miga.virtual_time import useful_slots
 from pipeline.records.lease import Lease
 from pipeline.records.manifest import Manifest
 from pipeline.records.run_folder import RunRecord, open_run
+from pipeline.rows import content_hash
 from pipeline.scheduling.ledger import Ledger
 from pipeline.scheduling.time_left import VideoCost
 from pipeline.storage.base import Storage
 from pipeline.storage.bucket import patience_of_environment
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import is_in_bucket, open_storage
+from pipeline.trackers.base import TrackedRun
+from pipeline.trackers.open import open_tracker
+from pipeline.trackers.run_log import RunLog, settled_before
 
 if TYPE_CHECKING:
     from actors.driver.coordinator import RunParts
@@ -89,7 +96,7 @@ def generate(
     storage = open_storage(plan.out)
     manifest = Manifest(storage, config.run.prompts_per_shard)
     ledger = make_ledger(plan)
-    board = ProgressBoard(plan.num_rows, quiet=quiet, cost_of=costs_of(plan))
+    board = ProgressBoard(plan.num_rows, quiet=quiet, cost_of=costs_of(plan.spec, plan.sampler, _share(plan)))
     with contextlib.ExitStack() as stack:
         stack.callback(board.close)
         with board.step("starting Ray" if cluster_address(address) is None else "joining the Ray cluster"):
@@ -97,6 +104,8 @@ def generate(
             slots = stack.enter_context(session)  # before OUT is touched
         stack.callback(board.close)  # before Ray ends, which takes a moment
         record, resumed = open_run(storage, run_record(plan))
+        for note in record.weights:
+            board.say(note)
         about = functools.partial(_about, plan, board)
         try:
             with (
@@ -106,7 +115,10 @@ def generate(
                 _count_in_background(plan, board)
                 metrics = RunMetrics(record.profile, record.model, plan.num_rows)
                 parts = run_parts(plan, record, storage, manifest, ledger, lease.epoch, slots, retry_failed)
-                make_rows(plan, parts, lease, board, metrics, stop)
+                log = _begin_log(plan, record, parts, board)
+                if log is not None:
+                    stack.callback(log.close, board.say)  # once the lease is given back: it may take its time
+                make_rows(plan, parts, lease, board, metrics, stop, log=log)
         except LeaseHeldError:
             raise
         except OutputError as error:  # OUT was fine at the start: this is no longer about how the command was given
@@ -134,19 +146,24 @@ def generate(
     return {**summary, "exit_status": status_of_run(ledger.num_dead, failed_rows_ok)}
 
 
-def costs_of(plan: Plan) -> Callable[[int], VideoCost]:
-    """What a video of so many frames takes."""
-    share = _share(plan)
+def costs_of(spec: BackboneSpec, sampler: SamplerConfig, share: Share) -> Callable[[int], VideoCost]:
+    """What a video of so many frames takes.
+
+    Args:
+        spec: the model.
+        sampler: the sampler's settings.
+        share: what other GPUs may take of it.
+    """
 
     @functools.cache
     def cost_of(num_frames: int) -> VideoCost:
-        num_latents = plan.spec.num_latents(num_frames)
-        calls = count_calls(plan.sampler, num_latents)
+        num_latents = spec.num_latents(num_frames)
+        calls = count_calls(sampler, num_latents)
         return VideoCost(
             least=calls.total,
             per_search=calls.per_search,
             num_possible=max(0, calls.num_evaluations - 1),
-            slots=useful_slots(plan.sampler, num_latents, share),
+            slots=useful_slots(sampler, num_latents, share),
         )
 
     return cost_of
@@ -231,6 +248,40 @@ def run_parts(
     )
 
 
+def _begin_log(plan: Plan, record: RunRecord, parts: RunParts, board: ProgressBoard) -> RunLog | None:
+    """The run's log in the tracker that the config names.
+
+    Raises:
+        ConfigError: if it cannot be begun.
+        OutputError: if the manifest cannot be read.
+    """
+    logs = plan.config.logs
+    if logs.tracker is None:
+        return None
+    before = settled_before(parts.manifest, parts.retry_failed)
+    tracker = open_tracker(logs, parts.storage, tracked_run(record, parts.storage))
+    if tracker is None:
+        return None
+    board.say(f"log: {tracker.where}")
+    return RunLog(tracker, logs, parts.storage, *before)
+
+
+def tracked_run(record: RunRecord, storage: Storage) -> TrackedRun:
+    """How a tracker names the run: by OUT's last name, and by what run.json says."""
+    config = {key: value for key, value in record.config.items() if key not in ("sampler", "logs")}
+    return TrackedRun(
+        name=storage.root.rstrip("/").rpartition("/")[2],
+        id=content_hash(json.loads(record.to_json()))[:16],
+        hyperparameters={
+            "version": record.version,
+            "model_revision": record.model_revision,
+            "prompts_sha256": record.prompts.sha256,
+            "sampler": record.sampler,
+            **config,
+        },
+    )
+
+
 def make_rows(
     plan: Plan,
     parts: RunParts,
@@ -239,6 +290,7 @@ def make_rows(
     metrics: RunMetrics,
     stop: threading.Event,
     start_actor: StartActor | None = None,
+    log: RunLog | None = None,
 ) -> None:
     """Makes every row that is not settled yet, on the workers of this Ray.
 
@@ -250,6 +302,7 @@ def make_rows(
         metrics: what is told to Prometheus.
         stop: ends it.
         start_actor: makes a worker; by default one that holds the run's backbone.
+        log: what is told to a tracker.
     """
     from ray.exceptions import RayError
 
@@ -265,7 +318,7 @@ def make_rows(
     recorder = Recorder(parts.storage, parts.manifest, lease, inbox.put)
     text = TextStage(start_text_encoder(settings, parts.slots), inbox.when_ready, few_prompts(plan, MAX_ENCODED_AHEAD))
     pool = Pool(start_actor or backbone_starter(settings, parts.slots))
-    coordinator = Coordinator(parts, inbox, pool, recorder, text, board, metrics)
+    coordinator = Coordinator(parts, inbox, pool, recorder, text, board, metrics, log)
     nodes = ClusterNodes(lambda view: inbox.put(functools.partial(coordinator.nodes_changed, view)))
     nodes.start()
     try:

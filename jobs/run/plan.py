@@ -16,7 +16,7 @@ from miga.backbones.attention_backend import check_attention_backend
 from miga.backbones.base import BackboneSpec
 from miga.backbones.family import ModelOptions
 from miga.backbones.options import configured_spec
-from miga.backbones.registry import check_schedule, check_weights, is_on_hub, load_backbone, load_spec
+from miga.backbones.registry import check_schedule, check_weights, is_on_hub, load_backbone, load_spec, weight_notes
 from miga.config import SamplerConfig
 from miga.errors import BadRowError, MigaError, UsageError
 from miga.profiles import resolve_config
@@ -25,6 +25,7 @@ from pipeline.prompts.read import count_rows, read_prompts
 from pipeline.prompts.source import PromptFile, look_at
 from pipeline.records.run_folder import RunRecord, fingerprint
 from pipeline.rows import BadRow, PromptRow
+from pipeline.trackers.open import check_tracker
 from pipeline.video import check_codec
 
 MAX_FRAMES = 10_000_000
@@ -86,6 +87,7 @@ def make_plan(prompts: str, out: str, config: RunConfig) -> Plan:
         MigaError: naming what is wrong, where, and what to do.
     """
     spec, sampler, num_frames = resolve_settings(config)
+    check_tracker(config.logs, out)
     check_weights(config.model, config.revision)
     file = look_at(prompts)
     plan = Plan(
@@ -206,4 +208,5 @@ def run_record(plan: Plan) -> RunRecord:
         prompts=fingerprint(plan.prompts),
         version=__version__,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        weights=weight_notes(plan.config.model, plan.config.revision),
     )

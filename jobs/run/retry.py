@@ -102,8 +102,12 @@ def retry_failed(
 
 
 def recorded_config(record: RunRecord) -> RunConfig:
-    """The config that a run was started with, without its limit: which rows there are, the manifest says."""
-    return parse_config({key: value for key, value in record.config.items() if key != "limit"}, "run.json")
+    """The config that a run was started with, without its limit: which rows there are, the manifest says.
+
+    Nor has it a tracker: OUT alone does not decide where else is written.
+    """
+    left_out = ("limit", "logs")
+    return parse_config({key: value for key, value in record.config.items() if key not in left_out}, "run.json")
 
 
 def check_prompts(path: str, record: RunRecord) -> None:

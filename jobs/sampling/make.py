@@ -25,7 +25,7 @@ from miga.backbones.base import Backbone, BackboneSpec
 from miga.backbones.loading import named_dtype
 from miga.backbones.memory_plan import MemoryPlan, available_memory, check_machine_memory, plan_memory
 from miga.backbones.options import configure
-from miga.backbones.registry import check_weights, footprint_of, load_backbone, simulates_gpus
+from miga.backbones.registry import check_weights, footprint_of, load_backbone, simulates_gpus, weight_notes
 from miga.config import SamplerConfig
 from miga.cost import count_calls
 from miga.errors import OutputError, UsageError, WorkerError
@@ -132,6 +132,8 @@ def make_sample(plan: SamplePlan, say: Say = lambda text: None, on_calls: OnCall
     """
     keep_heap_steady()
     started_s = time.monotonic()
+    for note in weight_notes(plan.config.model, plan.config.revision):
+        say(note)
     say(f"encoding the prompt with {plan.spec.name}")
     embedding, negative_embedding = _encoded(plan)
     say(f"loading the network onto {plan.device}")

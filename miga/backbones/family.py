@@ -108,6 +108,14 @@ class Family(ABC):
         """
         return
 
+    def weight_notes(self, model: str, revision: str | None) -> tuple[str, ...]:
+        """What a user is to know of a model's weights that are taken as they are, such as that they are in 8 bits.
+
+        Raises:
+            ModelError: if a file cannot be read.
+        """
+        return ()
+
     def schedule_of(self, config: SamplerConfig, model: str, revision: str | None) -> NoiseSchedule | None:
         """A model's noise schedule under those settings; None where it is only known once the model is loaded.
 

@@ -11,7 +11,7 @@ import torch
 
 from miga.backbones.base import Backbone, BackboneSpec, Component
 from miga.backbones.family import Family, ModelOptions
-from miga.backbones.loading import check_component, require_component, resolve_folder
+from miga.backbones.loading import check_component, require_component, resolve_folder, weight_note
 from miga.backbones.spec import is_published
 
 if TYPE_CHECKING:
@@ -92,6 +92,12 @@ class FolderFamily(Family):
             require_component(part, folder)
         for component, (module, note) in self.modules_of_folder(folder).items():
             check_component(component, folder, module, self.tied_weights, note)
+
+    def weight_notes(self, model: str, revision: str | None) -> tuple[str, ...]:
+        """See `Family.weight_notes`."""
+        parts = ("text_encoder", self.network_folder, "vae")
+        folder = resolve_folder(self.place(model), revision, (*self.json_files, *(f"{part}/*" for part in parts)))
+        return tuple(filter(None, (weight_note(part, folder) for part in parts)))
 
     def configure(
         self,

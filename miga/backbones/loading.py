@@ -6,8 +6,10 @@ import hashlib
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
@@ -349,25 +351,90 @@ def check_component(
         left_over=sorted(shapes.keys() - wanted.keys()),
         note=note,
     )
-    for file in weight_files(component, folder):
+    files = weight_files(component, folder)
+    for file in files:
         _refuse_broken(file, broken_tensors_of(file))
+    _refuse_lost_scales(component, folder, files)
 
 
-def broken_tensors_of(file: Path) -> list[str]:
-    """Names of the tensors of a safetensors file that are not finite; a file that is as it was is read once.
+@dataclass(frozen=True)
+class NumbersOfFile:
+    """What a look at all numbers of a safetensors file has found.
+
+    Attributes:
+        broken: names of tensors that are not finite.
+        narrow: names of matrices in 8 bits.
+        full: those of them whose numbers reach the largest that 8 bits can say.
+    """
+
+    broken: tuple[str, ...]
+    narrow: tuple[str, ...]
+    full: tuple[str, ...]
+
+
+def numbers_of(file: Path) -> NumbersOfFile:
+    """What is to be said of the numbers of a safetensors file; one that is as it was is read once.
 
     Raises:
         ModelError: if it cannot be read.
     """
     status = file.stat()
-    return broken_tensors(file, status.st_size, status.st_mtime_ns)
+    return _numbers_of(file, status.st_size, status.st_mtime_ns)
+
+
+def broken_tensors_of(file: Path) -> Sequence[str]:
+    """Names of the tensors of a safetensors file that are not finite.
+
+    Raises:
+        ModelError: if it cannot be read.
+    """
+    return numbers_of(file).broken
 
 
 @lru_cache(maxsize=64)
-def broken_tensors(file: Path, size: int, mtime_ns: int) -> list[str]:
+def _numbers_of(file: Path, size: int, mtime_ns: int) -> NumbersOfFile:
     """The same, of a file that had this size when it was last changed, then."""
+    broken, narrow, full = list[str](), list[str](), list[str]()
     with opened(file) as tensors:
-        return [name for name in tensors.keys() if not is_finite(tensors.get_tensor(name))]  # noqa: SIM118
+        for name in tensors.keys():  # noqa: SIM118
+            tensor = tensors.get_tensor(name)
+            if not is_finite(tensor):
+                broken.append(name)
+            if tensor.dtype.itemsize == 1 and tensor.dtype.is_floating_point and tensor.ndim > 1:
+                narrow.append(name)
+                if float(tensor.float().abs().max()) >= torch.finfo(tensor.dtype).max:
+                    full.append(name)
+    return NumbersOfFile(tuple(broken), tuple(narrow), tuple(full))
+
+
+def _refuse_lost_scales(component: str, folder: Path, files: Sequence[Path]) -> None:
+    """Refuses weights in 8 bits that were divided by scales which are not there.
+
+    Whoever scales a matrix has its largest number become the largest that 8 bits can say: 448, or 57,344. Weights as
+    they are come nowhere near. One matrix may reach it by chance, most do not.
+    """
+    narrow = [name for file in files for name in numbers_of(file).narrow]
+    full = [name for file in files for name in numbers_of(file).full]
+    if narrow and len(full) > len(narrow) / 2:
+        raise ModelError(
+            f"the checkpoint in {str(folder / component)!r} is in 8 bits, and {len(full)} of {len(narrow)} matrices "
+            f"reach the largest number of that type: they were divided by scales, which are not there ({named(full)})",
+            hint="take the model in bfloat16, float16 or float32, or in 8 bits that were not scaled",
+        )
+
+
+def weight_note(component: str, folder: Path) -> str:
+    """What a user is to know of a component's weights that are taken as they are; empty if nothing. Headers are read.
+
+    Raises:
+        ModelError: as `entries_of`.
+    """
+    kinds = Counter(entry.dtype for entry in entries_of(component, folder).values())
+    narrow = {kind: count for kind, count in kinds.items() if kind.startswith("F8_")}
+    if not narrow:
+        return ""
+    said = ", ".join(f"{count} of {kinds.total()} tensors are in {kind}" for kind, count in sorted(narrow.items()))
+    return f"{component}: {said}, without scales; they are widened to the type that is computed in, not restored"
 
 
 def check_all_files(folder: Path) -> None:

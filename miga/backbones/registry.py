@@ -127,6 +127,15 @@ def check_weights(name_or_dir: str, revision: str | None = None, *, download: bo
         family_of(name_or_dir, revision).check_weights(name_or_dir, revision)
 
 
+def weight_notes(name_or_dir: str, revision: str | None = None) -> tuple[str, ...]:
+    """What a user is to know of a model's weights that are taken as they are; nothing of those that are not here.
+
+    Raises:
+        ModelError: if a file cannot be read.
+    """
+    return () if is_on_hub(name_or_dir) else family_of(name_or_dir, revision).weight_notes(name_or_dir, revision)
+
+
 # ---- published models with random weights, for benches ----
 
 

@@ -90,6 +90,7 @@ class Method:
         profiles: its named settings.
         published: what is published for it, by family of model.
         in_proportion: what to take for a model that nothing is published for, from its window and number of steps.
+        at_steps: what published settings come to at another number of steps than theirs.
         needs_base_clip: whether it starts from a clean clip of one window.
         takes_features: whether `Begin.features` means anything to it.
         is_lazy: whether windows of several of its passes may run at once; not where a pass looks at what it made.
@@ -103,6 +104,7 @@ class Method:
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     published: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: SHARED_PUBLISHED)
     in_proportion: Callable[[int, int], Mapping[str, Any]] = shared_in_proportion
+    at_steps: Callable[[Mapping[str, Any], int], Mapping[str, Any]] = lambda settings, num_steps: settings
     needs_base_clip: bool = True
     takes_features: bool = False
     is_lazy: bool = True

@@ -157,3 +157,26 @@ def in_proportion(window: int, num_steps: int) -> dict[str, Any]:
         "num_reflection_guidance_latents": 2 * width,
         "judged_group": max(1, min(10, num_steps - handoff - 1)),
     }
+
+
+def at_steps(settings: Mapping[str, Any], num_steps: int) -> dict[str, Any]:
+    """Published settings at another number of steps than theirs: what is a noise level stays that noise level.
+
+    A level is a number of steps, and the noise that it stands for is a function of its place among all steps. So
+    Stage 1 hands latents on at the same noise if `R = e - 1`, the steps left to Stage 2, has the same place; one step
+    is left to it at least. The judged group, counted in levels from the tail, stays at its noise likewise, as far as
+    what it is compared with still stands before it in the queue.
+
+    Args:
+        settings: published ones, `num_steps` among them.
+        num_steps: those to take instead.
+    """
+    first = (
+        1 if settings["solver"] == "ddim" else 0
+    )  # the level of the lowest time step: 0, or already 1 (`schedule.py`)
+    share = (num_steps - first) / (settings["num_steps"] - first)
+    handoff = min(num_steps, 1 + max(1, first + round((settings["handoff_level"] - 1 - first) * share)))
+    num_before = -(-settings["num_reflection_guidance_latents"] // settings["zigzag_width"])
+    room = num_steps - handoff + 1 - num_before
+    judged = max(1, min(round(settings["judged_group"] * share), room))
+    return {**settings, "num_steps": num_steps, "handoff_level": handoff, "judged_group": judged}

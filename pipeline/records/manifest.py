@@ -73,7 +73,7 @@ _COLUMNS: Final[tuple[tuple[str, Any, str], ...]] = (
     ("fps", pa.float64(), "frames per second"),
     ("height", pa.int32(), "pixels"),
     ("width", pa.int32(), "pixels"),
-    ("uri", pa.string(), "where the video is"),
+    ("uri", pa.string(), "the video's path in OUT, so that OUT may be moved (earlier versions wrote where it was)"),
     ("bytes", pa.int64(), "size of the file"),
     ("sha256", pa.string(), "of the file, hex"),
     ("duration_s", pa.float64(), "length of the video"),
@@ -90,7 +90,7 @@ _COLUMNS: Final[tuple[tuple[str, Any, str], ...]] = (
     ("attempt", pa.int32(), "1 for the first; 0 if it was never tried"),
     ("gpu_s", pa.float64(), "time of its network calls, on all GPUs together"),
     ("helper_calls", pa.float64(), "network calls that other workers than the host made"),
-    ("latents_uri", pa.string(), "where its finished latents are; null if they were not kept"),
+    ("latents_uri", pa.string(), "the same of its finished latents; null if they were not kept"),
     ("consistency", _list_of(pa.float64()), "score of every evaluation during sampling"),
     ("consistency_latents", _list_of(pa.int32()), "first latent judged by each"),
     ("searched_at", _list_of(pa.int32()), "positions in consistency where a search ran"),
@@ -117,6 +117,8 @@ REPAIR: Final = "`miga repair OUT` puts it right, and makes nothing again that i
 
 _SHARD_FILE: Final = re.compile(r"shard-(\d{5,9})\.parquet", re.ASCII)
 _PACK: Final = re.compile(r"e(\d{6,9})\.jsonl\.gz", re.ASCII)
+ADDRESSES: Final = ("uri", "latents_uri")
+"""Columns that name files of OUT."""
 _MAX_LINE_BYTES: Final = 16 << 20
 _MAX_BESIDE: Final = 99
 """Sidecars of one row and key that may be broken."""
@@ -189,7 +191,7 @@ class Manifest:
         """
         if row.shard != shard_of(row.row, self._prompts_per_shard):
             raise ValueError(f"row {row.row} is not in shard {row.shard}")
-        data = row.to_record()
+        data = portable(row).to_record()
         for number in range(_MAX_BESIDE):
             path = sidecar_path(row.status, row.shard, row.row, row.key, number)
             if self._storage.write_bytes(path, data, if_absent=True):
@@ -222,7 +224,7 @@ class Manifest:
 
     def write_shard(self, shard: int, rows: Iterable[ManifestRow]) -> None:
         """Writes the shard's file with these rows, sorted."""
-        self._storage.write_bytes(manifest_path(shard), to_parquet(rows))
+        self._storage.write_bytes(manifest_path(shard), to_parquet(map(portable, rows)))
 
     def pack(self, shard: int, epoch: int, rows: Iterable[ManifestRow]) -> None:
         """Writes rows of a shard as one file that is never changed: a second copy of them.
@@ -235,7 +237,8 @@ class Manifest:
         Raises:
             OutputError: if it cannot be written, or not be read again.
         """
-        path, data = pack_path(shard, epoch), gzip.compress(b"".join(row.to_record() + b"\n" for row in rows), mtime=0)
+        lines = b"".join(portable(row).to_record() + b"\n" for row in rows)
+        path, data = pack_path(shard, epoch), gzip.compress(lines, mtime=0)
         if not self._storage.write_bytes(path, data, if_absent=True) or self._storage.read_bytes(path) != data:
             raise OutputError(f"{self._storage.uri(path)} is not what was written there", "check the disk")
 
@@ -280,7 +283,7 @@ class Manifest:
         return len(sealed) == (num_rows or self._prompts_per_shard) and sealed == self.statuses(shard)
 
     def is_of_this_place(self, shard: int) -> bool:
-        """Whether the addresses in the shard's file are those of where OUT is now."""
+        """Whether the shard's file names its videos by paths in OUT, or, of an earlier version, where OUT is now."""
         return all(is_here for _, is_here in self._sealed_columns(shard).values())
 
     def is_as_written_here(self, shard: int) -> bool:
@@ -517,7 +520,7 @@ class Manifest:
             if row.row in rows:
                 raise OutsideDataError(f"row {row.row} stands in it twice")
             rows[row.row] = placed
-            is_here &= (row.uri, row.latents_uri) == (placed.uri, placed.latents_uri)
+            is_here &= _addresses(row) in (_addresses(portable(placed)), _addresses(placed))
         return rows, is_here
 
     def _sealed_columns(self, shard: int) -> dict[int, tuple[Status, bool]]:
@@ -534,7 +537,8 @@ class Manifest:
                     raise OutsideDataError(
                         f"row {row} " + ("stands in it twice" if row in found else "belongs elsewhere")
                     )
-                found[row] = (status, not uri or uri == self._storage.uri(path_in_out(uri)))
+                path_there = path_in_out(uri) if uri else ""
+                found[row] = (status, not uri or uri in (path_there, self._storage.uri(path_there)))
         except FileNotFoundError:
             return {}
         except OutsideDataError as error:
@@ -558,6 +562,20 @@ class Manifest:
                 raise OutsideDataError(f"the {column} of row {row.row} is not of a file of that row")
             places[column] = self._storage.uri(path)
         return row if all(getattr(row, column) == uri for column, uri in places.items()) else replace(row, **places)  # type: ignore[arg-type]
+
+
+def portable(row: ManifestRow) -> ManifestRow:
+    """The row as files of OUT have it: its video and latents by their paths in OUT, wherever that is or will be.
+
+    Raises:
+        OutsideDataError: if it names other files than a run's.
+    """
+    paths: dict[str, str] = {name: path_in_out(uri) for name in ADDRESSES if (uri := getattr(row, name))}
+    return replace(row, **paths) if paths else row  # type: ignore[arg-type]
+
+
+def _addresses(row: ManifestRow) -> tuple[str | None, str | None]:
+    return row.uri, row.latents_uri
 
 
 def is_shard(folder: str) -> bool:

@@ -13,8 +13,8 @@
 
 Running the same command again resumes. The same means: the same videos would come out. So the prompts, the model, the
 profile, every sampler setting, the seed, the default length, how files are encoded and how rows are sharded must be
-what they were (a setting that did not exist then was what is its default now); `limit`, `[workers]`, most of `[run]`
-and where the prompt file lies may change.
+what they were (a setting that did not exist then was what is its default now); `limit`, `[workers]`, `[logs]`, most of
+`[run]` and where the prompt file lies may change.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ FREE_KEYS: Final = frozenset(
     {
         "config.limit",
         "config.workers",
+        "config.logs",
         "config.run.max_failed_share",
         "config.run.min_finished_rows",
         "config.run.max_attempts",
@@ -54,6 +55,7 @@ FREE_KEYS: Final = frozenset(
         "prompts.path",
         "version",
         "created_at",
+        "weights",
     }
 )
 """Keys of run.json, sections whole, that may differ when a run is resumed."""
@@ -97,6 +99,7 @@ class RunRecord:
         prompts: the prompt file.
         version: of this program.
         created_at: ISO 8601, UTC.
+        weights: what is to be known of the model's weights, such as that they were in 8 bits; not written if nothing.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -109,6 +112,7 @@ class RunRecord:
     prompts: PromptsFingerprint
     version: str
     created_at: str
+    weights: tuple[str, ...] = ()
     format: int = field(default=FORMAT)
 
     @cached_property
@@ -160,7 +164,10 @@ class RunRecord:
 
     def to_json(self) -> str:
         """For people and machines."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
+        values = asdict(self)
+        if not self.weights:
+            del values["weights"]
+        return json.dumps(values, indent=2, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, data: str | bytes) -> RunRecord:

@@ -55,7 +55,7 @@ def card(row: Mapping[str, Any], position: int, links: Links) -> dict[str, Any]:
         "consistency": scores,
         "final_consistency": final,
         "final_latents": _final_latents(row, len(final)),
-        "mean_consistency": _mean(final or scores),
+        "mean_consistency": mean_score(final or scores),
         "uri": uri,
         "href": link.href,
         "playable": link.playable and status == "ok",
@@ -112,8 +112,9 @@ def _rounded(scores: list[Any]) -> list[float | None]:
     return [round(float(score), 5) if score is not None and math.isfinite(score) else None for score in scores]
 
 
-def _mean(scores: Iterable[float | None]) -> float | None:
-    finite = [score for score in scores if score is not None]
+def mean_score(scores: Iterable[float | None]) -> float | None:
+    """The mean of those that are numbers; None if none is."""
+    finite = [score for score in scores if score is not None and math.isfinite(score)]
     return round(sum(finite) / len(finite), 6) if finite else None
 
 

@@ -148,8 +148,25 @@ class FakeText:
         return [None] * len(prompts)
 
 
+class FakeLog:
+    """What a tracker would be told."""
+
+    is_due = True
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, str]] = []
+        self.looks: list[tuple[int, float, float]] = []
+
+    def row_settled(self, row: Any) -> None:
+        self.rows.append((row.row, row.status))
+
+    def look(self, figures: Any, num_calls: float, busy_s: float, say: Any) -> None:
+        self.looks.append((figures.get("settled", 0), num_calls, busy_s))
+
+
 class FakeMetrics:
     is_due = False
+    num_calls, busy_s = 12.0, 3.0
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
@@ -191,7 +208,8 @@ class FakeCluster:
         self.pool = Pool(self.start_actor, kill=self.kill)
         text: Any = FakeText()
         metrics: Any = FakeMetrics()
-        self.coordinator = Coordinator(parts, self.inbox, self.pool, self.recorder, text, self.board, metrics)
+        self.log: Any = FakeLog()
+        self.coordinator = Coordinator(parts, self.inbox, self.pool, self.recorder, text, self.board, metrics, self.log)
 
     def start_actor(self) -> FakeActor:
         self.actors.append(FakeActor(self, self.node))
@@ -246,9 +264,13 @@ def test_every_row_is_made_recorded_and_sealed_once(tmp_path: Path) -> None:
     assert all(task.path.endswith("-e7a1.mp4") for task in cluster.tasks())
     assert len(cluster.actors) == 2
 
+    assert sorted(cluster.log.rows) == [(row, "ok") for row in range(10)]
+    assert cluster.log.looks[-1][1:] == (12.0, 3.0)
+
     again = FakeCluster(tmp_path / "out", 10, finish)
     again.run()
     assert again.actors == [], "a run that is complete needs no worker"
+    assert again.log.rows == [], "a log has each row once"
 
 
 def test_a_dead_workers_row_is_made_elsewhere_from_its_checkpoint(tmp_path: Path) -> None:
@@ -418,7 +440,8 @@ def test_a_draining_nodes_video_is_saved_and_made_elsewhere(tmp_path: Path) -> N
     def script(actor: FakeActor, task: VideoTask) -> None:
         if actor is cluster.actors[0] and task.attempt == 1:
             cluster.node = "node-1"
-            cluster.tell(("node-0", 1), ("node-1", 1), draining=frozenset(["node-0"]))
+            for _ in range(3):  # what the cluster is like is told every few seconds
+                cluster.tell(("node-0", 1), ("node-1", 1), draining=frozenset(["node-0"]))
         else:
             actor.finish(task)
 
@@ -438,6 +461,7 @@ def test_a_draining_nodes_video_is_saved_and_made_elsewhere(tmp_path: Path) -> N
     assert cluster.actors[1].tasks[0].resume_from is not None
     (row,) = cluster.manifest.read_rows()
     assert row.attempt == 2
+    assert [line for line in cluster.lines if "drained with" in line] == ["worker-0 is drained with its node"]
 
 
 def test_the_pool_grows_and_shrinks_with_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

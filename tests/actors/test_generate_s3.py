@@ -42,8 +42,8 @@ def test_prompts_and_out_may_lie_in_a_bucket(s3_root: str, s3_server: dict[str, 
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (summary["ok"], summary["failed"]) == (1, 1)
     good, bad = pq.read_table(io.BytesIO(bucket.read_bytes("run/manifest/shard-00000.parquet"))).to_pylist()
-    assert good["uri"].startswith(f"{s3_root}/run/video/")
-    assert bucket.stat(good["uri"].removeprefix(f"{s3_root}/")).bytes == good["bytes"]
+    assert good["uri"].startswith("video/00000/")
+    assert bucket.stat(f"run/{good['uri']}").bytes == good["bytes"]
     assert bad["status"] == "failed"
     assert verify(open_storage(f"{s3_root}/run")).is_sound
     secret = s3_server["AWS_SECRET_ACCESS_KEY"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import main
+from jobs.cli import main, unexpected
 from jobs.commands.common import show_summary
 from jobs.run import make, retry
 from jobs.run.plan import make_plan
@@ -377,3 +377,16 @@ def test_the_end_of_a_run_names_the_first_failures(capsys: pytest.CaptureFixture
         "  and 5 more",
         "  what to do about them: miga failures out/",
     ]
+
+
+def test_code_that_was_removed_under_a_run_is_no_fault_of_the_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As by a second node of the same machine, which shares Ray's folder with the first."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ours = unexpected(ModuleNotFoundError("No module named 'actors.driver.x'", name="actors.driver.x"))
+    assert "actors.driver.x cannot be found" in ours.message
+    assert "one `ray start` a machine" in ours.hint
+    assert list(tmp_path.iterdir()) == []
+    other = unexpected(ModuleNotFoundError("No module named 'numpy'", name="numpy"))
+    assert "report it" in other.hint

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from actors.driver.progress import ProgressBoard
 from actors.driver.rows import RowMaker
+from actors.messages import Hosted
 from jobs.cli import main
 from jobs.run.plan import make_plan, run_record
 from pipeline.config import RunConfig, RunSection
@@ -21,6 +23,7 @@ from pipeline.rows import ManifestRow, PromptRow
 from pipeline.storage.open import open_storage
 from pipeline.upkeep.verify import verify
 from tests.actors.hosts import FEWER_STEPS, MODEL, make, task, worker
+from tests.actors.test_progress import LINE
 
 SHORT, LONG = 61, 101
 
@@ -99,6 +102,35 @@ def test_it_is_the_video_of_that_length_and_the_run_stays_as_it_is(
     status, text = extend(capsys, out, longer.key, LONG + 40)
     assert status == 0, text
     assert ManifestRow.from_json(text).sha256 == from_the_start(tmp_path, LONG + 40)
+
+
+def test_it_counts_calls_of_the_network_those_of_the_kept_latents_too(
+    capsys: pytest.CaptureFixture[str], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    shown = ProgressBoard.video_calls
+
+    def listen(board: ProgressBoard, worker: str, hosted: Hosted) -> None:
+        told.append(hosted.num_calls)
+        shown(board, worker, hosted)
+
+    monkeypatch.setattr(ProgressBoard, "video_calls", listen)
+    first = rows(out)[0]
+    assert main(["extend", str(out), first.key, "--num-frames", str(LONG)]) == 0
+    captured = capsys.readouterr()
+    lines = [LINE.sub("", line) for line in captured.err.splitlines()]
+    for step in ("encoding prompts", "loading the model"):
+        assert any(line.startswith(f"{step}: done in ") for line in lines)
+    total = make(worker(tmp_path / "anew"), task(LONG, seed=0)).result.num_calls
+    assert f"[1/1 videos, 100 % of about {total:,} calls" in lines[-1]
+    assert f"{LONG} frames, {total:,} calls" in lines[-1]
+    assert "latent" not in captured.err
+    begun = [calls for calls in told if calls]
+    assert begun == sorted(begun)
+    assert 0 < begun[0] <= begun[-1] <= total
+    kept_calls = first.network_calls
+    assert kept_calls is not None
+    assert begun[0] > kept_calls / 2, "it goes on behind what the shorter video had in common with it"
 
 
 @pytest.mark.slow  # test_storage_s3.py has every call, the tests here all else

@@ -14,6 +14,7 @@ import pytest
 
 from tests.actors.test_progress import LINE, on_a_terminal
 from tests.pace import paced
+from tests.tensorboard_files import read_back
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
@@ -79,3 +80,59 @@ def test_a_run_on_a_terminal(prompts: Path, tmp_path: Path) -> None:
     assert re.search(r"\d % of [\d,]+ calls", plain)
     assert "3 of 3 videos made" in plain
     assert "Traceback" not in plain
+
+
+def test_a_run_in_tensorboard_is_gone_on_with_in_the_same_log(tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text(f"a red circle\na blue ring\n{'x' * 9999}\n")
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.cli",
+        "generate",
+        str(prompts),
+        str(out),
+        "--tracker",
+        "tensorboard",
+        "--failed-rows-ok",
+    ]
+    settings = [
+        "--set",
+        "logs.every_s=1",
+        "--set",
+        "logs.first_videos=1",
+        "--num-frames",
+        "45",
+        "--failed-rows-ok",
+        "--num-actors",
+        "1",
+    ]
+    for limit in (["--limit", "1"], []):
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        run = subprocess.run(
+            [*command, *settings, *limit], cwd=ROOT, env=env, capture_output=True, text=True, timeout=paced(240)
+        )
+        assert run.returncode == 0, run.stderr
+        assert f"log: tensorboard --logdir {out}/logs" in run.stderr
+        assert "the log in tensorboard ends here" not in run.stderr
+    events = read_back(out / "logs")
+    rows = [(event.step, event.tensor_proto.float_val[0]) for event in events["video/row"]]
+    assert sorted(row for _, row in rows) == [0, 1], "each once"
+    assert len({step for step, _ in rows}) == 2
+    assert rows[0] == (1, 0)
+    made = json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "jobs.cli", "status", str(out), "--json"],
+            cwd=ROOT, env=env, capture_output=True, text=True, check=True,
+        ).stdout
+    )  # fmt: skip
+    last = {tag: found[-1].tensor_proto.float_val[0] for tag, found in events.items() if tag.startswith("run/")}
+    assert (last["run/videos_done"], last["run/videos_failed"]) == (made["ok"], made["failed"]) == (2, 1)
+    assert last["run/calls_done"] == made["network_calls"]
+    calls = [event.tensor_proto.float_val[0] for event in events["video/network_calls"]]
+    assert sum(calls) == made["network_calls"]
+    assert 0 < max(event.tensor_proto.float_val[0] for event in events["run/gpus_busy_share"]) <= 1
+    assert len(events["failed rows"]) == 1
+    assert "videos/row 0" in events
+    check = [sys.executable, "-m", "jobs.cli", "verify", str(out)]
+    assert subprocess.run(check, cwd=ROOT, env=env, capture_output=True, check=False).returncode == 0

@@ -243,7 +243,7 @@ def test_a_submitted_run_survives_being_stopped_and_terminated_and_tells_no_secr
     assert [(row["row"], row["id"], row["status"]) for row in manifest] == [
         (number, row["id"], "ok") for number, row in enumerate(rows)
     ]
-    assert all(bucket.info(row["uri"])["size"] == row["bytes"] for row in manifest)
+    assert all(bucket.info(f"dataset/run/{row['uri']}")["size"] == row["bytes"] for row in manifest)
     assert made.items() <= settled().items()
     objects = {path: bucket.cat(path) for path in bucket.find("dataset")}
     # Ids and prompts become no names: all are the program's own, below OUT.

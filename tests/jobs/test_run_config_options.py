@@ -86,7 +86,8 @@ def test_every_key_can_be_set() -> None:
         "video.preset": "slow", "video.pixel_format": "yuv444p", "run.prompts_per_shard": 7,
         "run.max_failed_share": 0.75, "run.min_finished_rows": 8, "run.max_attempts": 9,
         "run.checkpoint_every_s": 3.5, "run.keep_latents": True, "run.lease_ttl_s": 45.0,
-        "run.single_coordinator": True, "run.stop_grace_s": 4.5,
+        "run.single_coordinator": True, "run.stop_grace_s": 4.5, "logs.tracker": "wandb", "logs.folder": "logs",
+        "logs.project": "mine", "logs.first_videos": 0, "logs.every_videos": 5, "logs.every_s": 6.5,
     }  # fmt: skip
     keys = set()
     for field in fields(RunConfig):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.records.manifest import to_parquet
+from pipeline.records.run_folder import manifest_path
 from pipeline.storage.local import LocalStorage
 from tests.cli import run
 from tests.made_run import MadeRun, make_run
@@ -146,7 +148,12 @@ def test_repair_names_what_is_to_be_made_anew(capsys: pytest.CaptureFixture[str]
     assert (status, "1 rows are to be made anew" in out) == (0, True)
 
 
-def test_an_out_that_was_moved_is_said(capsys: pytest.CaptureFixture[str], made: MadeRun, tmp_path: Path) -> None:
+def test_an_out_of_an_earlier_version_that_was_moved_is_said(
+    capsys: pytest.CaptureFixture[str], made: MadeRun, tmp_path: Path
+) -> None:
+    for shard in made.manifest.sealed_shards():
+        file = Path(made.storage.root) / manifest_path(shard)
+        file.write_bytes(to_parquet(made.manifest.read_shard(shard)))  # with addresses, as they were written once
     moved = Path(made.storage.root).rename(tmp_path / "there")
     status, out, _ = run(capsys, "verify", moved)
     assert (status, "miga repair" in out, out.splitlines()[-1]) == (0, True, "sound")
@@ -155,4 +162,4 @@ def test_an_out_that_was_moved_is_said(capsys: pytest.CaptureFixture[str], made:
     assert all((tmp_path / "dest" / name).is_file() for name in names)
     assert run(capsys, "repair", moved, "--yes")[0] == 0
     uris = pq.read_table(moved / "manifest")["uri"].to_pylist()
-    assert all(Path(uri).is_file() for uri in uris if uri)
+    assert all((moved / uri).is_file() for uri in uris if uri)

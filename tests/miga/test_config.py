@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from miga.backbones.base import BackboneSpec
 from miga.errors import ConfigError
 from miga.methods import methods
-from miga.profiles import check_overrides, field_names, read_config, resolve_config, stored_values
+from miga.profiles import check_overrides, field_names, levels_at, read_config, resolve_config, stored_values
+from miga.schedule import schedule_for
 from tests.miga.closed_form import PROFILES, make_config, make_fifo_config
 
 SPEC = BackboneSpec("wan", "test", "0", 21, 16, 60, 104, 480, 832, 16)
@@ -224,6 +226,45 @@ def test_swift_keeps_most_of_a_window_and_guides_stage_1_alone() -> None:
     own = resolve_config("swift", SPEC, {"stride": 10, "guidance_low_level": 1, "handoff_level": 5})
     assert (own.stride, own.unified_stride, own.guidance_low_level) == (10, 11, 1)
     assert resolve_config("swift", SPEC, {"handoff_level": 5}).guidance_low_level == 5
+
+
+@pytest.mark.parametrize("family", ["wan", "videocrafter2"])
+@pytest.mark.parametrize("num_steps", [4, 5, 8, 12, 20, 30, 40, 50, 54, 64, 100, 500])
+def test_stage_2_takes_over_at_the_same_noise_whatever_the_number_of_steps(family: str, num_steps: int) -> None:
+    """A level is a noise: diffusers' `num_inference_steps=20` is not to hand over latents that are noisier."""
+    spec = replace(SPEC, family=family, window={"wan": 21, "videocrafter2": 16}[family])
+    published = resolve_config("swift", spec)
+    config = resolve_config("swift", spec, {"num_steps": num_steps, **levels_at("swift", spec, num_steps, {})})
+    noises = [schedule_for(each).sigma / schedule_for(each).alpha for each in (published, config)]
+    wanted = float(noises[0][published.handoff_level - 1])
+    nearest = int((noises[1][1:].clamp_max(1e9).log() - math.log(wanted)).abs().argmin()) + 1
+    assert config.handoff_level >= 2, "Stage 2 has a step to take"
+    assert abs(config.handoff_level - 1 - nearest) <= 1
+    if num_steps >= published.num_steps:
+        assert float(noises[1][config.handoff_level - 1]) == pytest.approx(wanted, rel=0.06)
+    assert levels_at("swift", spec, published.num_steps, {}) == {}
+
+
+def test_levels_at_another_number_of_steps() -> None:
+    assert levels_at("paper", SPEC, 20, {}) == {"handoff_level": 4, "judged_group": 4}
+    assert levels_at("swift", SPEC, 20, {"handoff_level": 10}) == {}, "what is said holds"
+    assert "handoff_level" not in levels_at("no-stage-2", SPEC, 20, {})
+    own = replace(SPEC, sampler={"num_steps": 30, "handoff_level": 7})
+    assert levels_at("swift", own, 10, {})["handoff_level"] == 3, "the model's own are at its own steps"
+    assert levels_at("fifo", SPEC, 30, {}) == {}
+    assert levels_at("swift", replace(SPEC, family="of mine"), 20, {}) == {}, "those are in proportion already"
+    paper = resolve_config("paper", SPEC, {"num_steps": 4, **levels_at("paper", SPEC, 4, {})})
+    assert (paper.handoff_level, paper.judged_group) == (2, 1)
+
+
+def test_too_few_steps_are_refused_with_what_goes_with_them() -> None:
+    with pytest.raises(ConfigError, match=r"sampler\.handoff_level = 10 is out of range") as caught:
+        resolve_config("swift", SPEC, {"num_steps": 8})
+    assert caught.value.hint.endswith("; with num_steps = 8 goes handoff_level = 2, judged_group = 1")
+    resolve_config("swift", SPEC, {"num_steps": 8, "handoff_level": 2, "judged_group": 1})
+    with pytest.raises(ConfigError) as caught:
+        resolve_config("swift", SPEC, {"stride": 99})
+    assert "goes" not in caught.value.hint
 
 
 def test_few_step_checkpoints() -> None:

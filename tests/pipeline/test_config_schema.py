@@ -110,7 +110,7 @@ def test_defaults_are_those_of_the_type() -> None:
 def test_every_key_has_its_text() -> None:
     schema = config_schema()
     sections = [schema, *(entry for entry in schema["properties"].values() if "properties" in entry)]
-    assert len(sections) == 5
+    assert len(sections) == 6
     for section in sections:
         for name, entry in section["properties"].items():
             assert len(entry["description"]) > 10, name

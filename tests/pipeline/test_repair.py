@@ -267,7 +267,7 @@ def test_it_is_sound_again_and_nothing_is_made_again(run: MadeRun, break_it: Cal
             assert getattr(made, name) == getattr(row, name), name
     raw = pq.read_table(Path(run.storage.root) / "manifest")
     assert raw["row"].to_pylist() == list(range(NUM_ROWS))
-    assert [uri for uri in raw["uri"].to_pylist() if uri is not None and not Path(uri).is_file()] == []
+    assert [uri for uri in raw["uri"].to_pylist() if uri is not None and not run.storage.exists(uri)] == []
     again = repair(run.storage)
     assert (again.steps, again.left, again.is_done) == ([], [], False)
     collect_garbage(run.storage, sidecars=True)
@@ -362,7 +362,19 @@ def test_not_beside_a_run(run: MadeRun) -> None:
         repair(run.storage, ttl_s=1.0)
 
 
-def test_an_out_that_was_moved_reads_as_it_is_and_is_written_anew(run: MadeRun, tmp_path: Path) -> None:
+def test_an_out_of_an_earlier_version_that_was_moved_reads_as_it_is_and_is_written_anew(
+    run: MadeRun, tmp_path: Path
+) -> None:
+    """Its manifest has the addresses of where it was made."""
+    for shard in range(3):
+        rows = run.manifest.read_shard(shard)
+        assert all(Path(row.uri).is_absolute() for row in rows if row.uri)
+        shard_file(run, shard).write_bytes(to_parquet(rows))
+        for row in rows:
+            path = f"{'done' if row.status == 'ok' else 'dead'}/{shard:05d}/{row.row:08d}-{row.key[:16]}.json"
+            run.storage.write_bytes(path, row.to_record())
+    assert verify(run.storage).counts["shards_of_another_place"] == 0, "they are those of where it is"
+    assert repair(run.storage).steps == []
     shutil.move(tmp_path / "out", tmp_path / "there")
     storage = LocalStorage(tmp_path / "there")
     there = MadeRun(storage, run.prompts, run.record, type(run.manifest)(storage, PER_SHARD))
@@ -374,7 +386,8 @@ def test_an_out_that_was_moved_reads_as_it_is_and_is_written_anew(run: MadeRun, 
     )
     repair(storage)
     uris = pq.read_table(tmp_path / "there" / "manifest")["uri"].to_pylist()
-    assert [Path(uri).is_file() for uri in uris if uri] == [True] * (NUM_ROWS - 1)
+    assert [(tmp_path / "there" / uri).is_file() for uri in uris if uri] == [True] * (NUM_ROWS - 1)
+    assert not any(Path(uri).is_absolute() for uri in uris if uri)
     assert verify(storage).counts["shards_of_another_place"] == 0
 
 

@@ -51,10 +51,18 @@ def test_first_run_writes_the_record_and_the_second_resumes(tmp_path: Path) -> N
     assert storage.children() == [RUN_FILE]
 
 
+def test_what_is_noted_of_weights_is_read_back_and_keeps_no_run_from_going_on() -> None:
+    noted = record(weights=("transformer: 3 of 9 tensors are in F8_E4M3",))
+    assert RunRecord.from_json(noted.to_json()) == noted
+    assert "weights" not in json.loads(record().to_json()), "earlier versions read it"
+    assert differences(record(), noted) == [], "which weights they are, the revision says"
+
+
 def test_settings_that_change_no_video_may_change(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     open_run(storage, record())
-    config = override(RunConfig(), limit=9, workers={"num_actors": 4}, run={"max_attempts": 9, "max_failed_share": 1.0})
+    free = {"workers": {"num_actors": 4}, "logs": {"tracker": "wandb"}}
+    config = override(RunConfig(), limit=9, run={"max_attempts": 9, "max_failed_share": 1.0}, **free)
     moved = PromptsFingerprint(path="/elsewhere/p.txt", bytes=3, sha256="00")
     assert open_run(storage, record(config, prompts=moved))[1]
 

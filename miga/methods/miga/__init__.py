@@ -3,7 +3,7 @@
 from miga.methods.base import Method
 from miga.methods.miga.settings import PROFILES, MigaSettings
 from miga.methods.miga.two_stage import TwoStage, TwoStageState
-from miga.methods.queue_settings import PUBLISHED, in_proportion
+from miga.methods.queue_settings import PUBLISHED, at_steps, in_proportion
 
 METHOD = Method(
     name="miga",
@@ -13,4 +13,5 @@ METHOD = Method(
     profiles=PROFILES,
     published=PUBLISHED,
     in_proportion=in_proportion,
+    at_steps=at_steps,
 )

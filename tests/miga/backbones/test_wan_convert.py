@@ -24,7 +24,7 @@ from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from jobs.cli import main
 from miga.backbones import converted_folder
-from miga.backbones.registry import check_weights, load_backbone, load_spec
+from miga.backbones.registry import check_weights, load_backbone, load_spec, weight_notes
 from miga.backbones.tensor_files import Stored
 from miga.backbones.wan.convert import convert_wan
 from miga.backbones.wan.original import config_of, parts_of
@@ -336,6 +336,26 @@ def test_plain_fp8_is_kept_and_widened_when_it_is_loaded(
     loaded: Any = load_backbone(str(tmp_path / "out"), device="cpu", dtype=torch.float32, components=("denoiser",))
     query = loaded.network.blocks[0].attn1.to_q.weight
     assert equal(query, states["transformer"]["blocks.0.attn1.to_q.weight"].to(torch.float8_e4m3fn).float())
+    check_weights(str(tmp_path / "out"))
+    (note,) = weight_notes(str(tmp_path / "out"))
+    num_narrow = sum(tensor.dtype == torch.float8_e4m3fn for tensor in written.values())
+    assert note.startswith(f"transformer: {num_narrow} of {len(written)} tensors are in F8_E4M3, without scales; ")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_fp8_that_has_lost_its_scales_is_refused(
+    tmp_path: Path, tiny: TinyWan, states: States, tokenizer: Path, dtype: torch.dtype
+) -> None:
+    """Scaling has each matrix reach the largest number of the type."""
+    files = layouts.write_comfy(tmp_path, states)
+    scaled = {
+        name: (tensor * (torch.finfo(dtype).max / tensor.abs().max())).to(dtype) if tensor.ndim == 2 else tensor
+        for name, tensor in wan_transformer(states["transformer"]).items()
+    }
+    write_state(files["transformer"], scaled)
+    convert_wan([], tmp_path / "out", parts=files, tokenizer=tokenizer)
+    with pytest.raises(ModelError, match="divided by scales, which are not there"):
+        check_weights(str(tmp_path / "out"))
 
 
 # ---- parts from several places ----
