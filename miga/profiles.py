@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from miga.config import SamplerConfig
+from miga.config import SamplerConfig, check_positions
 from miga.errors import ConfigError
 from miga.methods import methods
 from miga.methods.base import Method, Profile
@@ -78,6 +78,7 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
         raise ConfigError(f"sampler.{missing[0]} is not said", f"method {method.name!r} needs it; say it in [sampler]")
     config = method.settings(profile=profile, **_of_method(method, values))
     _check_solver_fits(config, spec.noise_schedule)
+    check_positions(config, spec.takes_positions, spec.name)
     return config
 
 
@@ -169,7 +170,7 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
 
 
 def read_config(values: Any, origin: str) -> SamplerConfig:
-    """What `SamplerConfig.to_dict` gave, in this version or an earlier one, read back from wherever it was noted.
+    """What `SamplerConfig.noted` gave, in this version or an earlier one, read back from wherever it was noted.
 
     Args:
         values: plain values, as JSON has them.
@@ -196,7 +197,8 @@ def _stored_config(values: Any) -> SamplerConfig:
     check_overrides({name: value for name, value in values.items() if name != "profile"})
     values = stored_values(values)
     method = methods()[values["method"]]
-    if missing := [name for name in field_names(method.name) if name not in values]:
+    known = values.keys() | method.settings.added_later
+    if missing := [name for name in field_names(method.name) if name not in known]:
         raise ConfigError(f"sampler.{missing[0]} is missing", "")
     return method.settings(**values)
 

@@ -60,7 +60,12 @@ class HelperGpu(Gpu):
         assert self.may_open.wait(paced(SECONDS))
 
     def run_window(
-        self, prompt: int, x_FCHW: np.ndarray, level_F: np.ndarray, branch: int | None
+        self,
+        prompt: int,
+        x_FCHW: np.ndarray,
+        level_F: np.ndarray,
+        branch: int | None,
+        position_F: np.ndarray | None,
     ) -> tuple[np.ndarray, float]:
         output = self.compute(x_FCHW)
         if self.error is not None:

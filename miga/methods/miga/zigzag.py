@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
+from miga.anchors import Anchors
 from miga.denoise_pass import Stepper
+from miga.long_range import LongRange
 from miga.methods.miga.settings import MigaSettings
 from miga.queue import FrameQueue
 from miga.reflection import ReflectionTrace, SelfReflection
-from miga.windows import plan_pass
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Zigzag:
     """Stage 1 of one video.
 
     Attributes:
+        long_range: its guidance.
         num_latents: of the video; None if it has no end.
     """
 
     config: MigaSettings
     stepper: Stepper
     reflection: SelfReflection | None
+    long_range: LongRange
     num_latents: int | None = None
 
     def start(self, clean_FCHW: torch.Tensor) -> FrameQueue:
@@ -44,11 +47,16 @@ class Zigzag:
         return self.stepper.renoised(clean_FCHW, level.clamp_min(config.handoff_level - 1), first=0)
 
     def advance(
-        self, queue: FrameQueue, trace: ReflectionTrace
+        self, queue: FrameQueue, trace: ReflectionTrace, anchors: Anchors = ()
     ) -> tuple[FrameQueue | None, FrameQueue, ReflectionTrace]:
         """One push, judgement and pass; once the head has reached level `e`, its group leaves at level `e - 1`.
 
         A queue that drains is neither pushed to nor judged. Base groups that start at level `e - 1` leave at once.
+
+        Args:
+            queue: Stage 1's.
+            trace: what self-reflection did so far.
+            anchors: finished latents that windows may be shown.
 
         Returns:
             The group that left (None during initialisation), the queue, the trace.
@@ -61,12 +69,9 @@ class Zigzag:
         if self.is_pushed(queue.first + len(queue)):
             queue = self.stepper.push_noise(queue, config.zigzag_width, config.num_steps, "push")
             if self.reflection is not None:
-                queue, trace = self.reflection.reflect(queue, trace)
+                queue, trace = self.reflection.reflect(queue, trace, anchors=anchors)
         is_full = int(queue.level_F[0]) == config.handoff_level
-        plan = plan_pass(
-            len(queue), config.window, config.stride, config.num_guidance_latents, config.zigzag_width, lead=config.lead
-        )
-        queue = self.stepper.pass_over(queue, plan)
+        queue = self.stepper.pass_over(queue, self.long_range.plan(queue, anchors), anchors)
         if not is_full:
             return None, queue, trace
         head, queue = queue.pop(config.zigzag_width)
