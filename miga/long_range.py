@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from miga.anchors import AnchorKeeper, Anchors
+from miga.denoise_pass import Stepper
 from miga.guidance import Sources, even_choice, head_indices
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
@@ -41,9 +44,11 @@ class LongRange:
         kind, spacing = config.anchor_kind
         return AnchorKeeper(kind, spacing, config.sources.anchors, config.max_anchors, config.window, self.prompts)
 
-    def begin(self, clean: FrameQueue) -> Anchors:
-        """See `AnchorKeeper.begin`."""
-        return () if self.keeper is None else self.keeper.begin(clean)
+    def begin(self, clean_FCHW: torch.Tensor, stepper: Stepper) -> Anchors:
+        """See `AnchorKeeper.begin`; `clean_FCHW` is the base clip."""
+        if self.keeper is None:
+            return ()
+        return self.keeper.begin(stepper.fresh(clean_FCHW, torch.zeros(len(clean_FCHW), dtype=torch.int64), 0))
 
     def after(self, anchors: Anchors, finished: FrameQueue | None) -> Anchors:
         """See `AnchorKeeper.after`."""

@@ -207,7 +207,8 @@ def stored_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as this version notes them, of those that it or an earlier version noted.
 
     Earlier versions noted the settings of all methods beside each other: what the method does not read is left out.
-    What no method knows stays, for whoever reads it to refuse.
+    What no method knows stays, for whoever reads it to refuse. What was added later is left out where it changes
+    nothing (`SamplerConfig.noted`).
     """
     named = [name for name, each in methods().items() if each.had_other_name(values)]
     values = {**values, "method": named[0]} if named else dict(values)
@@ -215,7 +216,13 @@ def stored_values(values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(method, str) or method not in methods():
         return values
     unread = set(field_names()) - set(field_names(method))
-    return {name: value for name, value in values.items() if name not in unread}
+    kind = methods()[method].settings
+    unchanged = {each.name: each.default for each in fields(kind) if each.name in kind.added_later}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in unread and (name not in unchanged or value != unchanged[name])
+    }
 
 
 def _types_of(method: Method) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Source: MIGA section 3.3, Alg. 6; decisions/0002 (its indices, and what a candid
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
@@ -89,17 +90,22 @@ class SelfReflection:
     """Alg. 6 over one queue.
 
     Attributes:
-        long_range: the guidance of the queue.
         grow_all: grows the candidates of a search elsewhere; None: here, side by side.
+        lead: latents of context before a plain window's kept ones.
     """
 
     config: QueueSettings
     stepper: Stepper
-    long_range: LongRange
     grow_all: GrowAll | None = None
+    lead: int = 0
 
     averages_latents: ClassVar[bool] = False
     """See `miga.consistency.consistency_score`."""
+
+    @functools.cached_property
+    def long_range(self) -> LongRange:
+        """The guidance of the queue."""
+        return LongRange(self.config, self.stepper.prompts, self.lead)
 
     def judged_position(self, queue: FrameQueue) -> int | None:
         """`J`, position of the first judged latent; None while too few latents stand before or behind it."""

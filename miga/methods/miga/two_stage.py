@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from miga.anchors import Anchors
-from miga.long_range import LongRange
 from miga.methods.base import Begin
 from miga.methods.miga.settings import MigaSettings
 from miga.methods.miga.zigzag import Zigzag
@@ -45,12 +44,9 @@ class TwoStage:
 
     def __init__(self, config: MigaSettings, begin: Begin) -> None:
         self.num_latents = begin.num_latents
-        self.stepper = stepper = config.guided_stepper(begin.stepper.in_part("stage 1"))
-        self.long_range = LongRange(config, stepper.prompts, config.lead)
-        reflection = None
-        if config.self_reflection:
-            reflection = SelfReflection(config, stepper, self.long_range, begin.grow_all)
-        self.zigzag = Zigzag(config, stepper, reflection, self.long_range, begin.num_latents)
+        stepper = config.guided_stepper(begin.stepper.in_part("stage 1"))
+        reflection = SelfReflection(config, stepper, begin.grow_all, config.lead) if config.self_reflection else None
+        self.zigzag = Zigzag(config, stepper, reflection, begin.num_latents)
         passes = [StreamedPass()] * (config.handoff_level - 1)
         self.unified = Unified(
             config.window, config.unified_stride, config.lead, begin.stepper, begin.num_latents, passes
@@ -58,8 +54,7 @@ class TwoStage:
 
     def start(self, clean_FCHW: torch.Tensor) -> TwoStageState:
         """The base clip brought to its levels."""
-        clean = self.stepper.fresh(clean_FCHW, torch.zeros(len(clean_FCHW), dtype=torch.int64), 0)
-        anchors = self.long_range.begin(clean)
+        anchors = self.zigzag.long_range.begin(clean_FCHW, self.zigzag.stepper)
         return TwoStageState(self.zigzag.start(clean_FCHW), self.unified.start(), anchors=anchors)
 
     def advance(self, state: TwoStageState) -> tuple[TwoStageState, FrameQueue | None]:
@@ -76,7 +71,7 @@ class TwoStage:
         if self.num_latents is not None:
             popped = popped[: self.num_latents - state.num_handed_over]
         unified, finished = self.unified.advance(state.unified, popped)
-        anchors = self.long_range.after(state.anchors, finished)
+        anchors = self.zigzag.long_range.after(state.anchors, finished)
         return TwoStageState(queue, unified, state.num_handed_over + len(popped), trace, anchors), finished
 
     def is_open(self, state: TwoStageState) -> bool:

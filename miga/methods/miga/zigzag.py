@@ -6,6 +6,7 @@ video of known length the queue may run empty once the last latent is in it (`Mi
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -23,15 +24,18 @@ class Zigzag:
     """Stage 1 of one video.
 
     Attributes:
-        long_range: its guidance.
         num_latents: of the video; None if it has no end.
     """
 
     config: MigaSettings
     stepper: Stepper
     reflection: SelfReflection | None
-    long_range: LongRange
     num_latents: int | None = None
+
+    @functools.cached_property
+    def long_range(self) -> LongRange:
+        """Its guidance."""
+        return LongRange(self.config, self.stepper.prompts, self.config.lead)
 
     def start(self, clean_FCHW: torch.Tensor) -> FrameQueue:
         """The base clip, its groups noised to levels `T - n_zig ... T - 1`. Source: Alg. 4, lines 7-13.

@@ -79,15 +79,14 @@ class Released:
         )
         self.reflection = None
         if config.self_reflection:
-            self.reflection = ReleasedReflection(config, self.stepper, self.long_range, begin.grow_all)
+            self.reflection = ReleasedReflection(config, self.stepper, begin.grow_all)
 
     def start(self, clean_FCHW: torch.Tensor) -> ReleasedState:
         """The base clip, its groups noised to levels `T - n_zig ... T - 1`."""
         config = self.config
         level = config.num_steps - config.num_base_groups + torch.arange(config.window) // config.zigzag_width
         queue = self.stepper.renoised(clean_FCHW, level, first=0)
-        clean = self.stepper.fresh(clean_FCHW, torch.zeros(len(clean_FCHW), dtype=torch.int64), 0)
-        anchors = self.long_range.begin(clean)
+        anchors = self.long_range.begin(clean_FCHW, self.stepper)
         return ReleasedState(queue, clean_FCHW[-1:].clone(), self.unified.start(), anchors=anchors)
 
     def advance(self, state: ReleasedState) -> tuple[ReleasedState, FrameQueue | None]:
