@@ -38,7 +38,7 @@ MEANS = [0.5, -1.0, 0.2]
 
 
 class PlacedDenoiser(MixingDenoiser):
-    """What it predicts depends on all latents shown, their levels, their order and how far apart they are said to be."""
+    """What it predicts depends on all that is shown: latents, levels, order, and how far apart they are said to be."""
 
     takes_positions = True
 
