@@ -2,7 +2,8 @@
 
 A row is a pass, its squares are the latents that the pass sees, at their places in the video; the colour is the noise
 level. Below them lie the windows: thin where a window only looks, thick where it keeps what comes out, dots for
-guidance latents put before it, hollow ones for anchors, which stand beside the queue. Nothing here knows a method: all of it is read off the plan (`miga/plan.py`).
+guidance latents put before it, hollow ones for anchors, which stand beside the queue. Nothing here knows a method: all
+of it is read off the plan (`miga/plan.py`).
 """
 
 from __future__ import annotations
