@@ -87,8 +87,11 @@ class _CountedDenoiser:
     def __init__(self, denoiser: Any, called: Callable[[int], None]) -> None:
         self._denoiser, self._called = denoiser, called
         self.window, self.schedule = denoiser.window, denoiser.schedule
+        self.takes_positions = getattr(denoiser, "takes_positions", False)
 
-    def __call__(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Any]) -> torch.Tensor:
-        clean_BFCHW: torch.Tensor = self._denoiser(x_BFCHW, level_BF, conditions)
+    def __call__(
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Any], **told: torch.Tensor
+    ) -> torch.Tensor:
+        clean_BFCHW: torch.Tensor = self._denoiser(x_BFCHW, level_BF, conditions, **told)
         self._called(len(conditions))
         return clean_BFCHW

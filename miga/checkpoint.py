@@ -38,7 +38,7 @@ from miga.generate import VideoState
 from miga.methods import methods
 from miga.outside_data import parse_json, shown
 from miga.profiles import stored_values
-from miga.queue import FrameQueue
+from miga.queue import ADDED_LATER, FrameQueue
 
 FORMAT: Final = "miga checkpoint"
 VERSION: Final = 2
@@ -204,7 +204,7 @@ def _save(value: VideoState | VideoCheckpoint, kind: type, file: Path, video: _V
     metadata = {
         "format": FORMAT,
         "version": json.dumps(VERSION),
-        "config": json.dumps(video.config.to_dict()),
+        "config": json.dumps(video.config.noted()),
         "num_latents": json.dumps(video.num_latents),
         "seed": json.dumps(video.seed),
         "state": json.dumps(content),
@@ -368,7 +368,7 @@ def _check_same(file: Path, metadata: Mapping[str, str], video: _Video) -> Json:
     before: dict[str, Json] = {"seed": seed, "num_latents": num_latents}
     before |= {f"sampler.{name}": value for name, value in stored_values(config).items()}
     now: dict[str, Json] = {"seed": video.seed, "num_latents": wanted}
-    now |= {f"sampler.{name}": value for name, value in json.loads(json.dumps(video.config.to_dict())).items()}
+    now |= {f"sampler.{name}": value for name, value in json.loads(json.dumps(video.config.noted())).items()}
     if before != now:
         differing = [
             f"{shown(name)[1:-1]} {_shown(before, name)} there, {_shown(now, name)} here"
@@ -419,10 +419,11 @@ def _encode(value: Any, hint: Any, path: str, tensors: dict[str, torch.Tensor], 
         tensors[path] = value
         return {"class": "Tensor"}
     if is_dataclass(hint):
-        hints = _hints(hint, method)
+        added = _added_later(hint)
         return {"class": type(value).__name__} | {
             name: _encode(getattr(value, name), kind, _below(path, name), tensors, method)
-            for name, kind in hints.items()
+            for name, kind in _hints(hint, method).items()
+            if name not in added or getattr(value, name) != added[name]
         }
     if get_origin(hint) is tuple:
         kinds = _kinds(hint, len(value), path)
@@ -448,9 +449,13 @@ def _decode(content: Json, hint: Any, path: str, read: ReadTensor, method: type)
     if is_dataclass(hint):
         hints = _hints(hint, method)
         names = list(hints)
-        if set(content) != {"class", *names}:
+        if set(content) | _added_later(hint).keys() != {"class", *names}:
             raise ValueError(f"{path or 'the state'} has fields {sorted(set(content) - {'class'})}, not {names}")
-        values = {name: _decode(content[name], hints[name], _below(path, name), read, method) for name in names}
+        values = {
+            name: _decode(content[name], hints[name], _below(path, name), read, method)
+            for name in names
+            if name in content
+        }
         if hint is FrameQueue:
             _check_lengths(path, **values)
         return hint(**values)  # type: ignore[operator]
@@ -471,6 +476,11 @@ def _hints(kind: Any, method: type) -> dict[str, Any]:
     hints = get_type_hints(kind)
     found = {field.name: hints[field.name] for field in fields(kind)}
     return found | {"method": method | None} if kind is VideoState else found
+
+
+def _added_later(kind: Any) -> dict[str, Any]:
+    """Fields that a file may lack, and what it means by that (`miga.queue.ADDED_LATER`)."""
+    return {field.name: field.default for field in fields(kind) if field.metadata == ADDED_LATER}
 
 
 def _check_lengths(

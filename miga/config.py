@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Final, Literal
 
 from miga.errors import ConfigError
@@ -44,12 +44,15 @@ class SamplerConfig:
         windows_per_batch: windows of a pass that go through the network together.
         takes_wan_program_steps: whether the method was published with the time steps of Wan's own program, and not
             with those of diffusers (of the method, no setting).
+        added_later: settings that versions before did not know, by name: at their defaults, nothing is otherwise than
+            it was then (of the method, no setting).
 
     Raises:
         ConfigError: if a value is out of range, saying which range and why.
     """
 
     takes_wan_program_steps: ClassVar[bool] = False
+    added_later: ClassVar[frozenset[str]] = frozenset()
 
     profile: str
     method: str
@@ -89,6 +92,20 @@ class SamplerConfig:
         """Plain values, in field order."""
         return asdict(self)
 
+    def noted(self) -> dict[str, Any]:
+        """The same as files note it: what was added later is left out where it changes nothing.
+
+        So a video is named by what it was named by before, and what was noted before is read as it stands.
+        """
+        defaults = {field.name: field.default for field in fields(self) if field.name in self.added_later}
+        values = self.to_dict()
+        return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
+
+    @property
+    def tells_positions(self) -> str:
+        """Name of the setting by which the network is told where latents stand in time; "" if it is not."""
+        return ""
+
     def require(self, holds: bool, name: str, allowed: str) -> None:
         """Refuses the value of a field unless `holds`.
 
@@ -123,3 +140,24 @@ class SamplerConfig:
             self.require(
                 len(self.timesteps) == self.num_steps, "num_steps", f"the {len(self.timesteps)} entries of timesteps"
             )
+
+
+def check_positions(config: SamplerConfig, takes_positions: bool, model: str = "") -> None:
+    """Returns unless a network is to be told positions in time that it has no place for.
+
+    Args:
+        config: the settings.
+        takes_positions: whether it has.
+        model: its name, for the message.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    if config.tells_positions and not takes_positions:
+        name = config.tells_positions
+        raise ConfigError(
+            f"sampler.{name} = {getattr(config, name)!r} cannot be: the network"
+            + (f" of {model!r}" if model else "")
+            + " is told no positions in time that could have gaps",
+            f"leave {name} at 1; models with rotary positions take more (Wan's family)",
+        )

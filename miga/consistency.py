@@ -29,6 +29,26 @@ def consistency_score(eval_FCHW: torch.Tensor, reference_FCHW: torch.Tensor, ave
     return float((eval_FN @ reference_FN.T).mean())
 
 
+def still_score(eval_FCHW: torch.Tensor, reference_FCHW: torch.Tensor) -> float:
+    """How alike two groups of latents are in what stands still: a weighted cosine, in [-1, 1].
+
+    Each group becomes its mean over time, over all channels: that takes out motion, and most of the noise. A cell
+    weighs `v / (v + own)`: `own` is the reference's variance over time in that cell (mean over channels), `v` its mean
+    over all cells. So a cell that moves as most do counts half, one that never changes whole. Of one reference latent
+    alone all weigh the same. Costs a few operations per number, and no call of the network.
+
+    Args:
+        eval_FCHW: the judged latents.
+        reference_FCHW: those they are compared with.
+    """
+    judged_CHW, reference_CHW = (x_FCHW.float().mean(0) for x_FCHW in (eval_FCHW, reference_FCHW))
+    own_HW = reference_FCHW.float().var(0, correction=0).mean(0)
+    usual = own_HW.mean()
+    weight_HW = usual / (usual + own_HW) if bool(usual > 0) else torch.ones_like(own_HW)
+    root_HW = weight_HW.sqrt()
+    return float(torch.cosine_similarity((root_HW * judged_CHW).flatten(), (root_HW * reference_CHW).flatten(), dim=0))
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One question of a search to its judge: how well do these latents go on from those?
@@ -40,6 +60,8 @@ class Evaluation:
         candidate: which candidate of a search they are; 0 for what stands in the queue.
         search: the passes that grow one candidate, should this evaluation start a search; None: none can.
         num_candidates: candidates of that search.
+        anchors: what stands still is compared with them, or with the reference where there are none (`still_score`);
+            None: the published score.
     """
 
     judged: FrameQueue
@@ -48,6 +70,7 @@ class Evaluation:
     candidate: int = 0
     search: Callable[[], Any] | None = None
     num_candidates: int = 0
+    anchors: tuple[FrameQueue, ...] | None = None
 
 
 Judge: TypeAlias = Callable[[Evaluation], float]
@@ -55,8 +78,11 @@ Judge: TypeAlias = Callable[[Evaluation], float]
 
 
 def judge_consistency(evaluation: Evaluation) -> float:
-    """The consistency score."""
+    """The consistency score, or that of what stands still."""
     judged, reference = evaluation.judged, evaluation.reference
+    if evaluation.anchors is not None:
+        anchors_FCHW = torch.cat([each.x_FCHW for each in evaluation.anchors or (reference,)])
+        return still_score(judged.x_FCHW, anchors_FCHW)
     return consistency_score(judged.x_FCHW, reference.x_FCHW, evaluation.averages_latents)
 
 

@@ -211,10 +211,12 @@ class _Counting:
         with self._lock:
             while self._period is None and len(self._marks) <= self.LONGEST:
                 self._go_on()
-            return max(
+            most = max(
                 num_alive(mark.state) + mark.num_finished - before.num_finished
                 for before, mark in itertools.pairwise(self._marks)
             )
+            held = len(getattr(self._marks[-1].state.method, "anchors", ()))
+            return most + max(0, getattr(self._config, "most_anchors", 0) - held)  # some come later than that
 
     def _multiplied(self, num_latents: int) -> _Tally:
         """A long video is as many periods longer than a short one; which are long enough, two of them tell."""

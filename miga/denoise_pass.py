@@ -15,8 +15,10 @@ from typing import TypeAlias
 
 import torch
 
+from miga.anchors import Anchors
 from miga.backbones.base import BranchedDenoiser, Condition, Denoiser
 from miga.consistency import Judge, judge_consistency
+from miga.guidance import is_contiguous, told_positions
 from miga.noise import NoiseSource
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
@@ -31,12 +33,14 @@ class WindowCall:
 
     Attributes:
         branch: which forward of a guided call, where one alone is wanted (`BranchedDenoiser`); None: the whole call.
+        position_F: where each latent stands in time, int64, on the CPU (`PositionedDenoiser`); None: at 0, 1, 2, …
     """
 
     x_FCHW: torch.Tensor
     level_F: torch.Tensor
     condition: Condition
     branch: int | None = None
+    position_F: torch.Tensor | None = None
 
 
 def run_call(denoiser: Denoiser, call: WindowCall) -> torch.Tensor:
@@ -45,14 +49,23 @@ def run_call(denoiser: Denoiser, call: WindowCall) -> torch.Tensor:
     On a GPU it is done when this returns: other threads read it on streams of their own.
     """
     x_1FCHW, level_1F, conditions = call.x_FCHW[None], call.level_F[None], [call.condition]
+    told = positions_of([call])
     if call.branch is None:
-        output_FCHW = denoiser(x_1FCHW, level_1F, conditions)[0]
+        output_FCHW = denoiser(x_1FCHW, level_1F, conditions, **told)[0]
     else:
         assert isinstance(denoiser, BranchedDenoiser), "only such a denoiser is asked for a branch"
-        output_FCHW = denoiser.predict_branch(x_1FCHW, level_1F, conditions, call.branch)[0]
+        output_FCHW = denoiser.predict_branch(x_1FCHW, level_1F, conditions, call.branch, **told)[0]
     if output_FCHW.is_cuda:
         torch.cuda.current_stream(output_FCHW.device).synchronize()
     return output_FCHW
+
+
+def positions_of(calls: Sequence[WindowCall]) -> dict[str, torch.Tensor]:
+    """What a denoiser is told of the positions of a batch of calls of one length: nothing where all are contiguous."""
+    if all(call.position_F is None for call in calls):
+        return {}
+    usual_F = torch.arange(len(calls[0].level_F))
+    return {"position_BF": torch.stack([usual_F if call.position_F is None else call.position_F for call in calls])}
 
 
 RunWindows: TypeAlias = Callable[[Sequence[WindowCall]], list[torch.Tensor]]
@@ -74,6 +87,7 @@ def run_in_batches(denoiser: Denoiser, windows_per_batch: int = 1) -> RunWindows
                 torch.stack([call.x_FCHW for call in batch]),
                 torch.stack([call.level_F for call in batch]),
                 [call.condition for call in batch],
+                **positions_of(batch),
             )
             outputs |= dict(zip(numbers, clean_BFCHW, strict=True))
         return [outputs[number] for number in range(len(calls))]
@@ -91,6 +105,29 @@ def _batches(calls: Sequence[WindowCall], size: int) -> Iterator[list[int]]:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """What a window shows of a queue and beside it.
+
+    Attributes:
+        level_F: of every latent, anchors first.
+        position_F: see `WindowCall`.
+        anchors: those it shows, each with the level that it is shown at.
+        at_level: brings one there.
+    """
+
+    level_F: torch.Tensor
+    position_F: torch.Tensor | None
+    anchors: Sequence[tuple[FrameQueue, int]]
+    at_level: Callable[[FrameQueue, int], torch.Tensor]
+
+    def before(self, x_FCHW: torch.Tensor) -> torch.Tensor:
+        """The latents of a window with its anchors before them."""
+        if not self.anchors:
+            return x_FCHW
+        return torch.cat([*(self.at_level(anchor, level) for anchor, level in self.anchors), x_FCHW])
+
+
+@dataclass(frozen=True)
 class Stepper:
     """What a pass needs beside queue and plan: schedule, solver, prompts, noise, and who runs the windows.
 
@@ -100,6 +137,9 @@ class Stepper:
         candidate: which candidate of a search its noise is for.
         part: which part of the method its passes are, for whoever reads the plan (`plan.py`).
         judge: answers the evaluations of searches.
+        max_gap: see `miga.guidance.told_positions`; at 1 positions are contiguous.
+        noises_anchors: whether clean anchors are shown at the level of the cleanest latent that the window takes from
+            the queue; else at level 0.
     """
 
     schedule: NoiseSchedule
@@ -111,6 +151,8 @@ class Stepper:
     candidate: int = 0
     part: str = "passes"
     judge: Judge = judge_consistency
+    max_gap: int = 1
+    noises_anchors: bool = False
 
     def in_part(self, part: str) -> Stepper:
         """The same, its passes those of another part."""
@@ -120,21 +162,22 @@ class Stepper:
         """The same, its noise under another name."""
         return replace(self, purpose=purpose, candidate=candidate)
 
-    def pass_over(self, queue: FrameQueue, plan: Sequence[Window]) -> FrameQueue:
+    def pass_over(self, queue: FrameQueue, plan: Sequence[Window], anchors: Anchors = ()) -> FrameQueue:
         """Takes what `plan` keeps one level down.
 
         Args:
             queue: the latents, with whatever context the windows see before and behind those they keep.
             plan: windows, in order, whose kept ranges follow one another without a gap.
+            anchors: latents beside the queue that windows are shown (`Window.anchors`).
 
         Returns:
             The kept latents after their step; context is left out.
         """
-        return self.apply(queue, plan, self.run_windows(self.calls(queue, plan)))
+        return self.apply(queue, plan, self.run_windows(self.calls(queue, plan, anchors)))
 
     def pass_over_all(self, passes: Sequence[Pass]) -> list[FrameQueue]:
         """What several passes keep, each of its own stepper; their windows are handed over as one list."""
-        calls = [each.stepper.calls(each.queue, [*each.unkept, *each.plan]) for each in passes]
+        calls = [each.stepper.calls(each.queue, [*each.unkept, *each.plan], each.anchors) for each in passes]
         outputs = iter(self.run_windows([call for of_pass in calls for call in of_pass]))
         kept = []
         for each, of_pass in zip(passes, calls, strict=True):
@@ -142,24 +185,53 @@ class Stepper:
             kept.append(each.stepper.apply(each.queue, each.plan, of_plan))
         return kept
 
-    def pass_in_place(self, queue: FrameQueue, plan: Sequence[Window]) -> FrameQueue:
+    def pass_in_place(self, queue: FrameQueue, plan: Sequence[Window], anchors: Anchors = ()) -> FrameQueue:
         """The same, but every window sees what the ones before it have written, levels too: one after the other."""
         for window in plan:
             kept = slice(window.keep_start, window.keep_stop)
-            stepped = self.pass_over(queue, [window])
+            stepped = self.pass_over(queue, [window], anchors)
             queue = queue[: kept.start].append(stepped).append(queue[kept.stop :])
         return queue[plan[0].keep_start : plan[-1].keep_stop]
 
-    def calls(self, queue: FrameQueue, plan: Sequence[Window]) -> list[WindowCall]:
+    def calls(self, queue: FrameQueue, plan: Sequence[Window], anchors: Anchors = ()) -> list[WindowCall]:
         """The calls of a pass."""
-        return [
-            WindowCall(
-                x_FCHW=queue.x_FCHW[window.positions] if window.guidance else queue.x_FCHW[window.start : window.stop],
-                level_F=queue.level_F[window.positions],
-                condition=self.prompts.at(queue.first + window.keep_start),
-            )
-            for window in plan
-        ]
+        return [self._call(queue, window, anchors) for window in plan]
+
+    def _call(self, queue: FrameQueue, window: Window, anchors: Anchors) -> WindowCall:
+        shown = self.shown(queue, window, anchors)
+        x_FCHW = queue.x_FCHW[window.positions] if window.guidance else queue.x_FCHW[window.start : window.stop]
+        return WindowCall(
+            x_FCHW=shown.before(x_FCHW),
+            level_F=shown.level_F,
+            condition=self.prompts.at(queue.first + window.keep_start),
+            position_F=shown.position_F,
+        )
+
+    def shown(self, queue: FrameQueue, window: Window, anchors: Anchors) -> Shown:
+        """What a window shows, levels and positions; no latent is looked at."""
+        level_F = queue.level_F[window.positions]
+        chosen = [anchors[number] for number in window.anchors]
+        levels = [int(anchor.level_F[0]) for anchor in chosen]
+        if self.noises_anchors:
+            levels = [level or int(level_F.min()) for level in levels]
+        position_F = None
+        if self.max_gap > 1:
+            places = [*(anchor.first for anchor in chosen), *(queue.first + each for each in window.positions)]
+            positions = told_positions(places, self.max_gap)
+            position_F = None if is_contiguous(positions) else torch.tensor(positions)
+        if chosen:
+            level_F = torch.cat([torch.tensor(levels), level_F])
+        return Shown(level_F, position_F, [*zip(chosen, levels, strict=True)], self.at_level)
+
+    def at_level(self, anchor: FrameQueue, level: int) -> torch.Tensor:
+        """An anchor `[1, C, H, W]` as a window shows it: as it is, or, if it is clean, noised to a level.
+
+        Its noise is the same at whatever level and in whatever pass.
+        """
+        if level == int(anchor.level_F[0]):
+            return anchor.x_FCHW
+        noise_1CHW = self.noise("anchor", [anchor.first]).to(anchor.like)
+        return self.schedule.add_noise(anchor.x_FCHW, noise_1CHW, torch.tensor([level]))
 
     def apply(self, queue: FrameQueue, plan: Sequence[Window], outputs: Sequence[torch.Tensor]) -> FrameQueue:
         """What a pass keeps after its step, from the results of its calls."""
@@ -222,12 +294,14 @@ class Pass:
     Attributes:
         stepper, queue, plan: what `Stepper.pass_over` takes.
         unkept: windows that are run beside those of the plan, for nothing.
+        anchors: latents beside the queue.
     """
 
     stepper: Stepper
     queue: FrameQueue
     plan: Sequence[Window]
     unkept: Sequence[Window] = ()
+    anchors: Anchors = ()
 
 
 PassSteps: TypeAlias = Generator[Pass, FrameQueue, FrameQueue]

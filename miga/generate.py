@@ -14,7 +14,7 @@ import torch
 
 from miga.backbones.base import Denoiser
 from miga.base_clip import advance_base_clip, base_clip_stepper, start_base_clip
-from miga.config import SamplerConfig
+from miga.config import SamplerConfig, check_positions
 from miga.consistency import Judge, judge_consistency
 from miga.denoise_pass import RunWindows, Stepper, WindowCall, run_in_batches
 from miga.errors import NonFiniteError, UsageError
@@ -126,7 +126,8 @@ class Sampler:
 
     Raises:
         ValueError: if `num_latents` is no whole number above 0.
-        ConfigError: if the denoiser's schedule is not one that the config's solver can step through.
+        ConfigError: if the denoiser's schedule is not one that the config's solver can step through, or it is to be
+            told positions that it takes none of.
         UsageError: if features are given to a method without a beam search.
     """
 
@@ -156,6 +157,7 @@ class Sampler:
             self._run = self.wavefront.run_windows
         self._is_lazy = self.wavefront is not None and methods()[config.method].is_lazy
         check_steps(config, denoiser.schedule)
+        check_positions(config, getattr(denoiser, "takes_positions", False))
         solver = make_solver(config.solver, denoiser.schedule, config.eta)
         self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted, judge=judge)
         if self.wavefront is not None and self._is_lazy:

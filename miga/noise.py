@@ -29,9 +29,10 @@ class NoiseSource(Protocol):
 
         Args:
             purpose: what it is for: "base" (the base clip), "renoise" (the base clip brought to its levels), "push"
-                (a new latent at the tail), "search@J" (a candidate for the tail from latent J on), "step@r" (a
-                stochastic solver's step from level r). Where a latent meets the same level twice, the name says in
-                which part: "base/step@r", "search@J/step@r", "second/renoise", "second/step@r".
+                (a new latent at the tail), "anchor" (an anchor brought to a level), "search@J" (a candidate for the
+                tail from latent J on), "step@r" (a stochastic solver's step from level r). Where a latent meets the
+                same level twice, the name says in which part: "base/step@r", "search@J/step@r", "second/renoise",
+                "second/step@r".
             latents: index of each latent in the video.
             candidate: which candidate of a search.
         """

@@ -15,11 +15,13 @@ from typing import Any, TypeAlias, cast
 
 import torch
 
+from miga.anchors import Anchors
 from miga.config import SamplerConfig
 from miga.consistency import Evaluation
 from miga.denoise_pass import Pass, Stepper, WindowCall, run_steps
 from miga.generate import VideoCourse, VideoState
 from miga.methods.base import Begin
+from miga.prompts import PromptTrack
 from miga.queue import FrameQueue, map_queues
 from miga.reflection import SEARCH, ReflectionTrace
 from miga.schedule import NoiseSchedule
@@ -35,12 +37,14 @@ class PlannedPass:
         first: index in the video of the first latent of the queue; those before the video are below 0.
         levels: of every latent of the queue, from before the pass.
         windows: in order; their positions count from the queue's first latent.
+        anchors: index in the video of the latents beside the queue.
     """
 
     part: str
     first: int
     levels: tuple[int, ...]
     windows: tuple[Window, ...]
+    anchors: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,27 +173,27 @@ class PlanningStepper(Stepper):
         return cls(
             schedule=NoiseSchedule(levels + 1.0, levels, levels),
             solver=unknown,
-            prompts=unknown,
+            prompts=PromptTrack([None]),
             noise=unknown,
             run_windows=lambda calls: [call.x_FCHW for call in calls],
             judge=notes.judge,
             notes=notes,
         )
 
-    def pass_over(self, queue: FrameQueue, plan: Sequence[Window]) -> FrameQueue:
+    def pass_over(self, queue: FrameQueue, plan: Sequence[Window], anchors: Anchors = ()) -> FrameQueue:
         """See `Stepper.pass_over`."""
-        self._note(queue, plan)
+        self._note(queue, plan, anchors)
         return self.step(queue[plan[0].keep_start : plan[-1].keep_stop], queue.x_FCHW)
 
     def pass_over_all(self, passes: Sequence[Pass]) -> list[FrameQueue]:
         """See `Stepper.pass_over_all`."""
         for each in passes:
-            self._note_in(cast(PlanningStepper, each.stepper).part, each.queue, [*each.unkept, *each.plan])
+            cast(PlanningStepper, each.stepper)._note(each.queue, [*each.unkept, *each.plan], each.anchors)
         return [self.step(each.queue[each.plan[0].keep_start : each.plan[-1].keep_stop]) for each in passes]
 
-    def calls(self, queue: FrameQueue, plan: Sequence[Window]) -> list[WindowCall]:
+    def calls(self, queue: FrameQueue, plan: Sequence[Window], anchors: Anchors = ()) -> list[WindowCall]:
         """See `Stepper.calls`."""
-        self._note(queue, plan)
+        self._note(queue, plan, anchors)
         return [WindowCall(queue.x_FCHW[window.positions], queue.level_F[window.positions], None) for window in plan]
 
     def step(self, queue: FrameQueue, clean_FCHW: torch.Tensor | None = None) -> FrameQueue:
@@ -218,11 +222,10 @@ class PlanningStepper(Stepper):
         """See `Stepper.renoised`."""
         return PlannedQueue(torch.as_tensor(level).expand(len(clean_FCHW)).clone(), first)
 
-    def _note(self, queue: FrameQueue, plan: Sequence[Window]) -> None:
-        self._note_in(self.part, queue, plan)
-
-    def _note_in(self, part: str, queue: FrameQueue, plan: Sequence[Window]) -> None:
-        self.notes.passes.append(PlannedPass(part, queue.first, tuple(queue.level_F.tolist()), tuple(plan)))
+    def _note(self, queue: FrameQueue, plan: Sequence[Window], anchors: Anchors) -> None:
+        beside = tuple(anchor.first for anchor in anchors)
+        planned = PlannedPass(self.part, queue.first, tuple(queue.level_F.tolist()), tuple(plan), beside)
+        self.notes.passes.append(planned)
 
 
 class Planner:

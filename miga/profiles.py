@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from miga.config import SamplerConfig
+from miga.config import SamplerConfig, check_positions
 from miga.errors import ConfigError
 from miga.methods import methods
 from miga.methods.base import Method, Profile
@@ -85,6 +85,7 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
         said = ", ".join(f"{name} = {value}" for name, value in levels.items())
         raise ConfigError(error.message, f"{error.hint}; with num_steps = {values['num_steps']} goes {said}") from None
     _check_solver_fits(config, spec.noise_schedule)
+    check_positions(config, spec.takes_positions, spec.name)
     return config
 
 
@@ -199,7 +200,7 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
 
 
 def read_config(values: Any, origin: str) -> SamplerConfig:
-    """What `SamplerConfig.to_dict` gave, in this version or an earlier one, read back from wherever it was noted.
+    """What `SamplerConfig.noted` gave, in this version or an earlier one, read back from wherever it was noted.
 
     Args:
         values: plain values, as JSON has them.
@@ -226,7 +227,8 @@ def _stored_config(values: Any) -> SamplerConfig:
     check_overrides({name: value for name, value in values.items() if name != "profile"})
     values = stored_values(values)
     method = methods()[values["method"]]
-    if missing := [name for name in field_names(method.name) if name not in values]:
+    known = values.keys() | method.settings.added_later
+    if missing := [name for name in field_names(method.name) if name not in known]:
         raise ConfigError(f"sampler.{missing[0]} is missing", "")
     return method.settings(**values)
 
@@ -235,7 +237,8 @@ def stored_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as this version notes them, of those that it or an earlier version noted.
 
     Earlier versions noted the settings of all methods beside each other: what the method does not read is left out.
-    What no method knows stays, for whoever reads it to refuse.
+    What no method knows stays, for whoever reads it to refuse. What was added later is left out where it changes
+    nothing (`SamplerConfig.noted`).
     """
     named = [name for name, each in methods().items() if each.had_other_name(values)]
     values = {**values, "method": named[0]} if named else dict(values)
@@ -243,7 +246,13 @@ def stored_values(values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(method, str) or method not in methods():
         return values
     unread = set(field_names()) - set(field_names(method))
-    return {name: value for name, value in values.items() if name not in unread}
+    kind = methods()[method].settings
+    unchanged = {each.name: each.default for each in fields(kind) if each.name in kind.added_later}
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in unread and (name not in unchanged or value != unchanged[name])
+    }
 
 
 def _types_of(method: Method) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,6 +33,10 @@ class PromptTrack:
     def index(self, latent: int) -> int:
         """Which prompt rules a window whose first kept latent has this index in the video."""
         return min(int(max(0, latent) // self.latents_per_prompt), len(self.conditions) - 1)
+
+    def first(self, prompt: int) -> int:
+        """Index in the video of the first latent that this prompt rules; 0 of the first prompt."""
+        return math.ceil(prompt * self.latents_per_prompt)
 
     def at(self, latent: int) -> Condition:
         """The condition of that prompt."""

@@ -5,15 +5,19 @@ Legend: F latents, C channels, H, W cells.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 
 History: TypeAlias = dict[str, torch.Tensor]
 """What a solver remembers of earlier steps. Every tensor has one entry per latent along its first dimension, so that
 histories are sliced, concatenated, permuted and saved entry by entry without knowing what they hold."""
+
+ADDED_LATER: Final = types.MappingProxyType({"added later": True})
+"""Metadata of a field of a state that versions before had not: files leave it out where it holds its default."""
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,18 @@ Source: MIGA section 3.3, Alg. 6; decisions/0002 (its indices, and what a candid
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
 import torch
 
+from miga.anchors import Anchors
 from miga.consistency import Evaluation
 from miga.denoise_pass import Pass, PassSteps, Stepper, run_steps, run_steps_together
+from miga.long_range import LongRange
 from miga.queue import FrameQueue
-from miga.windows import plan_pass
 
 if TYPE_CHECKING:
     from miga.methods.queue_settings import QueueSettings
@@ -69,12 +71,14 @@ class CandidateTask:
         number: of the candidate, from 1 (the tail that is there is number 0).
         tail_levels: levels of the tail it would replace.
         last_base_1CHW: the base clip's last latent, clean, where candidates are pushed copies of it.
+        held: latents beside the guidance that windows are shown (`LongRange.held_for`).
     """
 
     guidance: FrameQueue
     number: int
     tail_levels: tuple[int, ...]
     last_base_1CHW: torch.Tensor | None = None
+    held: Anchors = ()
 
 
 GrowAll: TypeAlias = Callable[[Sequence[CandidateTask], Callable[[CandidateTask], FrameQueue]], list[FrameQueue]]
@@ -98,6 +102,11 @@ class SelfReflection:
     averages_latents: ClassVar[bool] = False
     """See `miga.consistency.consistency_score`."""
 
+    @functools.cached_property
+    def long_range(self) -> LongRange:
+        """The guidance of the queue."""
+        return LongRange(self.config, self.stepper.prompts, self.lead)
+
     def judged_position(self, queue: FrameQueue) -> int | None:
         """`J`, position of the first judged latent; None while too few latents stand before or behind it."""
         position = len(queue) - self.config.judged_group * self.config.zigzag_width
@@ -105,7 +114,11 @@ class SelfReflection:
         return position if enough_before and position + self.config.num_eval_latents <= len(queue) else None
 
     def reflect(
-        self, queue: FrameQueue, trace: ReflectionTrace, last_base_1CHW: torch.Tensor | None = None
+        self,
+        queue: FrameQueue,
+        trace: ReflectionTrace,
+        last_base_1CHW: torch.Tensor | None = None,
+        anchors: Anchors = (),
     ) -> tuple[FrameQueue, ReflectionTrace]:
         """Evaluates the queue, and corrects its tail if a search finds a better one.
 
@@ -113,6 +126,7 @@ class SelfReflection:
             queue: to be evaluated.
             trace: of the evaluations before.
             last_base_1CHW: see `CandidateTask`.
+            anchors: those kept beside the queue.
 
         Returns:
             The queue, its tail (solver history too) replaced where that raised the score, and the longer trace.
@@ -124,12 +138,13 @@ class SelfReflection:
         guidance = queue[position - config.num_reflection_guidance_latents : position]
         tail_levels = tuple(queue.level_F[position:].tolist())
         numbers = range(1, config.num_candidates + 1)
-        tasks = [CandidateTask(guidance, number, tail_levels, last_base_1CHW) for number in numbers]
-        score = self._score(queue[position:], tasks[0], candidate=0)
+        held = self.long_range.held_for(queue, position, anchors)
+        tasks = [CandidateTask(guidance, number, tail_levels, last_base_1CHW, held) for number in numbers]
+        score = self._score(queue[position:], tasks[0], anchors, candidate=0)
         if not trace.scores or trace.scores[-1] - score <= config.reflection_threshold:
             return queue, trace.add(latent, score, searched=False, corrected=False)
         candidates = self.grow_all(tasks, self.grow) if self.grow_all else self.grow_together(tasks)
-        scores = [self._score(candidate, tasks[0], number) for number, candidate in enumerate(candidates, 1)]
+        scores = [self._score(candidate, tasks[0], anchors, number) for number, candidate in enumerate(candidates, 1)]
         best = max(range(len(scores)), key=scores.__getitem__)
         if scores[best] > score:
             queue = queue[:position].append(candidates[best])
@@ -154,20 +169,12 @@ class SelfReflection:
             queue = stepper.push_noise(queue, config.zigzag_width, config.num_steps, purpose)
             if int(queue.level_F[len(guidance)]) == task.tail_levels[0]:
                 break  # the tail group is still untouched: the last push goes without a pass
-            plan = plan_pass(
-                len(queue),
-                config.window,
-                config.stride,
-                config.num_guidance_latents,
-                config.zigzag_width,
-                0,
-                self.lead,
-            )
+            plan = self.long_range.candidate_plan(queue, task.held)
             kept = [window.keeping_from(len(guidance)) for window in plan if window.keep_stop > len(guidance)]
-            queue = guidance.append((yield Pass(stepper, queue, kept)))
+            queue = guidance.append((yield Pass(stepper, queue, kept, anchors=task.held)))
         return candidate_of(task, queue)
 
-    def _score(self, judged: FrameQueue, task: CandidateTask, candidate: int) -> float:
+    def _score(self, judged: FrameQueue, task: CandidateTask, anchors: Anchors, candidate: int) -> float:
         """How well latents go on from those before the judged one."""
         return self.stepper.judge(
             Evaluation(
@@ -177,6 +184,7 @@ class SelfReflection:
                 candidate,
                 lambda: self.steps(task),
                 self.config.num_candidates,
+                anchors if self.config.reflection_judge == "still" else None,
             )
         )
 

@@ -223,7 +223,9 @@ _TINY = (1, 1, 2)
 
 
 class _PlainDenoiser:
-    """A network that costs nothing; what it predicts depends on what it is shown."""
+    """A network that costs nothing; what it predicts depends on what it is shown, but for positions."""
+
+    takes_positions = True
 
     def __init__(self, config: SamplerConfig) -> None:
         self.window = config.window
@@ -231,8 +233,14 @@ class _PlainDenoiser:
         self._scale = config.guidance_scale
         self._levels = (config.guidance_low_level, config.guidance_high_level)
 
-    def __call__(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Any]) -> torch.Tensor:
-        """See `miga.backbones.base.Denoiser`."""
+    def __call__(
+        self,
+        x_BFCHW: torch.Tensor,
+        level_BF: torch.Tensor,
+        conditions: Sequence[Any],
+        position_BF: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See `miga.backbones.base.PositionedDenoiser`."""
         return 0.5 * x_BFCHW + 0.1 * x_BFCHW.mean(1, keepdim=True)
 
     def num_forwards(self, level: torch.Tensor) -> int:
@@ -248,7 +256,12 @@ class _BranchedDenoiser(_PlainDenoiser):
         return self.num_forwards(level_BF)
 
     def predict_branch(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Any], branch: int
+        self,
+        x_BFCHW: torch.Tensor,
+        level_BF: torch.Tensor,
+        conditions: Sequence[Any],
+        branch: int,
+        position_BF: torch.Tensor | None = None,
     ) -> torch.Tensor:
         return self(x_BFCHW, level_BF, conditions)
 

@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 
+from miga.anchors import Anchors
 from miga.backbones.base import BranchedDenoiser, Denoiser
 from miga.denoise_pass import Pass, Stepper, WindowCall
 from miga.queue import FrameQueue, History, map_queues
@@ -192,11 +193,11 @@ class LazyStepper(Stepper):
         plain = {field.name: getattr(stepper, field.name) for field in fields(Stepper)}
         return cls(**plain, wavefront=wavefront, count=count)
 
-    def pass_over(self, queue: FrameQueue, plan: Sequence[Window]) -> FrameQueue:
+    def pass_over(self, queue: FrameQueue, plan: Sequence[Window], anchors: Anchors = ()) -> FrameQueue:
         """See `Stepper.pass_over`; what it returns is still to come."""
-        seen = self.wavefront.lazy(queue)
+        seen, beside = self.wavefront.lazy(queue), tuple(self.wavefront.lazy(anchor) for anchor in anchors)
         self.count(len(plan))
-        blocks = self.wavefront.add([self._node(seen, window) for window in plan])
+        blocks = self.wavefront.add([self._node(seen, window, beside) for window in plan])
         parts = [(block, 0, window.keep_stop - window.keep_start) for block, window in zip(blocks, plan, strict=True)]
         kept = seen.level_F[plan[0].keep_start : plan[-1].keep_stop]
         return LazyQueue(self.wavefront, parts, kept - 1, seen.first + plan[0].keep_start)
@@ -204,29 +205,30 @@ class LazyStepper(Stepper):
     def pass_over_all(self, passes: Sequence[Pass]) -> list[FrameQueue]:
         """See `Stepper.pass_over_all`; windows that nobody keeps anything of are counted, and not run."""
         self.count(sum(len(each.unkept) for each in passes))
-        return [each.stepper.pass_over(each.queue, each.plan) for each in passes]
+        return [each.stepper.pass_over(each.queue, each.plan, each.anchors) for each in passes]
 
     def fresh(self, x_FCHW: torch.Tensor, level_F: torch.Tensor, first: int) -> FrameQueue:
         """See `Stepper.fresh`."""
         return self.wavefront.lazy(super().fresh(x_FCHW, level_F, first))
 
-    def _node(self, queue: LazyQueue, window: Window) -> _Node:
+    def _node(self, queue: LazyQueue, window: Window, anchors: Anchors) -> _Node:
         kept = queue[window.keep_start : window.keep_stop]
         seen = queue.at(window.positions)
-        level_F = queue.level_F[window.positions]
+        shown = self.shown(queue, window, anchors)
+        beside = [part for anchor, _ in shown.anchors for part in cast(LazyQueue, anchor).parts]
         condition = self.prompts.at(kept.first)
 
         def call() -> WindowCall:
-            return WindowCall(
-                torch.cat([block.value.x_FCHW[start:stop] for block, start, stop in seen]), level_F, condition
-            )
+            x_FCHW = torch.cat([block.value.x_FCHW[start:stop] for block, start, stop in seen])
+            return WindowCall(shown.before(x_FCHW), shown.level_F, condition, position_F=shown.position_F)
 
         def step(clean_FCHW: torch.Tensor) -> FrameQueue:
             return self.step(kept.materialised(), clean_FCHW[window.kept].to(queue.like.device))
 
         # the noisiest first: the tail is what the next pass's judgement waits for, and what has furthest to go
         steps_taken = self.schedule.num_steps - int(kept.level_F[0])
-        return _Node([block for block, _, _ in seen], queue.like, call, step, steps_taken, self.candidate > 0)
+        sees = [block for block, _, _ in [*seen, *beside]]
+        return _Node(sees, queue.like, call, step, steps_taken, self.candidate > 0)
 
 
 class _Node:

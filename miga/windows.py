@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from miga.guidance import guidance_indices
+from miga.guidance import Sources, even_choice, source_indices
 
 
 class Window(NamedTuple):
@@ -20,6 +20,7 @@ class Window(NamedTuple):
         guidance: earlier latents put before the local part; their outputs are dropped.
         start, stop: the local part, half open.
         keep_start, keep_stop: the latents whose outputs are kept, within the local part.
+        anchors: latents beside the queue that are put before all others, by their number there; dropped too.
     """
 
     guidance: tuple[int, ...]
@@ -27,26 +28,47 @@ class Window(NamedTuple):
     stop: int
     keep_start: int
     keep_stop: int
+    anchors: tuple[int, ...] = ()
 
     @property
     def positions(self) -> list[int]:
-        """Positions of the latents the network sees, in order."""
+        """Positions of the latents of the queue that the network sees, in order; anchors stand before them."""
         return [*self.guidance, *range(self.start, self.stop)]
 
     @property
     def kept(self) -> slice:
         """Where the kept latents stand in the network's input."""
-        offset = len(self.guidance) - self.start
+        offset = len(self.anchors) + len(self.guidance) - self.start
         return slice(self.keep_start + offset, self.keep_stop + offset)
 
     def shifted(self, by: int) -> Window:
         """The same window where every position is counted from another latent."""
         guidance = tuple(position + by for position in self.guidance)
-        return Window(guidance, self.start + by, self.stop + by, self.keep_start + by, self.keep_stop + by)
+        return self._replace(
+            guidance=guidance,
+            start=self.start + by,
+            stop=self.stop + by,
+            keep_start=self.keep_start + by,
+            keep_stop=self.keep_stop + by,
+        )
 
     def keeping_from(self, position: int) -> Window:
         """The same window, where nothing before a position is kept."""
         return self._replace(keep_start=max(self.keep_start, position))
+
+
+class Stretch(NamedTuple):
+    """Latents of a queue that stand under one prompt, and what windows that begin there may be shown from further back.
+
+    Attributes:
+        start: position of the first; the stretch ends where the next one starts.
+        own: position from which on head and spread guidance may come.
+        anchors: number of the first anchor, and of the one behind the last.
+    """
+
+    start: int = 0
+    own: int = 0
+    anchors: tuple[int, int] = (0, 0)
 
 
 def tile(num_latents: int, capacity: int, stride: int, offset: int = 0) -> Iterator[tuple[int, int, int]]:
@@ -81,8 +103,12 @@ def plan_pass(
     zigzag_width: int = 1,
     offset: int = 0,
     lead: int = 0,
+    sources: Sources | None = None,
+    stretches: tuple[Stretch, ...] = (Stretch(),),
 ) -> tuple[Window, ...]:
     """The windows of one pass over a queue.
+
+    How many there are, where they start and what they keep depends on the first seven alone.
 
     Args:
         num_latents: length of the queue.
@@ -92,22 +118,34 @@ def plan_pass(
         zigzag_width: `L_zig`, the spacing of the guidance latents.
         offset: border offset, 0 for the paper's plan.
         lead: latents of context put before a window that starts behind the head and has no guidance.
+        sources: where the guidance latents come from, `num_guidance` in all; None: all of them the nearest.
+        stretches: by prompt, in order; the first starts at or before the head.
 
     Returns:
         Windows in order; together they keep every latent exactly once.
     """
+    sources = sources or Sources(nearest=num_guidance)
     if num_latents <= window:
-        return (Window((), 0, num_latents, 0, num_latents),)
+        anchors = _anchors(stretches[0], min(sources.anchors, window - num_latents))
+        return (Window((), 0, num_latents, 0, num_latents, anchors),)
     capacity = window - max(num_guidance, lead)
     plan = []
     for start, keep_start, keep_stop in tile(num_latents, capacity, stride, offset):
-        guidance = guidance_indices(start, num_guidance, zigzag_width)
-        if start and not guidance:
+        stretch = next(each for each in reversed(stretches) if each.start <= start)
+        anchors = _anchors(stretch, sources.anchors)
+        guidance = source_indices(start, sources.lacking(len(anchors)), zigzag_width, stretch.own)
+        if start and not guidance and not anchors:
             guidance = tuple(range(start - lead, start))
-        stop = min(num_latents, start + window - len(guidance))
-        plan.append(Window(guidance, start, stop, keep_start, keep_stop))
+        stop = min(num_latents, start + window - len(anchors) - len(guidance))
+        plan.append(Window(guidance, start, stop, keep_start, keep_stop, anchors))
     assert_partition(plan, num_latents)
     return tuple(plan)
+
+
+def _anchors(stretch: Stretch, num_wanted: int) -> tuple[int, ...]:
+    """Numbers of the anchors that a window of a stretch is shown."""
+    first, stop = stretch.anchors
+    return tuple(first + number for number in even_choice(stop - first, min(num_wanted, stop - first)))
 
 
 def plan_streamed(

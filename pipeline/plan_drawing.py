@@ -2,7 +2,8 @@
 
 A row is a pass, its squares are the latents that the pass sees, at their places in the video; the colour is the noise
 level. Below them lie the windows: thin where a window only looks, thick where it keeps what comes out, dots for
-guidance latents put before it. Nothing here knows a method: all of it is read off the plan (`miga/plan.py`).
+guidance latents put before it, hollow ones for anchors, which stand beside the queue. Nothing here knows a method: all
+of it is read off the plan (`miga/plan.py`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _CELL, _ROW, _LANE, _GAP = 8, 9, 4, 5
 _LEFT, _RIGHT, _TOP = 176, 96, 42
 _LEGEND: Final = 96
 _LEAST_WIDTH: Final = 720
+_PLAIN, _GUIDED = "#333", "#c2410c"
 _RAMP: Final = ((253, 231, 37), (94, 201, 98), (33, 145, 140), (59, 82, 139), (68, 1, 84))
 """From clean to noise: bright to dark, told apart in print and by the colour-blind (the map viridis)."""
 
@@ -92,6 +94,11 @@ class Drawing:
     last: tuple[Row, ...]
     num_left_out: int
     num_base_left_out: int
+
+    @property
+    def has_anchors(self) -> bool:
+        """Whether a window that is drawn shows one."""
+        return any(window.anchors for row in (*self.first, *self.last) for window in row.planned.windows)
 
 
 def draw_plan(spec: BackboneSpec, config: SamplerConfig, num_latents: int) -> Drawing:
@@ -263,9 +270,9 @@ def _picture(drawing: Drawing, style: str) -> tuple[str, int, float]:
     out = [
         _text(0, 14, drawing.title, size=14, bold=True),
         _text(0, 28, f"{drawing.num_frames} frames, {drawing.num_latents} latents, {drawing.count.total} calls"),
-        _legend(_TOP, drawing.config.num_steps),
+        _legend(_TOP, drawing.config.num_steps, has_anchors=drawing.has_anchors),
     ]
-    y = float(_TOP + _LEGEND)
+    y = float(_TOP + _LEGEND + 13 * drawing.has_anchors)
     for panel in panels:
         if panel.rows is drawing.last and drawing.num_left_out:
             out.append(_text(_LEFT, y + 12, f"⋮ {drawing.num_left_out} rows like these are left out", size=10))
@@ -276,7 +283,7 @@ def _picture(drawing: Drawing, style: str) -> tuple[str, int, float]:
     return "".join(out), width, y + 8
 
 
-def _legend(y: float, num_steps: int) -> str:
+def _legend(y: float, num_steps: int, *, has_anchors: bool) -> str:
     x = _LEFT + 20
     ramp = "".join(
         f'<rect x="{_LEFT + 6 * step}" y="{y:g}" width="6" height="9" fill="{_colour(step / 20)}"/>'
@@ -300,6 +307,9 @@ def _legend(y: float, num_steps: int) -> str:
             _compared(y + 70, (x, x + 32), (x + 36, x + 60)),
         ),
     ]
+    if has_anchors:
+        mark = "".join(_hollow(x + shift, y + 83, "#333") for shift in (-12, -4))
+        lines.append(("anchors: finished latents beside the queue; at the edge, if they stand further left", mark))
     words = (_text(_LEFT + 136, y + 13 * number + 8, line) for number, (line, _) in enumerate(lines))
     return "".join(mark for _, mark in lines) + "".join(words)
 
@@ -355,7 +365,8 @@ def _row(panel: _Panel, row: Row, is_new: bool) -> tuple[str, float]:
     for window, guides in zip(planned.windows, is_guided, strict=True):
         lane = next((number for number, end in enumerate(lanes) if end < window.start), len(lanes))
         lanes[lane : lane + 1] = [window.stop - 1]
-        out.append(_window(panel, window.shifted(planned.first), _ROW + 2.5 + _LANE * lane, guides))
+        anchors = [planned.anchors[number] for number in window.anchors]
+        out.append(_window(panel, window.shifted(planned.first), anchors, _ROW + 2.5 + _LANE * lane, guides))
     y = _ROW + _LANE * len(lanes) + 1.0
     if row.leaving:
         name = f'data-leaving="{" ".join(map(str, row.leaving))}"'
@@ -373,13 +384,17 @@ def _row(panel: _Panel, row: Row, is_new: bool) -> tuple[str, float]:
     return "".join(out), y + _GAP
 
 
-def _window(panel: _Panel, window: Window, y: float, is_guided: bool) -> str:
-    """A window whose positions are places in the video."""
+def _window(panel: _Panel, window: Window, anchors: Sequence[int], y: float, is_guided: bool) -> str:
+    """A window whose positions are places in the video, and the places of the anchors that it shows."""
     seen = (panel.x(window.start), panel.x(window.stop) - 2)
     kept = (panel.x(window.keep_start), panel.x(window.keep_stop) - 2)
     dots = [panel.x(place) + 3.5 for place in window.guidance]
     about = f'data-kept="{window.keep_start}:{window.keep_stop}" data-guided="{int(is_guided)}"'
-    return f"<g {about}>{_bars(y, seen, kept, dots, is_guided=is_guided)}</g>"
+    if anchors:
+        about += f' data-anchors="{" ".join(map(str, anchors))}"'
+    colour = _GUIDED if is_guided else _PLAIN
+    beside = "".join(_hollow(panel.x(max(place, panel.span.start)) + 3.5, y, colour) for place in anchors)
+    return f"<g {about}>{_bars(y, seen, kept, dots, is_guided=is_guided)}{beside}</g>"
 
 
 _Ends: TypeAlias = tuple[float, float]
@@ -387,9 +402,14 @@ _Ends: TypeAlias = tuple[float, float]
 
 def _bars(y: float, seen: _Ends, kept: _Ends, dots: Sequence[float] = (), *, is_guided: bool = False) -> str:
     """A window: thin where it sees, thick where it keeps, dots for guidance latents."""
-    colour = "#c2410c" if is_guided else "#333"
+    colour = _GUIDED if is_guided else _PLAIN
     circles = "".join(f'<circle cx="{x:g}" cy="{y:g}" r="1.5" fill="{colour}"/>' for x in dots)
     return _line(y, seen, 0.8, colour) + _line(y, kept, 2.6, colour) + circles
+
+
+def _hollow(x: float, y: float, colour: str) -> str:
+    """An anchor."""
+    return f'<circle cx="{x:g}" cy="{y:g}" r="1.7" fill="#fff" stroke="{colour}" stroke-width=".9"/>'
 
 
 def _compared(y: float, reference: _Ends, judged: _Ends) -> str:

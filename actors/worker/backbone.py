@@ -219,7 +219,13 @@ class BackboneWorker:
 
     @ray.method(concurrency_group="windows")
     def run_window(
-        self, token: str, prompt: int, x_FCHW: np.ndarray, level_F: np.ndarray, branch: int | None
+        self,
+        token: str,
+        prompt: int,
+        x_FCHW: np.ndarray,
+        level_F: np.ndarray,
+        branch: int | None,
+        position_F: np.ndarray | None = None,
     ) -> tuple[np.ndarray, float]:
         """Computes a window of another host's video (see `run_call`); returns the seconds it took, too.
 
@@ -232,9 +238,10 @@ class BackboneWorker:
             raise WorkerError(f"no video {token} was opened here")
         device, started_s = self._backbone.device, time.monotonic()
         x, level = torch.from_numpy(np.array(x_FCHW)).to(device), torch.from_numpy(np.array(level_F))
+        position = None if position_F is None else torch.from_numpy(np.array(position_F))
         try:
             with torch.inference_mode():
-                output = run_call(self._denoiser, WindowCall(x, level, conditions[prompt], branch))
+                output = run_call(self._denoiser, WindowCall(x, level, conditions[prompt], branch, position))
         except torch.OutOfMemoryError as error:
             raise WorkerError(f"the GPU ran out of memory: {str(error).splitlines()[0]}") from error
         return output.cpu().numpy(), time.monotonic() - started_s
@@ -281,11 +288,16 @@ class _RayHelper:
         ray.get(self._actor.open_video.remote(self._video.token, *self._video.references()))
 
     def run_window(
-        self, prompt: int, x_FCHW: np.ndarray, level_F: np.ndarray, branch: int | None
+        self,
+        prompt: int,
+        x_FCHW: np.ndarray,
+        level_F: np.ndarray,
+        branch: int | None,
+        position_F: np.ndarray | None,
     ) -> tuple[np.ndarray, float]:
         try:
             answer: tuple[np.ndarray, float] = ray.get(
-                self._actor.run_window.remote(self._video.token, prompt, x_FCHW, level_F, branch)
+                self._actor.run_window.remote(self._video.token, prompt, x_FCHW, level_F, branch, position_F)
             )
         except RayTaskError as error:
             raise error.cause from None

@@ -65,10 +65,13 @@ class _ClockedDenoiser:
     def __init__(self, denoiser: Any, clock: GpuClock) -> None:
         self._denoiser, self._clock = denoiser, clock
         self.window, self.schedule = denoiser.window, denoiser.schedule
+        self.takes_positions = getattr(denoiser, "takes_positions", False)
 
-    def __call__(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Condition]) -> torch.Tensor:
+    def __call__(
+        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Condition], **told: torch.Tensor
+    ) -> torch.Tensor:
         with self._clock.call(len(conditions)):
-            return _complete(self._denoiser(x_BFCHW, level_BF, conditions))
+            return _complete(self._denoiser(x_BFCHW, level_BF, conditions, **told))
 
 
 class _ClockedBranchedDenoiser(_ClockedDenoiser):
@@ -79,10 +82,15 @@ class _ClockedBranchedDenoiser(_ClockedDenoiser):
         return count
 
     def predict_branch(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Condition], branch: int
+        self,
+        x_BFCHW: torch.Tensor,
+        level_BF: torch.Tensor,
+        conditions: Sequence[Condition],
+        branch: int,
+        **told: torch.Tensor,
     ) -> torch.Tensor:
         with self._clock.call(len(conditions) / 2):
-            return _complete(self._denoiser.predict_branch(x_BFCHW, level_BF, conditions, branch))
+            return _complete(self._denoiser.predict_branch(x_BFCHW, level_BF, conditions, branch, **told))
 
     def combine(
         self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, predictions: Sequence[torch.Tensor]

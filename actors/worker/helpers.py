@@ -38,7 +38,12 @@ class Helper(Protocol):
         ...
 
     def run_window(
-        self, prompt: int, x_FCHW: np.ndarray, level_F: np.ndarray, branch: int | None
+        self,
+        prompt: int,
+        x_FCHW: np.ndarray,
+        level_F: np.ndarray,
+        branch: int | None,
+        position_F: np.ndarray | None,
     ) -> tuple[np.ndarray, float]:
         """What `run_call` returns there, and the seconds that the GPU took."""
         ...
@@ -203,7 +208,8 @@ class HelperPool:
                     number for number, condition in enumerate(self._conditions) if condition is call.condition
                 )
                 x_FCHW, level_F = call.x_FCHW.cpu().numpy(), call.level_F.numpy()
-                output, seconds = helper.run_window(prompt, x_FCHW, level_F, call.branch)
+                position_F = None if call.position_F is None else call.position_F.numpy()
+                output, seconds = helper.run_window(prompt, x_FCHW, level_F, call.branch, position_F)
             except Exception as error:  # of Ray's, or of the helper's
                 is_rows_fault = isinstance(error, MigaError) and error.scope == "row"
                 self._put(window, is_for_host=is_rows_fault)

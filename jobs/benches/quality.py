@@ -157,16 +157,20 @@ class VideoMaker:
 
     Args:
         dtype: of the network.
+
+    Attributes:
+        backbone: the model.
+        negative: embedding of its negative prompt.
     """
 
     def __init__(self, dtype: str) -> None:
         keep_heap_steady()
-        self._backbone = load_backbone("sprites", device="cpu", dtype=getattr(torch, dtype))
-        (self._negative,) = self._backbone.encode_prompts([self._backbone.spec.negative_prompt])
+        self.backbone = load_backbone("sprites", device="cpu", dtype=getattr(torch, dtype))
+        (self.negative,) = self.backbone.encode_prompts([self.backbone.spec.negative_prompt])
 
     def make(self, job: VideoJob) -> dict[str, Any]:
         """What a line says of the video beside its key."""
-        backbone = self._backbone
+        backbone = self.backbone
         scene = held_out_scenes(job.prompt + 1, seed=1)[job.prompt]
         open_names = omitted(job.captions, job.prompt)
         caption = caption_of(scene, job.prompt, open_names)
@@ -176,7 +180,7 @@ class VideoMaker:
             backbone,
             parse_profile(job.profile, backbone.spec),
             backbone.encode_prompts([caption]),
-            self._negative,
+            self.negative,
             job.latents,
             seed=job.prompt + 1_000_000 * job.seed,
         ):

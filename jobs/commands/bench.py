@@ -37,23 +37,11 @@ def add(commands: Any) -> None:
     model.add_argument("--prompts", type=int, default=64, help="held-out scenes (default: 64)")
 
     quality = _add(benches, "quality", _quality, "long videos of held-out prompts, profile against profile")
-    quality.add_argument("--prompts", type=int, default=32, help="held-out prompts (default: 32)")
-    quality.add_argument("--first-prompt", type=int, default=0, help="leave out those before it (default: 0)")
-    quality.add_argument("--seeds", type=int, default=2, help="videos of each (default: 2)")
-    quality.add_argument("--latents", type=int, default=LONG_LATENTS, help=f"of a video (default: {LONG_LATENTS})")
-    quality.add_argument(
-        "--profiles", nargs="+", default=["fifo", "paper", "swift"], metavar="PROFILE", help=PROFILE_HELP
-    )
-    quality.add_argument("--against", default="paper", metavar="PROFILE", help="what the others are compared with")
-    quality.add_argument(
-        "--captions", choices=("full", "partial", "empty"), default="full", help="how much of the scene a prompt names"
-    )
-    quality.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network")
+    _add_comparison(quality)
     quality.add_argument("--processes", type=int, help="videos made at a time, one thread each (default: cores)")
-    quality.add_argument(
-        "--out", metavar="FILE.jsonl", help="a line per finished video: what is there already is not made again"
-    )
-    quality.add_argument("--read-only", action="store_true", help="make none, show what --out holds")
+
+    turns = _add(benches, "turns", _turns, "two prompts in turn: what they name changes, what they leave open stays")
+    _add_comparison(turns)
 
     memory = _add(benches, "memory", _memory, "resident memory of a worker over the length of one video")
     memory.add_argument("--profiles", nargs="+", default=["paper", "swift"], metavar="PROFILE", help=PROFILE_HELP)
@@ -138,6 +126,26 @@ def _add(benches: Any, name: str, bench: Bench, help_text: str) -> argparse.Argu
     return parser
 
 
+def _add_comparison(bench: argparse.ArgumentParser) -> None:
+    """What a bench of videos takes that holds profiles against each other."""
+    bench.add_argument("--prompts", type=int, default=32, help="held-out prompts (default: 32)")
+    bench.add_argument("--first-prompt", type=int, default=0, help="leave out those before it (default: 0)")
+    bench.add_argument("--seeds", type=int, default=2, help="videos of each (default: 2)")
+    bench.add_argument("--latents", type=int, default=LONG_LATENTS, help=f"of a video (default: {LONG_LATENTS})")
+    bench.add_argument(
+        "--profiles", nargs="+", default=["fifo", "paper", "swift"], metavar="PROFILE", help=PROFILE_HELP
+    )
+    bench.add_argument("--against", default="paper", metavar="PROFILE", help="what the others are compared with")
+    bench.add_argument(
+        "--captions", choices=("full", "partial", "empty"), default="full", help="how much of the scene a prompt names"
+    )
+    bench.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network")
+    bench.add_argument(
+        "--out", metavar="FILE.jsonl", help="a line per finished video: what is there already is not made again"
+    )
+    bench.add_argument("--read-only", action="store_true", help="make none, show what --out holds")
+
+
 def _run(bench: Bench, options: argparse.Namespace) -> int:
     import torch
 
@@ -170,6 +178,12 @@ def _quality(options: argparse.Namespace) -> Tables:
     from jobs.benches.quality import bench_quality
 
     return bench_quality(options)
+
+
+def _turns(options: argparse.Namespace) -> Tables:
+    from jobs.benches.turns import bench_turns
+
+    return bench_turns(options)
 
 
 def _memory(options: argparse.Namespace) -> Tables:

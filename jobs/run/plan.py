@@ -204,7 +204,7 @@ def run_record(plan: Plan) -> RunRecord:
         model=plan.spec.name,
         model_revision=plan.spec.revision,
         profile=plan.sampler.profile,
-        sampler=plan.sampler.to_dict(),
+        sampler=plan.sampler.noted(),
         prompts=fingerprint(plan.prompts),
         version=__version__,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -42,6 +42,7 @@ class BackboneSpec:
         sampler: settings of the model's own for `SamplerConfig`, over those of its family.
         noise_schedule: what it was trained with: "flow" (flow matching, which ends at no noise), "ddim" (Stable
             Diffusion's betas, which end above it), or "" where that is known once it is loaded.
+        takes_positions: whether its network can be told where latents stand in time (`PositionedDenoiser`).
     """
 
     family: str
@@ -61,6 +62,7 @@ class BackboneSpec:
     forward_flops: float = 0.0
     sampler: dict[str, Any] = field(default_factory=dict)
     noise_schedule: Literal["flow", "ddim", ""] = ""
+    takes_positions: bool = False
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -134,6 +136,20 @@ class BranchedDenoiser(Denoiser, Protocol):
             NonFiniteError: if they are NaN or infinite.
         """
         ...
+
+
+@runtime_checkable
+class PositionedDenoiser(Denoiser, Protocol):
+    """A denoiser that can be told where the latents of a window stand in time.
+
+    Its calls (and `predict_branch`, where it has that) take one argument more, `position_BF`, int64 `[B, F]`, rising;
+    without it latents stand at 0, 1, 2, … Only where positions have gaps is it given.
+
+    Attributes:
+        takes_positions: True.
+    """
+
+    takes_positions: bool
 
 
 class FrameDecoder(Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 
@@ -45,16 +45,23 @@ class GuidedDenoiser(ABC):
         self.guided_levels = guided_levels or (0, schedule.num_steps)
         self.turn = turn
 
+    takes_positions: ClassVar[bool] = False
+    """See `miga.backbones.base.PositionedDenoiser`."""
+
     def __call__(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[TextCondition]
+        self,
+        x_BFCHW: torch.Tensor,
+        level_BF: torch.Tensor,
+        conditions: Sequence[TextCondition],
+        position_BF: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Predicted clean latents, float32.
+        """Predicted clean latents, float32; positions are for those that take them.
 
         Raises:
             NonFiniteError: if the network returns NaN or infinity.
         """
         branches = range(self.num_branches(level_BF))
-        predictions = [self.predict_branch(x_BFCHW, level_BF, conditions, branch) for branch in branches]
+        predictions = [self.predict_branch(x_BFCHW, level_BF, conditions, branch, position_BF) for branch in branches]
         return self.combine(x_BFCHW, level_BF, predictions)
 
     def num_branches(self, level_BF: torch.Tensor) -> int:
@@ -63,7 +70,12 @@ class GuidedDenoiser(ABC):
 
     @abstractmethod
     def predict_branch(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[TextCondition], branch: int
+        self,
+        x_BFCHW: torch.Tensor,
+        level_BF: torch.Tensor,
+        conditions: Sequence[TextCondition],
+        branch: int,
+        position_BF: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """What the network predicts `[B, C, F, H, W]`, float32, under the prompt (branch 0) or the negative one (1)."""
 

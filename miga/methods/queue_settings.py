@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final, Literal
 
+from miga.anchors import parse_anchors
 from miga.config import MAX_CANDIDATES, SamplerConfig
+from miga.denoise_pass import Stepper
+from miga.errors import ConfigError
+from miga.guidance import Sources, parse_sources
 from miga.methods.shared_settings import SHARED_PUBLISHED, shared_in_proportion
+
+MAX_ANCHORS: Final = 256
+MAX_GAP: Final = 1000
+"""Latents; many times the window of any model, and far from where an angle in float64 loses its digits."""
+_EXAMPLES: Final = {
+    "guidance_from": "'nearest', 'head', 'spread', 'anchors', or so many of each, such as 'head:1,nearest:2'",
+    "guidance_anchors": "'base', 'first', 'prompt' or 'every:8'",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +33,19 @@ class QueueSettings(SamplerConfig):
         handoff_level: `e` (the paper's tau_e), level of the queue's head: Stage 1 hands latents on at level `e - 1`,
             Stage 2 takes them down the rest together.
         num_guidance_latents: `m_guid`, earlier latents put before a window (long-range guidance); 0 switches it off.
+        guidance_from: where they come from: "nearest" (right before the window, as in Eq. 8), "head" (the queue's
+            cleanest), "spread" (from the head to the window), "anchors" (finished latents that are kept), or so many of
+            each: "head:1,nearest:2". One source may stand without a number, and takes the rest.
+        guidance_anchors: which latents are kept as anchors, if `guidance_from` asks for any: "base" (of the base clip),
+            "first" (of the video's first clip, once it is finished), "prompt" (of the first clip of each prompt's
+            stretch), or "every:N" (each N-th).
+        max_anchors: of "every:N", how many are kept: when there would be more, every second goes, and N doubles.
+        anchor_level: the level that anchors are shown at: "clean" (0), or "window" (noised to that of the cleanest
+            latent of the queue that the window shows).
+        guidance_across_prompts: whether head, spread and anchors may stand under an earlier prompt than the window; if
+            not, the nearest latents make up for those that are missing.
+        guidance_gap: how far two neighbours in a window may lie apart in the positions that the network is told: 1 is
+            contiguous, as published; more tells true distances up to that many latents (models with rotary positions).
         self_reflection: whether Stage 1 evaluates, and where needed searches, the tail of its queue.
         reflection_threshold: `delta_adju`, fall of the consistency score that starts a search.
         num_eval_latents: `f_eval`, latents that are judged.
@@ -28,12 +53,20 @@ class QueueSettings(SamplerConfig):
         num_reflection_guidance_latents: `f_guid`, latents before them that a candidate is grown from.
         num_candidates: `n_samp`, candidates of a search.
         judged_group: `G`, which group of the queue is judged, counted from the tail (1 is the last).
+        reflection_judge: what is compared: "neighbours" (Eq. 5-7), or "still" (what stands still, motion taken out,
+            with the anchors where there are any).
     """
 
     stride: int
     zigzag_width: int
     handoff_level: int
     num_guidance_latents: int
+    guidance_from: str = "nearest"
+    guidance_anchors: str = "base"
+    max_anchors: int = 8
+    anchor_level: Literal["clean", "window"] = "clean"
+    guidance_across_prompts: bool = True
+    guidance_gap: int = 1
     self_reflection: bool = False
     reflection_threshold: float
     num_eval_latents: int
@@ -41,11 +74,50 @@ class QueueSettings(SamplerConfig):
     num_reflection_guidance_latents: int
     num_candidates: int
     judged_group: int
+    reflection_judge: Literal["neighbours", "still"] = "neighbours"
+
+    added_later: ClassVar[frozenset[str]] = frozenset(
+        {
+            "guidance_from",
+            "guidance_anchors",
+            "max_anchors",
+            "anchor_level",
+            "guidance_across_prompts",
+            "guidance_gap",
+            "reflection_judge",
+        }
+    )
 
     @classmethod
     def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Half a window is kept."""
         return {"stride": values["window"] // 2}
+
+    @property
+    def sources(self) -> Sources:
+        """Where guidance latents come from (`guidance_from`)."""
+        return parse_sources(self.guidance_from, self.num_guidance_latents)
+
+    @property
+    def anchor_kind(self) -> tuple[str, int]:
+        """Which latents are kept as anchors, and how far apart (`guidance_anchors`)."""
+        return parse_anchors(self.guidance_anchors)
+
+    @property
+    def most_anchors(self) -> int:
+        """Anchors that a video holds at most."""
+        if not self.sources.anchors:
+            return 0
+        return self.max_anchors if self.anchor_kind[0] == "every" else self.sources.anchors
+
+    @property
+    def tells_positions(self) -> str:
+        """See `SamplerConfig.tells_positions`."""
+        return "guidance_gap" if self.guidance_gap > 1 else ""
+
+    def guided_stepper(self, stepper: Stepper) -> Stepper:
+        """The stepper for passes with long-range guidance: what their windows tell of positions and anchors."""
+        return replace(stepper, max_gap=self.guidance_gap, noises_anchors=self.anchor_level == "window")
 
     @property
     def num_base_groups(self) -> int:
@@ -85,6 +157,24 @@ class QueueSettings(SamplerConfig):
             0 <= self.num_guidance_latents <= room, "num_guidance_latents",
             f"0 to {room}: a guided window must still hold its stride of {self.stride} local latents",
         )  # fmt: skip
+        self._check_sources()
+
+    def _check_sources(self) -> None:
+        """Where guidance comes from."""
+        for name, parse in (("guidance_from", lambda: self.sources), ("guidance_anchors", lambda: self.anchor_kind)):
+            try:
+                parse()
+            except ValueError as error:
+                raise ConfigError(
+                    f"sampler.{name} = {getattr(self, name)!r} cannot be: {error}", f"write {_EXAMPLES[name]}"
+                ) from None
+        self.require(2 <= self.max_anchors <= MAX_ANCHORS, "max_anchors", f"2 to {MAX_ANCHORS}")
+        self.require(1 <= self.guidance_gap <= MAX_GAP, "guidance_gap", f"1 to {MAX_GAP}")
+        if self.sources.anchors:
+            self.require(
+                self.anchor_kind[0] == "every" or self.sources.anchors <= self.window, "guidance_from",
+                f"at most window = {self.window} anchors, the latents of a clip",
+            )  # fmt: skip
 
     def check_reflection(self) -> None:
         """Checks self-reflection, where it is on.

@@ -53,6 +53,7 @@ class HelperGpu(Gpu):
         super().__init__()
         self.name = name
         self.error: Exception | None = None
+        self.positions: list[list[int] | None] = []
         self.may_open = threading.Event()
         self.may_open.set()
 
@@ -60,8 +61,14 @@ class HelperGpu(Gpu):
         assert self.may_open.wait(paced(SECONDS))
 
     def run_window(
-        self, prompt: int, x_FCHW: np.ndarray, level_F: np.ndarray, branch: int | None
+        self,
+        prompt: int,
+        x_FCHW: np.ndarray,
+        level_F: np.ndarray,
+        branch: int | None,
+        position_F: np.ndarray | None,
     ) -> tuple[np.ndarray, float]:
+        self.positions.append(None if position_F is None else position_F.tolist())
         output = self.compute(x_FCHW)
         if self.error is not None:
             raise self.error
@@ -114,6 +121,14 @@ def setup() -> Iterator[Callable[..., Setup]]:
 
 def values(futures: Sequence[Future[torch.Tensor]]) -> list[float]:
     return [future.result(SECONDS).item() for future in futures]
+
+
+def test_a_helper_is_told_where_latents_stand_in_time(setup: Callable[..., Setup]) -> None:
+    at = setup(num_helpers=1)
+    call = WindowCall(torch.full((2, 1, 1, 1), 1.0), torch.tensor([3, 3]), PROMPT, position_F=torch.tensor([0, 40]))
+    at.pool.submit(call, 0, is_candidate=True).result(SECONDS)
+    assert values([at.submit(2.0, is_candidate=True)]) == [20.0]
+    assert at.helpers[0].positions == [[0, 40], None]
 
 
 def test_helpers_that_take_candidates_never_get_another_window(setup: Callable[..., Setup]) -> None:

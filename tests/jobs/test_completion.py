@@ -70,7 +70,7 @@ def test_options_and_what_they_take(script: Path) -> None:
     assert completed(script, "generate", "--conf") == {"--config"}
     assert completed(script, "generate", "p.txt", "out", "--dtype", "") == {"auto", "float32", "bfloat16", "float16"}
     assert completed(script, "generate", "p.txt", "out", "--config", "") == {*shipped_configs(), script.name}
-    assert completed(script, "generate", "p.txt", "out", "--config", "wan-") == {"wan-distilled"}
+    assert completed(script, "generate", "p.txt", "out", "--config", "wan-d") == {"wan-distilled"}
     assert completed(script, "generate", "p.txt", "out", "--set", "video.c") == {"video.codec=", "video.crf="}
     assert completed(script, "export", "out", "to", "--format", "w") == {"webdataset"}
 

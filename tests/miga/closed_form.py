@@ -69,7 +69,7 @@ def make_config(**settings: Any) -> Any:
     small.setdefault("unified_stride", small["stride"])
     small.setdefault("guidance_high_level", small["num_steps"])
     method = small["method"]
-    return methods()[method].settings(**{name: small[name] for name in field_names(method)})
+    return methods()[method].settings(**{name: small[name] for name in field_names(method) if name in small})
 
 
 def make_fifo_config(**settings: Any) -> Any:

@@ -388,7 +388,7 @@ EARLIER_PROFILES: dict[str, dict[str, Any]] = {
 def test_a_record_of_an_earlier_version_is_read(profile: str) -> None:
     noted = EARLIER | {"profile": profile} | EARLIER_PROFILES[profile]
     assert read_config(noted, "run.json") == resolve_config(profile, SPEC)
-    assert stored_values(noted) == json.loads(json.dumps(resolve_config(profile, SPEC).to_dict()))
+    assert stored_values(noted) == json.loads(json.dumps(resolve_config(profile, SPEC).noted()))
 
 
 def test_what_no_method_knows_is_not_left_out() -> None:

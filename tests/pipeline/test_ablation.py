@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from miga.backbones.registry import load_spec
+from miga.cost import count_calls
 from miga.errors import ConfigError, UsageError
+from miga.profiles import resolve_config
 from pipeline.ablation import (
     COLUMNS,
     Row,
@@ -66,6 +69,25 @@ def test_the_grid_that_comes_along_has_the_papers_tables() -> None:
     assert {grid.settings[row.setting].profile for row in grid.select(["5"]).tables[0].rows[2:]} == {
         "no-zigzag-no-stage-2-no-reflection"
     }
+
+
+def test_the_grid_of_long_range_guidance_is_possible() -> None:
+    """On the embedded model all of it; on one without positions all but their table."""
+    grid = load_grid(ROOT / "jobs" / "configs" / "ablate-guidance.toml")
+    assert [table.name for table in grid.tables] == ["from", "many", "positions", "level"]
+    assert {row.setting for table in grid.tables for row in table.rows} == set(grid.settings)
+    resolved = {
+        name: resolve_config(setting.profile, load_spec("sprites"), setting.sampler)
+        for name, setting in grid.settings.items()
+    }
+    assert merge_settings({name: sampler.to_dict() for name, sampler in resolved.items()}).keys() == resolved.keys()
+    assert len({count_calls(resolved[row.setting], 30).total for row in grid.tables[0].rows}) == 1, "none costs more"
+    other = load_spec("VideoCrafter/VideoCrafter2")
+    for table in grid.tables:
+        if table.name != "positions":
+            for row in table.rows:
+                setting = grid.settings[row.setting]
+                resolve_config(setting.profile, other, setting.sampler)
 
 
 def test_tables_are_chosen_by_name_with_the_settings_they_show() -> None:

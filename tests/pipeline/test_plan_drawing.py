@@ -35,6 +35,39 @@ def test_every_latent_of_a_pass_is_drawn_once_at_its_level(profile: str) -> None
         assert ranges == [(first + window.keep_start, first + window.keep_stop) for window in row.planned.windows]
 
 
+@pytest.mark.parametrize("kind", ["base", "first"])
+def test_where_guidance_comes_from_is_drawn(kind: str) -> None:
+    """The anchors that a window shows by their places, hollow; its other guidance latents as dots."""
+    sampler = {
+        "num_steps": 10,
+        "handoff_level": 3,
+        "guidance_from": "anchors:1,head:1,nearest",
+        "guidance_anchors": kind,
+    }
+    drawing = draw_plan(SPEC, resolve_config("swift", SPEC, sampler), 90)
+    rows = [*drawing.first, *drawing.last]
+    shown = [
+        (row.planned.first, tuple(row.planned.anchors[number] for number in window.anchors), window)
+        for row in rows
+        for window in row.planned.windows
+    ]
+    assert any(anchors for _, anchors, _ in shown)
+    groups = [each for each in ET.fromstring(to_svg([drawing])).iter(f"{SVG}g") if "data-kept" in each.attrib]
+    for group, (first, anchors, window) in zip(groups, shown, strict=True):
+        assert tuple(map(int, group.attrib.get("data-anchors", "").split())) == anchors
+        circles = list(group.iter(f"{SVG}circle"))
+        assert [each.attrib["fill"] == "#fff" for each in circles] == [False] * len(window.guidance) + [True] * len(
+            anchors
+        )
+        cells = [float(each.attrib["cx"]) for each in circles[: len(window.guidance)]]
+        assert cells == sorted(cells)
+        if window.guidance:
+            assert cells[0] - cells[-1] == 8 * (window.guidance[0] - window.guidance[-1])
+        assert first >= 0
+    assert "anchors: finished latents" in to_svg([drawing])
+    assert "anchors: finished latents" not in to_svg([draw_plan(SPEC, resolve_config("swift", SPEC), 20)])
+
+
 @pytest.mark.parametrize("profile", ["paper", "released", "fifo", "stage-2-only"])
 def test_what_is_not_drawn_is_said(profile: str) -> None:
     """Every pass of the plan is a row, or counted among those left out."""

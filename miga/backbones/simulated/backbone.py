@@ -40,7 +40,12 @@ def _numbers_of(text: str) -> torch.Tensor:
 
 
 class SimulatedDenoiser:
-    """See `miga.backbones.base.BranchedDenoiser`. Sums of neighbours only: no result depends on how it is computed."""
+    """See `miga.backbones.base.BranchedDenoiser`. Sums of neighbours only: no result depends on how it is computed.
+
+    Where latents have positions, neighbours count the less, the further off they are.
+    """
+
+    takes_positions = True
 
     def __init__(
         self,
@@ -56,7 +61,11 @@ class SimulatedDenoiser:
         self._guided_levels = (config.guidance_low_level, config.guidance_high_level)
 
     def __call__(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[SimulatedCondition]
+        self,
+        x_BFCHW: torch.Tensor,
+        level_BF: torch.Tensor,
+        conditions: Sequence[SimulatedCondition],
+        position_BF: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predicted clean latents, float32, after their time.
 
@@ -64,7 +73,7 @@ class SimulatedDenoiser:
             NonFiniteError: if a prompt asks for NaN.
         """
         branches = range(self.num_branches(level_BF))
-        predictions = [self.predict_branch(x_BFCHW, level_BF, conditions, branch) for branch in branches]
+        predictions = [self.predict_branch(x_BFCHW, level_BF, conditions, branch, position_BF) for branch in branches]
         return self.combine(x_BFCHW, level_BF, predictions)
 
     def num_branches(self, level_BF: torch.Tensor) -> int:
@@ -73,14 +82,19 @@ class SimulatedDenoiser:
 
     @torch.no_grad()
     def predict_branch(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[SimulatedCondition], branch: int
+        self,
+        x_BFCHW: torch.Tensor,
+        level_BF: torch.Tensor,
+        conditions: Sequence[SimulatedCondition],
+        branch: int,
+        position_BF: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predicted clean latents under the prompt (branch 0) or the negative prompt (1)."""
         batch, length = level_BF.shape
         with self._gpu.taken(batch * self._options.call_s / 2 * length / self._full_window):
             struck = [] if branch else [fault for condition in conditions if (fault := self._struck(condition))]
             texts_C = [condition.negative_C if branch else condition.prompt_C for condition in conditions]
-            clean_BFCHW = self._forward(x_BFCHW, level_BF, texts_C)
+            clean_BFCHW = self._forward(x_BFCHW, level_BF, texts_C, position_BF)
             return clean_BFCHW * math.nan if any(fault.kind == "nan" for fault in struck) else clean_BFCHW
 
     @torch.no_grad()
@@ -107,10 +121,20 @@ class SimulatedDenoiser:
         fault.strike()
         return fault
 
-    def _forward(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, texts_C: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _forward(
+        self,
+        x_BFCHW: torch.Tensor,
+        level_BF: torch.Tensor,
+        texts_C: Sequence[torch.Tensor],
+        position_BF: torch.Tensor | None,
+    ) -> torch.Tensor:
         x_BFCHW = x_BFCHW.float()
         before = torch.cat([x_BFCHW[:, :1], x_BFCHW[:, :-1]], 1)
         behind = torch.cat([x_BFCHW[:, 1:], x_BFCHW[:, -1:]], 1)
+        if position_BF is not None:
+            gap = position_BF.diff(dim=1).to(x_BFCHW)[..., None, None, None]
+            before[:, 1:] /= gap
+            behind[:, :-1] /= gap
         sigma = self.schedule.at(self.schedule.sigma, level_BF, x_BFCHW)
         text_BCHW = torch.stack(list(texts_C))[:, None, :, None, None]
         mixed = 0.6 * x_BFCHW + 0.25 * before + 0.15 * behind + 0.3 * text_BCHW

@@ -40,9 +40,15 @@ class VideoCrafter2Denoiser(GuidedDenoiser):
 
     @torch.no_grad()
     def predict_branch(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[TextCondition], branch: int
+        self,
+        x_BFCHW: torch.Tensor,
+        level_BF: torch.Tensor,
+        conditions: Sequence[TextCondition],
+        branch: int,
+        position_BF: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Noise `[B, C, F, H, W]`, float32, under the prompt (branch 0) or the negative prompt (1)."""
+        assert position_BF is None, "the frames of this model carry no positions"
         x_BCFHW = x_BFCHW.transpose(1, 2).to(self.unet.dtype)
         timestep = self._timesteps(level_BF).to(x_BFCHW.device)
         with self.turn():

@@ -16,6 +16,7 @@ from miga.backbones.guided_denoiser import GuidedDenoiser, TextCondition
 from miga.backbones.turns import Turn
 from miga.backbones.wan.padding import has_compact_padding
 from miga.backbones.wan.per_latent import use_per_latent_timesteps
+from miga.backbones.wan.positions import positions, use_positions
 from miga.backbones.wan.spec import NUM_TEXT_TOKENS
 from miga.schedule import NoiseSchedule
 
@@ -24,8 +25,11 @@ class WanDenoiser(GuidedDenoiser):
     """See `GuidedDenoiser`, which takes all but the first.
 
     Args:
-        transformer: predicts `noise - clean`; is made to take time steps per latent (see `wan/per_latent.py`).
+        transformer: predicts `noise - clean`; is made to take time steps per latent (see `wan/per_latent.py`) and
+            positions (`wan/positions.py`).
     """
+
+    takes_positions = True
 
     def __init__(
         self,
@@ -37,17 +41,23 @@ class WanDenoiser(GuidedDenoiser):
         turn: Turn = nullcontext,
     ) -> None:
         use_per_latent_timesteps(transformer)
+        use_positions(transformer)
         self.transformer = transformer
         super().__init__(schedule, window, guidance_scale, guided_levels, turn)
 
     @torch.no_grad()
     def predict_branch(
-        self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[TextCondition], branch: int
+        self,
+        x_BFCHW: torch.Tensor,
+        level_BF: torch.Tensor,
+        conditions: Sequence[TextCondition],
+        branch: int,
+        position_BF: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Velocity `[B, C, F, H, W]`, float32, under the prompt (branch 0) or the negative prompt (1)."""
         x_BCFHW = x_BFCHW.transpose(1, 2).to(self.transformer.dtype)
         timestep_BF = self.schedule.timestep[level_BF.cpu()]  # float32 or whole numbers: bfloat16 rounds 993 to 992
-        with self.turn():
+        with self.turn(), positions(position_BF):
             return self._forward(x_BCFHW, timestep_BF, [condition[branch] for condition in conditions])
 
     def to_clean(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, prediction_BCFHW: torch.Tensor) -> torch.Tensor:

@@ -226,6 +226,7 @@ def spec_of(
         forward_flops=architecture.forward_flops(window * tokens_per_latent),
         sampler=settings.sampler,
         noise_schedule="flow",
+        takes_positions=True,
     )
 
 

@@ -6,15 +6,17 @@ video of known length the queue may run empty once the last latent is in it (`Mi
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 
+from miga.anchors import Anchors
 from miga.denoise_pass import Stepper
+from miga.long_range import LongRange
 from miga.methods.miga.settings import MigaSettings
 from miga.queue import FrameQueue
 from miga.reflection import ReflectionTrace, SelfReflection
-from miga.windows import plan_pass
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class Zigzag:
     reflection: SelfReflection | None
     num_latents: int | None = None
 
+    @functools.cached_property
+    def long_range(self) -> LongRange:
+        """Its guidance."""
+        return LongRange(self.config, self.stepper.prompts, self.config.lead)
+
     def start(self, clean_FCHW: torch.Tensor) -> FrameQueue:
         """The base clip, its groups noised to levels `T - n_zig ... T - 1`. Source: Alg. 4, lines 7-13.
 
@@ -44,11 +51,16 @@ class Zigzag:
         return self.stepper.renoised(clean_FCHW, level.clamp_min(config.handoff_level - 1), first=0)
 
     def advance(
-        self, queue: FrameQueue, trace: ReflectionTrace
+        self, queue: FrameQueue, trace: ReflectionTrace, anchors: Anchors = ()
     ) -> tuple[FrameQueue | None, FrameQueue, ReflectionTrace]:
         """One push, judgement and pass; once the head has reached level `e`, its group leaves at level `e - 1`.
 
         A queue that drains is neither pushed to nor judged. Base groups that start at level `e - 1` leave at once.
+
+        Args:
+            queue: Stage 1's.
+            trace: what self-reflection did so far.
+            anchors: finished latents that windows may be shown.
 
         Returns:
             The group that left (None during initialisation), the queue, the trace.
@@ -61,12 +73,9 @@ class Zigzag:
         if self.is_pushed(queue.first + len(queue)):
             queue = self.stepper.push_noise(queue, config.zigzag_width, config.num_steps, "push")
             if self.reflection is not None:
-                queue, trace = self.reflection.reflect(queue, trace)
+                queue, trace = self.reflection.reflect(queue, trace, anchors=anchors)
         is_full = int(queue.level_F[0]) == config.handoff_level
-        plan = plan_pass(
-            len(queue), config.window, config.stride, config.num_guidance_latents, config.zigzag_width, lead=config.lead
-        )
-        queue = self.stepper.pass_over(queue, plan)
+        queue = self.stepper.pass_over(queue, self.long_range.plan(queue, anchors), anchors)
         if not is_full:
             return None, queue, trace
         head, queue = queue.pop(config.zigzag_width)

@@ -14,15 +14,16 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from miga.anchors import Anchors
 from miga.errors import ConfigError
+from miga.long_range import LongRange
 from miga.methods.base import Begin
 from miga.methods.released.branches import BRANCHES, Branch, remainder
 from miga.methods.released.reflection import ReleasedReflection
 from miga.methods.released.settings import ReleasedSettings
-from miga.queue import FrameQueue
+from miga.queue import ADDED_LATER, FrameQueue
 from miga.reflection import ReflectionTrace
 from miga.unified import StreamedPass, Unified, UnifiedState
-from miga.windows import Window, plan_pass
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class ReleasedState:
         unified: wavefront of Stage 2 and the second denoising.
         num_passes: of Stage 1 so far; 0 during initialisation.
         trace: what self-reflection did (of a video without end, the last evaluation alone).
+        anchors: finished latents that initialisation and Stage 1 are guided by.
     """
 
     queue: FrameQueue
@@ -42,6 +44,7 @@ class ReleasedState:
     unified: UnifiedState
     num_passes: int = 0
     trace: ReflectionTrace = field(default_factory=ReflectionTrace)
+    anchors: Anchors = field(default=(), metadata=ADDED_LATER)
 
 
 class Released:
@@ -58,7 +61,8 @@ class Released:
     def __init__(self, config: ReleasedSettings, begin: Begin) -> None:
         stepper, num_latents = begin.stepper, begin.num_latents
         self.config = config
-        self.stepper = stepper.in_part("stage 1")
+        self.stepper = config.guided_stepper(stepper.in_part("stage 1"))
+        self.long_range = LongRange(config, stepper.prompts)
         self.num_latents = num_latents
         self.branch = BRANCHES[config.released_branch]
         sigma = stepper.schedule.sigma
@@ -82,7 +86,8 @@ class Released:
         config = self.config
         level = config.num_steps - config.num_base_groups + torch.arange(config.window) // config.zigzag_width
         queue = self.stepper.renoised(clean_FCHW, level, first=0)
-        return ReleasedState(queue, clean_FCHW[-1:].clone(), self.unified.start())
+        anchors = self.long_range.begin(clean_FCHW, self.stepper)
+        return ReleasedState(queue, clean_FCHW[-1:].clone(), self.unified.start(), anchors=anchors)
 
     def advance(self, state: ReleasedState) -> tuple[ReleasedState, FrameQueue | None]:
         """One pass of initialisation or Stage 1, and as much of Stage 2 as that allows.
@@ -117,10 +122,11 @@ class Released:
         """A pass in place, then self-reflection."""
         config = self.config
         offset = remainder(len(state.queue), config.window - config.num_guidance_latents, config.stride)
-        queue = self.stepper.pass_in_place(state.queue, self._plan(len(state.queue), offset))
+        plan = self.long_range.plan(state.queue, state.anchors, offset)
+        queue = self.stepper.pass_in_place(state.queue, plan, state.anchors)
         trace = state.trace
         if self.reflection is not None:
-            queue, trace = self.reflection.reflect(queue, trace, state.last_base_1CHW)
+            queue, trace = self.reflection.reflect(queue, trace, state.last_base_1CHW, state.anchors)
         return replace(state, queue=queue.compact(), trace=trace.tail() if self.num_latents is None else trace)
 
     def _stage1(self, state: ReleasedState) -> tuple[ReleasedState, FrameQueue | None]:
@@ -130,7 +136,7 @@ class Released:
         if num_latents - offset < config.window - config.num_guidance_latents:
             offset = 0
         run = self.stepper.pass_over if self.branch.reads_snapshot else self.stepper.pass_in_place
-        queue = run(state.queue, self._plan(num_latents, offset))
+        queue = run(state.queue, self.long_range.plan(state.queue, state.anchors, offset), state.anchors)
         popped = None
         if int(queue.level_F[0]) == config.handoff_level:
             popped, queue = queue.pop(config.zigzag_width)
@@ -146,13 +152,7 @@ class Released:
         unified, finished = self.unified.advance(state.unified, arrived)
         if finished is not None and self.num_latents is not None:
             finished = finished[: self.num_latents - finished.first]
-        return replace(state, unified=unified), finished
-
-    def _plan(self, num_latents: int, offset: int) -> tuple[Window, ...]:
-        config = self.config
-        return plan_pass(
-            num_latents, config.window, config.stride, config.num_guidance_latents, config.zigzag_width, offset
-        )
+        return replace(state, unified=unified, anchors=self.long_range.after(state.anchors, finished)), finished
 
     def _push(self, queue: FrameQueue, last_base_1CHW: torch.Tensor, is_noised_base: bool) -> FrameQueue:
         count, level = self.config.zigzag_width, self.config.num_steps

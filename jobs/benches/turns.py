@@ -1,0 +1,180 @@
+"""Two prompts in turn: does what they name change, how soon, and does what they leave open stay?
+
+Both prompts leave the same attributes open. What the second one names is another colour, shape and ground each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from jobs.benches.line_file import LineFile
+from jobs.benches.quality import KEY_NAMES, VideoJob, VideoMaker, plan
+from jobs.benches.statistics import mean_interval, paired_difference, verdict
+from jobs.benches.video_score import LOOKS, caption_of, omitted
+from jobs.profiles.choice import parse_profile
+from miga.backbones.sprites.scorer import read_frames
+from miga.backbones.sprites.world import COLOURS, GROUNDS, SHAPES, Scene, held_out_scenes
+from miga.errors import UsageError
+from miga.video import make_video
+from pipeline.terminal import say
+
+HELD: Final = 16
+"""Frames, a second of them: what is named has changed once three quarters of so many show it."""
+MEASURES: Final[dict[str, bool]] = {
+    "first named": True,
+    "then named": True,
+    "frames to change": False,
+    "open stays": True,
+    "residual": False,
+}
+"""All measures, and whether more of it is better."""
+_CHOICES: Final = {"colour": tuple(COLOURS), "shape": tuple(SHAPES), "ground": tuple(GROUNDS)}
+
+
+def bench_turns(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Makes the videos that are still missing, in this process, and compares the profiles.
+
+    Raises:
+        UsageError: if an option does not fit.
+    """
+    profiles = list(dict.fromkeys(options.profiles))
+    if options.against not in profiles and len(profiles) > 1:
+        raise UsageError(f"--against {options.against} is none of --profiles", f"take one of {', '.join(profiles)}")
+    if options.captions == "empty":
+        raise UsageError("--captions empty names nothing that could change", "take full or partial")
+    jobs = plan(options, profiles)
+    with tempfile.TemporaryDirectory(prefix="miga-bench-") as folder:
+        lines = LineFile(Path(options.out or Path(folder) / "turns.jsonl"), KEY_NAMES)
+        maker: VideoMaker | None = None
+        for number, job in enumerate(jobs, start=1):
+            if lines.key(asdict(job)) in lines.read() or options.read_only:
+                continue
+            maker = maker or VideoMaker(job.dtype)
+            if lines.make(asdict(job), lambda job=job, maker=maker: make_turns(maker, job)):  # type: ignore[misc]
+                say(f"{number}/{len(jobs)}: {job.profile}, prompt {job.prompt}, seed {job.seed}")
+        made = lines.read()
+    rows = [made[key] for key in map(lines.key, map(asdict, jobs)) if key in made]
+    if not rows:
+        raise UsageError(f"{options.out} holds none of these videos", "leave out --read-only to make them")
+    return compare(rows, profiles, options.against)
+
+
+def next_scene(scene: Scene, open_names: Sequence[str]) -> Scene:
+    """The scene of the second prompt: another value of every look that is named."""
+    other = {}
+    for name in LOOKS:
+        if name not in open_names:
+            choices = _CHOICES[name]
+            other[name] = choices[(choices.index(getattr(scene, name)) + 1) % len(choices)]
+    return replace(scene, **other)
+
+
+def make_turns(maker: VideoMaker, job: VideoJob) -> dict[str, Any]:
+    """What a line says of the video beside its key."""
+    backbone, open_names = maker.backbone, omitted(job.captions, job.prompt)
+    first = held_out_scenes(job.prompt + 1, seed=1)[job.prompt]
+    scenes = (first, next_scene(first, open_names))
+    captions = [caption_of(scene, job.prompt, open_names) for scene in scenes]
+    started_s, frames = time.process_time(), []
+    for step in make_video(
+        backbone,
+        parse_profile(job.profile, backbone.spec),
+        backbone.encode_prompts(captions),
+        maker.negative,
+        job.latents,
+        seed=job.prompt + 1_000_000 * job.seed,
+    ):
+        num_calls = step.num_calls
+        if step.frames is not None:
+            frames.append(step.frames)
+    turn = backbone.spec.num_frames(math.ceil(job.latents / 2))
+    values = measure_turns(np.concatenate(frames) / np.float32(255.0), scenes, open_names, turn)
+    return {
+        "captions in turn": captions,
+        **{name: None if math.isnan(value) else round(value, 6) for name, value in values.items()},
+        "calls": num_calls,
+        "cpu s": round(time.process_time() - started_s, 2),
+    }
+
+
+def measure_turns(
+    frames_FHWC: np.ndarray, scenes: tuple[Scene, Scene], open_names: Sequence[str], turn: int
+) -> dict[str, float]:
+    """Every measure of `MEASURES`.
+
+    "first named", "then named": share of frames before the turn, and of those in the second half behind it, that show
+    all looks the prompt of that time names. "frames to change": from the turn until they are shown by three quarters of
+    `HELD` frames; the frames left where that never happens. "open stays": share of all frames that show the looks left
+    open as most of the first second does; NaN where none is.
+
+    Args:
+        frames_FHWC: float32 in [0, 1].
+        scenes: of the first prompt and of the second.
+        open_names: what both leave open.
+        turn: number of the first frame under the second.
+    """
+    reading = read_frames(frames_FHWC)
+    seen = {name: np.asarray(getattr(reading, name)) for name in LOOKS}
+    named = [name for name in LOOKS if name not in open_names]
+    right = [np.logical_and.reduce([seen[name] == getattr(scene, name) for name in named]) for scene in scenes]
+    behind = right[1][turn:]
+    windows = [behind[start : start + HELD].mean() for start in range(max(1, len(behind) - HELD + 1))]
+    changed = next((start for start, share in enumerate(windows) if share >= 0.75), len(behind))
+    kept = [seen[name] == _most_common(seen[name][:HELD]) for name in LOOKS if name in open_names]
+    return {
+        "first named": float(right[0][:turn].mean()),
+        "then named": float(behind[len(behind) // 2 :].mean()),
+        "frames to change": float(changed),
+        "open stays": float(np.logical_and.reduce(kept).mean()) if kept else math.nan,
+        "residual": float(reading.residual_F.mean()),
+    }
+
+
+def _most_common(names: np.ndarray) -> str:
+    values, counts = np.unique(names, return_counts=True)
+    return str(values[counts.argmax()])
+
+
+def compare(
+    rows: Sequence[Mapping[str, Any]], profiles: Sequence[str], against: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Means per profile, and paired differences from one of them, each with its interval over prompts."""
+    values = {
+        (profile, name): {
+            (row["prompt"], row["seed"]): math.nan if row[name] is None else float(row[name])
+            for row in rows
+            if row["profile"] == profile
+        }
+        for profile in profiles
+        for name in (*MEASURES, "calls")
+    }
+    tables = {
+        f"Two prompts in turn: {rows[0]['latents']} latents, {rows[0]['captions']} captions": [
+            {"measure": name, **{profile: str(mean_interval(values[profile, name])) for profile in profiles}}
+            for name in (*MEASURES, "calls")
+        ]
+    }
+    others = [profile for profile in profiles if profile != against]
+    if others:
+        tables[f"Difference from {against}, same prompts and seeds"] = [
+            {
+                "measure": name,
+                **{other: _difference(values[other, name], values[against, name], name) for other in others},
+            }
+            for name in MEASURES
+        ]
+    return tables
+
+
+def _difference(ours: Mapping[tuple[int, int], float], theirs: Mapping[tuple[int, int], float], name: str) -> str:
+    difference = paired_difference(ours, theirs)
+    return "-" if math.isnan(difference.mean) else f"{difference.signed()} {verdict(difference, MEASURES[name])}"
