@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from jobs.benches.line_file import LineFile
-from jobs.benches.statistics import mean_interval, paired_difference, verdict
+from pipeline.evaluation.paired import mean_interval, paired_difference, verdict
 from jobs.benches.video_score import MEASURES, caption_of, measure, omitted
 from jobs.profiles.choice import parse_profile
 from miga.allocator import keep_heap_steady

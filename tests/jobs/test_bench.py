@@ -22,7 +22,7 @@ from jobs.benches.line_file import LineFile
 from jobs.benches.memory import MemoryMark, bench_memory
 from jobs.benches.quality import KEY_NAMES, compare
 from jobs.benches.run_share import ModuleClock
-from jobs.benches.statistics import Interval, mean_interval, paired_difference, verdict
+from pipeline.evaluation.paired import Interval, mean_interval, paired_difference, verdict
 from jobs.benches.video_score import MEASURES, caption_of, measure, omitted
 from jobs.cli import main
 from jobs.profiles.choice import parse_profile

@@ -38,14 +38,14 @@ class Interval:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
-def mean_interval(values: Mapping[tuple[int, Hashable], float]) -> Interval:
+def mean_interval(values: Mapping[tuple[Hashable, Hashable], float]) -> Interval:
     """The mean over videos.
 
     Args:
         values: by (prompt, seed); NaN where a video has none.
     """
-    sums: dict[int, float] = {}
-    counts: dict[int, int] = {}
+    sums: dict[Hashable, float] = {}
+    counts: dict[Hashable, int] = {}
     for (prompt, _), value in values.items():
         if not math.isnan(value):
             sums[prompt] = sums.get(prompt, 0.0) + value
@@ -64,7 +64,7 @@ def mean_interval(values: Mapping[tuple[int, Hashable], float]) -> Interval:
 
 
 def paired_difference(
-    values: Mapping[tuple[int, Hashable], float], against: Mapping[tuple[int, Hashable], float]
+    values: Mapping[tuple[Hashable, Hashable], float], against: Mapping[tuple[int, Hashable], float]
 ) -> Interval:
     """The mean of `values - against` over the videos (prompt, seed) that both have."""
     return mean_interval({key: value - against[key] for key, value in values.items() if key in against})
