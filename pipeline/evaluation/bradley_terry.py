@@ -107,11 +107,10 @@ def _checked(counts_KK: npt.ArrayLike) -> Array:
 def _is_connected(wins_RKK: Array) -> npt.NDArray[np.bool_]:
     """Whether from each system a way of wins leads to each other one."""
     num_systems = wins_RKK.shape[-1]
-    reach = (wins_RKK > 0) | np.eye(num_systems, dtype=bool)
+    reach = np.asarray((wins_RKK > 0) | np.eye(num_systems, dtype=bool))
     for _ in range(max(1, num_systems.bit_length())):
-        reach = np.matmul(reach.astype(np.int64), reach.astype(np.int64)) > 0
-    found: npt.NDArray[np.bool_] = reach.all(axis=(1, 2))
-    return found
+        reach = np.asarray(np.matmul(reach.astype(np.int64), reach.astype(np.int64)) > 0)
+    return np.asarray(reach.all(axis=(1, 2)))
 
 
 def _newton(wins_RKK: Array) -> Array:

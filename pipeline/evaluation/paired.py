@@ -64,7 +64,7 @@ def mean_interval(values: Mapping[tuple[Hashable, Hashable], float]) -> Interval
 
 
 def paired_difference(
-    values: Mapping[tuple[Hashable, Hashable], float], against: Mapping[tuple[int, Hashable], float]
+    values: Mapping[tuple[Hashable, Hashable], float], against: Mapping[tuple[Hashable, Hashable], float]
 ) -> Interval:
     """The mean of `values - against` over the videos (prompt, seed) that both have."""
     return mean_interval({key: value - against[key] for key, value in values.items() if key in against})

@@ -183,7 +183,7 @@ class Reliability:
 
 
 def sign_test_p(num_for: int, num_against: int) -> float:
-    """Of the two-sided exact sign test: how likely a split at least as uneven is by chance; 1 where there is nothing."""
+    """Of the two-sided exact sign test: how likely a split so uneven is by chance; 1 where there is nothing."""
     number = num_for + num_against
     tail = sum(math.comb(number, k) for k in range(min(num_for, num_against) + 1))
     return min(1.0, float(2 * tail / 2**number))

@@ -186,7 +186,7 @@ def test_the_interval_is_over_prompts_and_over_people() -> None:
 
 @pytest.mark.slow
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
-    """Prompts and people each shift the chance of a win: of many such studies, about 95 % of intervals hold the mean."""
+    """Prompts and people each shift the chance of a win: about 95 % of such studies' intervals hold the mean."""
     generator = np.random.default_rng(11)
     held = 0
     for _ in range(60):
