@@ -88,12 +88,20 @@ class LoopbackAnswer(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self) -> None:
+        """Answers, or refuses to."""
+        self._guarded(self.answer_post)
+
+    def answer_post(self) -> None:
+        """Answers a POST from this machine; there is none unless a subclass says so."""
+        self.refuse()
+
     def refuse(self) -> None:
         """Says that there is no such method."""
         self.close_connection = True  # what else was sent is not read
         self.say(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", {"Allow": "GET, HEAD"})
 
-    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_CONNECT = do_TRACE = refuse
+    do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_CONNECT = do_TRACE = refuse
 
     def _guarded(self, answer: Callable[[], None]) -> None:
         try:
