@@ -17,6 +17,7 @@ from typing import Any, Final
 from jobs.commands import (
     ablate,
     bench,
+    compare,
     completion,
     config,
     convert,
@@ -69,6 +70,7 @@ COMMANDS: Final = (
     plan,
     simulate,
     bench,
+    compare,
     judge,
     config,
     doctor,
