@@ -22,8 +22,8 @@ from miga.errors import InputError
 from miga.outside_data import OutsideDataError, parse_json_object, read_file
 
 NUM_SAMPLES: Final = 5
-LEAST_USABLE: Final = 3
-"""Of the samples of a question; with fewer it is void."""
+_LEAST_USABLE: Final = 3
+"""Of five samples of a question; with fewer it is void."""
 NUM_FRAMES: Final = 10
 """That a judge sees of a video, evenly from the first to the last."""
 
@@ -156,10 +156,20 @@ def read_answer(text: str | None) -> bool | None:
     return {"yes": True, "no": False}.get(found[1].lower()) if found else None
 
 
-def share_of_yes(answers: Sequence[str | None], least: int = LEAST_USABLE) -> float | None:
-    """Of the answers that can be read; None where these are fewer than `least`: the question is void."""
+def least_usable(samples: int) -> int:
+    """Answers of a question that must be readable for it to count: three of five, and as many of other numbers."""
+    return -(-samples * _LEAST_USABLE // NUM_SAMPLES)
+
+
+def share_of_yes(answers: Sequence[str | None], samples: int = NUM_SAMPLES) -> float | None:
+    """Of the answers that can be read; None where these are too few: the question is void.
+
+    Args:
+        answers: to one question; None: no answer.
+        samples: that were asked for.
+    """
     read = [answer for answer in map(read_answer, answers) if answer is not None]
-    return sum(read) / len(read) if len(read) >= least else None
+    return sum(read) / len(read) if len(read) >= least_usable(samples) else None
 
 
 def num_unusable(answers: Sequence[str | None]) -> int:
