@@ -183,6 +183,7 @@ def test_a_judge_that_is_out_of_order_stops_it(files: Any, capsys: pytest.Captur
         assert len(server.requests) <= 3
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_a_kill(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever of the file is there is not asked again, its torn last line is."""
     asked: list[str] = []
@@ -216,6 +217,7 @@ def test_the_cost_is_shown_and_nothing_asked(files: Any, capsys: pytest.CaptureF
     assert "at 2.5 for a million; 3 min or more" in text
 
 
+@pytest.mark.slow
 def test_report_asks_nothing(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
     out, suite_file, answers = files
     assert run(capsys, "narrlv", out, suite_file, "--report", "--answers", answers)[0] == 2
@@ -228,6 +230,7 @@ def test_report_asks_nothing(files: Any, capsys: pytest.CaptureFixture[str]) -> 
     assert "row 3 (3) is of no prompt in these files" in said
 
 
+@pytest.mark.slow
 def test_other_answers_are_not_mixed(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with endpoint(lambda server, body: "Yes") as server:
         ask(capsys, files, server)
@@ -276,6 +279,7 @@ def test_a_run_of_other_prompts(files: Any, tmp_path: Path, make_run: Any, capsy
     assert "no video of a prompt in these files" in message
 
 
+@pytest.mark.slow
 def test_quality_by_a_function(files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     (tmp_path / "my_quality.py").write_text("def by_shade(frame):\n    return 1 + frame.mean() / 64\n")
