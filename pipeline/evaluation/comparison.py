@@ -12,7 +12,8 @@ from typing import Any
 
 from pipeline.evaluation.paired import Interval, mean_interval, paired_difference, verdict
 from pipeline.evaluation.pairs import Asked, Pairing, System
-from pipeline.evaluation.row_scores import Better, better, scores_of
+from pipeline.evaluation.row_scores import better, scores_of
+from pipeline.records.scores import Better
 
 Scores = Mapping[str, Mapping[Asked, float]]
 """Metric → asked for → value."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from miga.errors import OutputError
+from pipeline.records.scores import MANIFEST_SCORES, Better, manifest_scores
 from pipeline.rows import ManifestRow
 from pipeline.storage.base import Storage
-
-Better: TypeAlias = Literal["higher", "lower", "neither"]
 
 RESULTS_PATH: Final = "evaluation/results.parquet"
 """Where `miga evaluate` puts its table in OUT. Of its columns these are read: `row` (position in the prompt file),
@@ -24,14 +23,6 @@ _WANTED: Final = ("row", "sha256", "measure", "value")
 _DERIVED: Final = (("start_end_contrast", "start-end contrast"), ("long", "VBench-Long"))
 _MOST_BYTES: Final = 2 << 30
 
-_OF_MANIFEST: Final[Mapping[str, Better]] = {
-    "final_consistency": "higher",
-    "lowest_consistency": "higher",
-    "searches": "neither",
-    "corrections": "neither",
-    "network_calls": "lower",
-    "gpu_s": "lower",
-}
 _OF_VIDEOS: Final[Mapping[str, Better]] = {
     "subject_consistency": "higher",
     "background_consistency": "higher",
@@ -55,25 +46,9 @@ def better(metric: str) -> Better:
     name, _, derived = metric.partition(", ")
     if derived == "start-end contrast":
         return "lower"
-    return _OF_MANIFEST.get(name) or _OF_VIDEOS.get(name.removeprefix("sprites_").removeprefix("sprites.")) or "neither"
-
-
-def manifest_scores(row: ManifestRow) -> dict[str, float]:
-    """What the manifest knows of a row that was made, by metric; those that it has no value for are left out.
-
-    `final_consistency` is the mean over the video of the sampler's own score of finished latents, `lowest_consistency`
-    its least value.
-    """
-    final = [score for score in row.final_consistency if not math.isnan(score)]
-    values: dict[str, float | None] = {
-        "final_consistency": math.fsum(final) / len(final) if final else None,
-        "lowest_consistency": min(final) if final else None,
-        "searches": float(row.num_searches) if row.num_evaluations else None,
-        "corrections": float(row.num_corrections) if row.num_evaluations else None,
-        "network_calls": None if row.network_calls is None else float(row.network_calls),
-        "gpu_s": row.gpu_s,
-    }
-    return {name: value for name, value in values.items() if value is not None}
+    return (
+        MANIFEST_SCORES.get(name) or _OF_VIDEOS.get(name.removeprefix("sprites_").removeprefix("sprites.")) or "neither"
+    )
 
 
 def evaluation_scores(storage: Storage, rows: Iterable[ManifestRow]) -> dict[int, dict[str, float]]:
