@@ -83,6 +83,7 @@ class VideoTask:
         epoch: of the run's lease, which names them.
         resume_from: path of the last part of a checkpoint to start from; None: from nothing.
         latents_path: where its finished latents go; None: they are not kept.
+        prompts: of the video, in words, if its scores are to be read off its frames; else none.
     """
 
     row: int
@@ -95,6 +96,7 @@ class VideoTask:
     epoch: int = 1
     resume_from: str | None = None
     latents_path: str | None = None
+    prompts: tuple[str, ...] = ()
 
 
 class _Packed:
@@ -180,6 +182,7 @@ class VideoResult:
     Attributes:
         gpu_s: seconds of network calls that it took, on all GPUs together.
         num_helper_calls: network calls that helpers made.
+        scores: read off its frames, by name, if that was asked for.
     """
 
     uri: str
@@ -204,6 +207,7 @@ class VideoResult:
     latents_uri: str | None
     trace: ReflectionTrace
     final_consistency: tuple[float, ...]
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,6 +138,33 @@ class LogsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QualityConfig:
+    """Which videos are good enough. Nothing is asked of them as long as `least` and `most` are empty.
+
+    A video is judged by the scores that its row has when it is made: `final_consistency` (the mean),
+    `lowest_consistency`, `searches`, `corrections`, `network_calls`, `gpu_s`, and those that the model's family reads
+    off its frames (`sprites`: `colour`, `ground`, `shape`, `motion`, `all_right`, `residual`, `right_drift`).
+
+    Attributes:
+        least: score → the least that a video may have.
+        most: score → the most that it may have.
+        retries: how often a row whose video lies beyond that is made again, each time under another seed; the best of
+            its videos is kept. 0: it is only marked.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    least: dict[str, float] = field(default_factory=dict)
+    most: dict[str, float] = field(default_factory=dict)
+    retries: Annotated[int, Field(ge=0, le=100)] = 0
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether videos are judged at all."""
+        return bool(self.least or self.most)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything a user can say about a run.
 
@@ -159,6 +186,7 @@ class RunConfig:
         video: how they are written.
         run: how rows are dealt with.
         logs: where one person watches it.
+        quality: which videos are good enough.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -181,6 +209,7 @@ class RunConfig:
     video: VideoConfig = field(default_factory=VideoConfig)
     run: RunSection = field(default_factory=RunSection)
     logs: LogsConfig = field(default_factory=LogsConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values as JSON knows them: sections as dicts, tuples as lists."""

@@ -160,6 +160,7 @@ class ManifestRow:
     created_at: Time
     version: str
     metadata: str = "{}"
+    quality: str | None = None
 
     def __post_init__(self) -> None:
         if self.status not in ("ok", "failed"):

@@ -11,6 +11,7 @@ go, writes that are done. Each worker has one call for news open, which fails wh
 from __future__ import annotations
 
 import gc
+import json
 import threading
 import time
 from collections import deque
@@ -28,6 +29,7 @@ from actors.driver.inbox import Inbox
 from actors.driver.metrics import RunMetrics, WorkerState
 from actors.driver.pool import Member, Pool
 from actors.driver.progress import ProgressBoard
+from actors.driver.quality import QualityGate
 from actors.driver.recorder import Recorder
 from actors.driver.rows import RowMaker
 from actors.messages import (
@@ -53,7 +55,8 @@ from miga.backbones.base import BackboneSpec
 from miga.errors import MigaError, ModelError
 from pipeline.config import RunConfig
 from pipeline.records.manifest import BrokenFile, Manifest
-from pipeline.records.run_folder import checkpoint_folder, latents_path, newest_checkpoint, video_path
+from pipeline.records.quality import Try, try_name
+from pipeline.records.run_folder import CheckpointName, checkpoint_folder, latents_path, newest_checkpoint, video_path
 from pipeline.rows import BadRow, ManifestRow, PromptRow, Status
 from pipeline.scheduling.ledger import (
     Abort,
@@ -62,6 +65,7 @@ from pipeline.scheduling.ledger import (
     Decision,
     Helpers,
     Ignore,
+    KeepEarlier,
     Ledger,
     Quarantine,
     ReadRows,
@@ -93,13 +97,15 @@ FIRST_CALL: Final = "measuring a call of the network"
 
 @dataclass
 class _Attempt:
-    """A row being made, and what to remember for its manifest row."""
+    """A row being made, under the seed of its try, and what to remember for its manifest row."""
 
     row: PromptRow
+    asked: PromptRow
     key: str
     number: int
     worker: Member
     waited_s: float
+    try_number: int = 0
 
 
 @dataclass
@@ -110,6 +116,7 @@ class _Read:
     status: Status | None
     is_sealed: bool
     checkpoint: str | None = None
+    has_video: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,6 +197,8 @@ class Coordinator:
         self._parts, self._inbox, self._pool, self._recorder = parts, inbox, pool, recorder
         self._text, self._board, self._metrics = text, board, metrics
         self._ledger, self._maker = parts.ledger, parts.maker
+        self._gate = QualityGate(parts.config.quality, parts.storage, board.say)
+        self._judged: dict[tuple[int, int], ManifestRow] = {}
         self._workers = parts.config.workers
         self._rows: Iterator[PromptRow | BadRow] = iter(parts.rows)
         self._attempts: dict[tuple[int, int], _Attempt] = {}
@@ -520,11 +529,35 @@ class Coordinator:
                 self._stop_hosting(name, row, number)
                 self._todo.extend(ledger.made(row, number, name, now_s))
             case VideoFinished():
-                self._results[row, number] = event.result
-                self._todo.extend(ledger.finished(row, number, name, now_s))
+                self._finished(member, attempt, event)
             case VideoFailed():
                 self._failed(member, event)
         self._carry_out()
+
+    def _finished(self, member: Member, attempt: _Attempt | None, event: VideoFinished) -> None:
+        """A video is in its place: it settles its row, unless it is not good enough and another try is left."""
+        row, number, result = event.row, event.attempt, event.result
+        if attempt is not None and attempt.worker is member and self._gate.is_asked:
+            made = self._maker.finished(attempt.row, attempt.key, number, attempt.waited_s, result)
+            this = self._gate.judged(attempt.try_number, made, result.scores)
+            if not self._gate.settles(this):
+                folder = checkpoint_folder(made.shard, row, self._maker.key(attempt.asked))
+                self._with_checkpoints.add(row)
+                noted = partial(self._rejected, member.name, number, this)
+                self._recorder.note(f"{folder}/{try_name(this.number)}", this.to_json(), noted)
+                return
+            self._judged[row, number] = self._gate.kept(row, this)
+        self._results[row, number] = result
+        self._todo.extend(self._ledger.finished(row, number, member.name, time.monotonic()))
+
+    def _rejected(self, name: str, number: int, this: Try) -> None:
+        """The record of a try that was not good enough is written: its row waits for the next."""
+        assert this.row is not None
+        index, now_s = this.row.row, time.monotonic()
+        self._gate.reject(index, this)
+        self._metrics.rejected(index, number)
+        reason = self._gate.reason(this)
+        self._todo.extend(self._ledger.rejected(index, number, name, now_s, reason=reason))
 
     def _failed(self, member: Member, event: VideoFailed) -> None:
         now_s = time.monotonic()
@@ -588,6 +621,8 @@ class Coordinator:
                 self._commit(row, attempt)
             case Quarantine(row, attempt, error_type, error):
                 self._quarantine(row, attempt, error_type, error)
+            case KeepEarlier(row, attempt, error_type, error):
+                self._keep_earlier(row, attempt, error_type, error)
             case Seal(shard):
                 self._recorder.seal(shard)
                 self._settled_before.pop(shard, None)
@@ -629,6 +664,7 @@ class Coordinator:
                 self._board.say(f"the run stops: {reason}")
             case Ignore(index, number, worker):
                 self._results.pop((index, number), None)
+                self._judged.pop((index, number), None)
                 self._board.say(f"row {index}: attempt {number} of {worker} is no longer current")
 
     def _read_rows(self, count: int) -> list[Decision]:
@@ -647,7 +683,9 @@ class Coordinator:
                 decisions += self._ledger.row_skipped(index, read.status, now_s, is_sealed=is_sealed)
             else:
                 self._board.row_read(read.row)
-                decisions += self._ledger.row_read(read.row, now_s, checkpoint=read.checkpoint)
+                decisions += self._ledger.row_read(
+                    read.row, now_s, checkpoint=read.checkpoint, has_video=read.has_video
+                )
         return decisions
 
     def _read_ahead(self) -> None:
@@ -661,7 +699,12 @@ class Coordinator:
                 read.status = self._mended(row, earlier.broken[row.index])
             if isinstance(row, PromptRow) and read.status is None:
                 read.checkpoint = self._checkpoint_of(row, earlier.folders)
-                prompts += self._prompts(row)
+                read.has_video = bool(self._gate.tries(row.index))
+                if self._gate.is_over(row.index):  # its last try was recorded, and then the run was ended
+                    self._record(row, self._gate.kept(row.index), lambda: None)
+                    read.status = "ok"
+                else:
+                    prompts += self._prompts(row)
             self._ahead.append(read)
         if prompts:
             if not self._has_measured:
@@ -703,13 +746,19 @@ class Coordinator:
         if folder.rpartition("/")[2] not in folders:
             return None
         self._with_checkpoints.add(row.index)
-        name = newest_checkpoint(self._parts.storage.children(folder))
+        names = self._parts.storage.children(folder)
+        if self._gate.is_asked and self._gate.remember(row, folder, names):
+            over = self._gate.newest_before(row.index)
+            parts = filter(None, map(CheckpointName.parse, names))
+            names = [str(name) for name in parts if (name.epoch, name.attempt) > over]
+        name = newest_checkpoint(names)
         return None if name is None else f"{folder}/{name}"
 
     def _assign(self, decision: Assign) -> None:
         row, parts, number = decision.row, self._parts, decision.attempt
         member = self._pool.get(decision.worker)
         assert member is not None, f"{decision.worker} was given a row, and is not there"
+        asked, row = row, self._gate.asked(row)
         key, shard = self._maker.key(row), self._maker.shard(row)
         keeps = parts.config.run.keep_latents
         task = VideoTask(
@@ -719,12 +768,14 @@ class Coordinator:
             num_frames=row.num_frames,
             seed=row.seed,
             path=video_path(shard, row.index, key, parts.epoch, number),
-            checkpoints=checkpoint_folder(shard, row.index, key),
+            checkpoints=checkpoint_folder(shard, row.index, self._maker.key(asked) if row is not asked else key),
             epoch=parts.epoch,
             resume_from=decision.checkpoint,
             latents_path=latents_path(shard, row.index, key, parts.epoch, number) if keeps else None,
+            prompts=row.prompts if self._gate.reads_frames else (),
         )
-        self._attempts[row.index, number] = _Attempt(row, key, number, member, decision.waited_s)
+        tried = len(self._gate.tries(row.index))
+        self._attempts[row.index, number] = _Attempt(row, asked, key, number, member, decision.waited_s, tried)
         self._hosting[member.name] = (row.index, number)
         self._board.video_started(member.name, row)
         self._metrics.began(row.index, number)
@@ -764,7 +815,11 @@ class Coordinator:
     def _commit(self, row: PromptRow, number: int) -> None:
         attempt, result = self._close(row.index, number), self._results.pop((row.index, number))
         assert attempt is not None
-        manifest_row = self._maker.finished(row, attempt.key, number, attempt.waited_s, result)
+        manifest_row = self._judged.pop((row.index, number), None)
+        if manifest_row is None:
+            manifest_row = self._maker.finished(row, attempt.key, number, attempt.waited_s, result)
+        elif said := _words(manifest_row):
+            self._board.say(f"row {row.index} ({row.id}): {said}")
         self._metrics.committed(
             row.index,
             number,
@@ -773,27 +828,46 @@ class Coordinator:
             num_searches=manifest_row.num_searches,
             num_corrections=manifest_row.num_corrections,
         )
-        self._record(row, manifest_row, attempt.key, partial(self._board.row_done, row, result))
+        self._record(row, manifest_row, partial(self._board.row_done, row, result))
+
+    def _keep_earlier(self, row: PromptRow, number: int, error_type: str, error: str) -> None:
+        self._close(row.index, number)
+        manifest_row = self._gate.kept(row.index, self._gate.failed(row, error_type, error))
+        self._metrics.committed(
+            row.index,
+            number,
+            num_frames=manifest_row.num_frames or 0,
+            num_bytes=manifest_row.bytes or 0,
+            num_searches=manifest_row.num_searches,
+            num_corrections=manifest_row.num_corrections,
+        )
+        self._record(row, manifest_row, partial(self._board.row_kept, row, _words(manifest_row)))
 
     def _quarantine(self, row: PromptRow | BadRow, number: int, error_type: str, error: str) -> None:
         self._close(row.index, number)
         self._metrics.quarantined(row.index, number, error_type)
         manifest_row = self._maker.failed(row, number, error_type, error)
-        self._record(row, manifest_row, manifest_row.key, partial(self._board.row_failed, row, error))
+        self._record(row, manifest_row, partial(self._board.row_failed, row, error))
 
-    def _record(
-        self, row: PromptRow | BadRow, manifest_row: ManifestRow, key: str, recorded: Callable[[], None]
-    ) -> None:
+    def _record(self, row: PromptRow | BadRow, manifest_row: ManifestRow, recorded: Callable[[], None]) -> None:
+        self._gate.forget(row.index)
         folder = None
         if row.index in self._with_checkpoints:
             self._with_checkpoints.remove(row.index)
-            folder = checkpoint_folder(self._maker.shard(row), row.index, key)
+            folder = checkpoint_folder(self._maker.shard(row), row.index, self._maker.key(row))
         self._recorder.record(manifest_row, partial(self._recorded, manifest_row, recorded), folder)
 
     def _recorded(self, row: ManifestRow, recorded: Callable[[], None]) -> None:
         recorded()
         if self._log is not None:
             self._log.row_settled(row)
+
+
+def _words(row: ManifestRow) -> str:
+    """What is to be said of a row's tries; nothing where the first was good."""
+    values = json.loads(row.quality or "{}")
+    is_plain = values.get("good", True) and len(values.get("tries", ())) < 2
+    return "" if is_plain else f"try {values['kept'] + 1} is kept: {values['why']}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from typing import Any, Final, Literal, get_args
 from ray.util import metrics
 
 RowStatus = Literal["ok", "failed", "skipped"]
-RetryReason = Literal["worker lost", "worker drained", "error"]
+RetryReason = Literal["worker lost", "worker drained", "error", "not good enough"]
 WorkerState = Literal["starting", "idle", "hosting", "helping", "draining", "retired"]
 
 MAX_ERROR_TYPES: Final = 50
@@ -231,11 +231,16 @@ class RunMetrics:
         if found := self._attempts.get((row, attempt)):
             found.reason = "error"
 
+    def rejected(self, row: int, attempt: int) -> None:
+        """The attempt's video is not good enough; the row gets another."""
+        if found := self._attempts.get((row, attempt)):
+            found.reason = "not good enough"
+
     def given_back(self, row: int, attempt: int) -> None:
         """The row waits again; unless something else was said of the attempt before, its worker was lost."""
         if found := self._attempts.pop((row, attempt), None):
             self._add("miga_retries", 1, reason=found.reason)
-            if found.reason != "worker drained":
+            if found.reason not in ("worker drained", "not good enough"):
                 self._add("miga_lost_work_seconds", time.monotonic() - found.saved_s)
 
     def made(self, row: int, attempt: int) -> None:

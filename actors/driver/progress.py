@@ -200,6 +200,13 @@ class ProgressBoard:
             frames, calls = count(result.num_frames), count(result.num_calls)
             self._say_how_far(f"{_name(row)}: {frames} frames, {calls} calls, {duration(result.denoise_s)}")
 
+    def row_kept(self, row: PromptRow, why: str) -> None:
+        """A row is recorded with the video of an earlier try."""
+        self._num_ok += 1
+        if self._work is not None:
+            self._work.settled(row.index, None)
+        self._say_how_far(f"{_name(row)}: {why}")
+
     def row_failed(self, row: PromptRow | BadRow, error: str) -> None:
         """A row is recorded as failed."""
         self._num_failed += 1

@@ -63,6 +63,16 @@ class Recorder:
         self._num_open[row.shard] += 1
         self._submit(partial(self._write, row), partial(self._written, row, recorded, checkpoints))
 
+    def note(self, path: str, data: bytes, noted: Callable[[], None]) -> None:
+        """Writes a file of a row that is not settled; one that is there stays.
+
+        Args:
+            path: in OUT.
+            data: its content.
+            noted: called in the coordinator's thread once it is there.
+        """
+        self._submit(partial(self._note, path, data), lambda _: noted())
+
     def seal(self, shard: int) -> None:
         """Writes a shard's file once all its rows are written."""
         self._to_seal.add(shard)
@@ -122,6 +132,11 @@ class Recorder:
         if self._lease is not None:
             self._lease.check()
         return self._manifest.record(row)
+
+    def _note(self, path: str, data: bytes) -> None:
+        if self._lease is not None:
+            self._lease.check()
+        self._storage.write_bytes(path, data, if_absent=True)
 
     def _seal(self, shard: int, known: dict[int, ManifestRow]) -> None:
         if self._lease is not None:

@@ -9,6 +9,7 @@ what is left, in another thread, while the next video is being made.
 
 from __future__ import annotations
 
+import math
 import platform
 import resource
 import shutil
@@ -41,12 +42,14 @@ from actors.worker.helpers import Helper, HelperPool
 from actors.worker.scratch import new_folder
 from actors.worker.shared_embeddings import SharedEmbeddings
 from miga.backbones.base import Backbone
+from miga.backbones.family import FrameMeter
+from miga.backbones.registry import family_of
 from miga.checkpoint import VideoCheckpoint, load_checkpoints, num_whole, save_checkpoint
 from miga.errors import CheckpointError
 from miga.video import Progress, VideoRun
 from pipeline.records.run_folder import CheckpointName, newest_checkpoint, open_state_path
 from pipeline.storage.base import Storage
-from pipeline.video import VideoWriter
+from pipeline.video import Frames, VideoWriter
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class HostedVideo:
         self._resumed: VideoCheckpoint | None = None
         self._num_saved = 0
         self._saving: Future[None] | None = None
+        self._meter: FrameMeter | None = None
         self._unsaved: list[torch.Tensor] = []  # finished latents that no stored part holds
         self._kept: list[torch.Tensor] = []
 
@@ -185,6 +189,9 @@ class HostedVideo:
             settings=settings.video,
             num_frames=task.num_frames,
         )
+        if task.prompts:
+            family, spec = family_of(settings.model, settings.revision), self._parts.backbone.spec
+            self._meter = family.meter(spec, task.prompts, task.num_frames)
         if settings.sampler.windows_per_batch == 1:  # windows of a batch go through the network together, here
             with self._lock:
                 denoiser = self._backbone.denoiser(settings.sampler)
@@ -199,11 +206,18 @@ class HostedVideo:
             task.seed,
             executor=self._pool,
             resume=self._resumed,
-            consume=self._writer.write,
+            consume=self._take,
             has_checkpoints=task.checkpoints is not None or task.latents_path is not None,
             keeps_open=task.latents_path is not None,
         )
         self._steps = self._run.steps()
+
+    def _take(self, frames_FHWC: Frames) -> None:
+        """Takes frames as they are decoded."""
+        assert self._writer is not None
+        self._writer.write(frames_FHWC)
+        if self._meter is not None:
+            self._meter.add(frames_FHWC)
 
     def _lost(self, helper: Helper, error: BaseException) -> None:
         self._parts.post(HelperFailed(helper=helper.name, error=str(error), is_dead=helper.is_dead(error)))
@@ -347,6 +361,7 @@ class HostedVideo:
             latents_uri=latents_uri,
             trace=self._last.trace,
             final_consistency=tuple(self._last.final_consistency),
+            scores={} if self._meter is None else _finite(self._meter.values()),
         )
 
     def _keep_latents(self) -> str | None:
@@ -382,6 +397,10 @@ class HostedVideo:
     def failed(self, error: BaseException, needs_new_process: bool) -> None:
         """Posts that the attempt ended in an error."""
         self._parts.post(VideoFailed.of(self.task.row, self.task.attempt, error, needs_new_process))
+
+
+def _finite(scores: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(score) for name, score in scores.items() if math.isfinite(score)}
 
 
 def device_name(device: torch.device) -> str:

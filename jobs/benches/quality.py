@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from jobs.benches.line_file import LineFile
-from jobs.benches.statistics import mean_interval, paired_difference, verdict
 from jobs.benches.video_score import MEASURES, caption_of, measure, omitted
 from jobs.profiles.choice import parse_profile
 from miga.allocator import keep_heap_steady
@@ -28,6 +27,7 @@ from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.sprites.world import held_out_scenes
 from miga.errors import MigaError, UsageError
 from miga.video import make_video
+from pipeline.evaluation.paired import mean_interval, paired_difference, verdict
 from pipeline.terminal import say
 
 KEY_NAMES: Final = ("profile", "config", "model", "dtype", "captions", "latents", "prompt", "seed")

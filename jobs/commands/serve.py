@@ -26,7 +26,8 @@ def _run(options: argparse.Namespace) -> int:
     from jobs.run.report import make_report
     from miga.errors import UsageError
     from pipeline.storage.open import open_storage
-    from pipeline.upkeep.serve import open_server, serve_until_stopped
+    from pipeline.upkeep.loopback import serve_until_stopped
+    from pipeline.upkeep.serve import open_server
 
     if options.port is not None and not 0 <= options.port < 65536:
         raise UsageError(f"--port {options.port} is no port", "give one from 1 to 65535, or 0 for any that is free")

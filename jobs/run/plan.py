@@ -16,14 +16,23 @@ from miga.backbones.attention_backend import check_attention_backend
 from miga.backbones.base import BackboneSpec
 from miga.backbones.family import ModelOptions
 from miga.backbones.options import configured_spec
-from miga.backbones.registry import check_schedule, check_weights, is_on_hub, load_backbone, load_spec, weight_notes
+from miga.backbones.registry import (
+    check_schedule,
+    check_weights,
+    family_of,
+    is_on_hub,
+    load_backbone,
+    load_spec,
+    weight_notes,
+)
 from miga.config import SamplerConfig
-from miga.errors import BadRowError, MigaError, UsageError
+from miga.errors import BadRowError, ConfigError, MigaError, UsageError
 from miga.profiles import resolve_config
 from pipeline.config import RunConfig
 from pipeline.prompts.read import count_rows, read_prompts
 from pipeline.prompts.source import PromptFile, look_at
 from pipeline.records.run_folder import RunRecord, fingerprint
+from pipeline.records.scores import MANIFEST_SCORES
 from pipeline.rows import BadRow, PromptRow
 from pipeline.trackers.open import check_tracker
 from pipeline.video import check_codec
@@ -118,7 +127,29 @@ def resolve_settings(config: RunConfig) -> tuple[BackboneSpec, SamplerConfig, in
         raise UsageError(reason, "choose one of those for --num-frames")
     check_codec(config.video, spec.height, spec.width)
     check_schedule(config.model, sampler, config.revision)
+    check_quality(config)
     return spec, sampler, num_frames
+
+
+def check_quality(config: RunConfig) -> None:
+    """Whether videos have the scores that [quality] asks for.
+
+    Raises:
+        ConfigError: naming those that there are.
+    """
+    quality = config.quality
+    if quality.retries and not quality.is_asked:
+        raise ConfigError(
+            f"[quality] retries = {quality.retries}, and nothing is asked of videos",
+            "say what: least = { final_consistency = 0.8 }",
+        )
+    known = (*MANIFEST_SCORES, *family_of(config.model, config.revision).exact_scores) if quality.is_asked else ()
+    asked = dict.fromkeys((*quality.least, *quality.most))
+    if unknown := [name for name in asked if name not in known]:
+        raise ConfigError(
+            f"[quality] asks for {', '.join(unknown)}, which videos of {config.model!r} are not scored by when made",
+            f"there are: {', '.join(known)}",
+        )
 
 
 def model_options(config: RunConfig) -> ModelOptions:

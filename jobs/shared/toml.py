@@ -19,6 +19,8 @@ def to_toml(values: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    """JSON, which is TOML for all that a config holds, but for None and one control character."""
+    """JSON, which is TOML for all that a config holds, but for None, mappings and one control character."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(name)} = {_value(item)}" for name, item in value.items()) + "}"
     text = json.dumps(NONE if value is None else value, ensure_ascii=False)
     return text.replace("\x7f", "\\u007f")

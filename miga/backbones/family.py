@@ -9,8 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from miga.backbones.base import Backbone, BackboneSpec, Component
@@ -40,6 +42,22 @@ class ModelOptions:
     width: int | None = None
     attention: str = "auto"
     compile: bool = False
+
+
+class FrameMeter(Protocol):
+    """Reads a video as it comes."""
+
+    def add(self, frames_FHWC: npt.NDArray[np.uint8]) -> None:
+        """Takes the next frames, `[F, H, W, 3]`."""
+        ...
+
+    def values(self) -> dict[str, float]:
+        """The scores by name, once all frames have come; NaN where there is none.
+
+        Raises:
+            ValueError: if more or fewer frames came than the video has.
+        """
+        ...
 
 
 class Family(ABC):
@@ -194,6 +212,23 @@ class Family(ABC):
             ModelError: if the model, this machine or a LoRA's file does not allow one of them.
         """
         return
+
+    # ---- how good its videos are ----
+
+    @property
+    def exact_scores(self) -> tuple[str, ...]:
+        """Names of the scores that `meter` reads off frames: those of a world that is known exactly; else none."""
+        return ()
+
+    def meter(self, spec: BackboneSpec, prompts: Sequence[str], num_frames: int) -> FrameMeter | None:
+        """What reads a video's scores off its frames as they come; None where it cannot, as of unknown prompts.
+
+        Args:
+            spec: of the model.
+            prompts: of the video, in turn.
+            num_frames: of the video.
+        """
+        return None
 
     # ---- benches ----
 

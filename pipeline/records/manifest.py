@@ -104,6 +104,11 @@ _COLUMNS: Final[tuple[tuple[str, Any, str], ...]] = (
     ("created_at", _TIME, "when the row was settled"),
     ("version", pa.string(), "of the program"),
     ("metadata", pa.string(), "the prompt file's other columns, JSON"),
+    (
+        "quality",
+        pa.string(),
+        "whether it is good enough by [quality], every try, which was kept and why, JSON; null if not asked",
+    ),
 )
 SCHEMA: Final = pa.schema(
     [pa.field(name, kind, metadata={"description": text}) for name, kind, text in _COLUMNS],

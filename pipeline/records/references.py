@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from typing import Final, Literal
 
 from pipeline.records.manifest import Manifest, is_shard
+from pipeline.records.quality import TRY_NAME, tried_keys
 from pipeline.records.run_folder import CheckpointName, newest_checkpoint
 from pipeline.rows import ManifestRow
 from pipeline.storage.base import FileInfo, Storage
@@ -88,8 +89,11 @@ def shard_files(storage: Storage, rows: Sequence[ManifestRow], shard: int) -> Sh
         newest = None if owner == "settled" else newest_checkpoint(found)
         kept = {str(part) for part in newest.parts()} if newest else set()
         for name, file in found.items():
-            if owner == "foreign" or CheckpointName.parse(name) is None:
+            is_try = TRY_NAME.fullmatch(name) is not None
+            if owner == "foreign" or (CheckpointName.parse(name) is None and not is_try):
                 files.foreign.append(file)
+            elif is_try and owner == "open":
+                continue  # what the row's next try has to know
             elif name not in kept:
                 files.orphans["checkpoint"].append(file)
     return files
@@ -102,7 +106,12 @@ def _owner(name: re.Match[str] | None, settled: Mapping[int, ManifestRow]) -> Li
     row = settled.get(int(name["row"]))
     if row is None:
         return "open"
-    return "settled" if row.key.startswith(name["key"]) else "foreign"
+    return "settled" if any(key.startswith(name["key"]) for key in _keys(row)) else "foreign"
+
+
+def _keys(row: ManifestRow) -> list[str]:
+    """Of all that was made of a settled row: its own, and those of tries that were not kept."""
+    return tried_keys(row)
 
 
 def _checkpoints(storage: Storage, shard: int) -> Iterator[tuple[str, dict[str, FileInfo]]]:

@@ -190,11 +190,11 @@ class RunRecord:
 
 
 def _known(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a config's values those whose keys this version knows; of the sampler's settings all."""
+    """Of a config's values those whose keys this version knows; all of a section that names none."""
     known: dict[str, Any] = {}
     for name, default in defaults.items():
         value = values.get(name, default)
-        is_section = isinstance(default, dict) and name != "sampler" and isinstance(value, Mapping)
+        is_section = isinstance(default, dict) and bool(default) and isinstance(value, Mapping)
         known[name] = _known(value, default) if is_section else value
     return known
 

@@ -6,7 +6,7 @@ The coordinator does these things and reports what came of them as further event
     row_read, row_skipped, rows_exhausted                 from the prompt file
     worker_ready, worker_draining, worker_lost            from the workers
     progress, checkpointed, suspended, made, finished,
-    failed                                                from an attempt, named by row, number and worker
+    rejected, failed                                      from an attempt, named by row, number and worker
 
 The life of a row:
 
@@ -125,6 +125,16 @@ class Commit:
 
 
 @dataclass(frozen=True)
+class KeepEarlier:
+    """Record the best of the row's earlier tries: the last one was given up."""
+
+    row: PromptRow
+    attempt: int
+    error_type: str
+    error: str
+
+
+@dataclass(frozen=True)
 class Quarantine:
     """Record the row as failed."""
 
@@ -167,7 +177,19 @@ class Abort:
 
 
 Decision: TypeAlias = (
-    ReadRows | Assign | Helpers | Suspend | Release | Retire | Commit | Quarantine | Requeued | Ignore | Seal | Abort
+    ReadRows
+    | Assign
+    | Helpers
+    | Suspend
+    | Release
+    | Retire
+    | Commit
+    | KeepEarlier
+    | Quarantine
+    | Requeued
+    | Ignore
+    | Seal
+    | Abort
 )
 
 
@@ -181,6 +203,7 @@ class _Entry:
         deaths: place → workers lost there since the last checkpoint of progress.
         failed_on: places where it failed in a way worth another try.
         num_progress: signs of life of the current attempt.
+        has_video: whether an earlier try has left one, which is kept should this one be given up.
     """
 
     row: PromptRow
@@ -197,6 +220,7 @@ class _Entry:
     num_errors: int = 0
     num_progress: int = 0
     last_progress_s: float = 0.0
+    has_video: bool = False
 
 
 _State: TypeAlias = Literal["away", "idle", "helping", "hosting", "resting", "released", "retired"]
@@ -308,7 +332,13 @@ class Ledger:
     # ---- the prompt file ----
 
     def row_read(
-        self, row: PromptRow | BadRow, now_s: float, *, checkpoint: str | None = None, share: float = 0.0
+        self,
+        row: PromptRow | BadRow,
+        now_s: float,
+        *,
+        checkpoint: str | None = None,
+        share: float = 0.0,
+        has_video: bool = False,
     ) -> list[Decision]:
         """A row was read that no earlier run has settled. Rows come in the order of their positions.
 
@@ -317,6 +347,7 @@ class Ledger:
             now_s: the time.
             checkpoint: the newest that an earlier run has left of it.
             share: of its work that the checkpoint holds.
+            has_video: whether an earlier run has left a video of it that was not good enough.
         """
         self._note_read(row.index)
         if isinstance(row, BadRow):
@@ -324,7 +355,7 @@ class Ledger:
             bad = Quarantine(row, 0, row.error_type, row.error)
             return [bad, *self._settled(row.index), *self._work(now_s)]
         entry = _Entry(row, now_s, self._work_of(row), self._parallelism_of(row))
-        entry.checkpoint, entry.checkpoint_share = checkpoint, share
+        entry.checkpoint, entry.checkpoint_share, entry.has_video = checkpoint, share, has_video
         self._entries[row.index] = entry
         self._fresh.append(row.index)
         return self._work(now_s)
@@ -487,6 +518,23 @@ class Ledger:
         self._num_tried += 1
         commit = Commit(entry.row, attempt, worker)
         return [commit, *left, *self._settled(index), *self._abort_if_hopeless(), *self._work(now_s)]
+
+    def rejected(self, index: int, attempt: int, worker: str, now_s: float, *, reason: str) -> list[Decision]:
+        """An attempt's video is stored, and not good enough: the row waits again, to be made from nothing.
+
+        Nothing that came of it before is held against what comes. For the worker it is as `finished`.
+        """
+        entry = self._current(index, attempt, worker)
+        if entry is None:
+            return [Ignore(index, attempt, worker)]
+        self._places[worker].num_deaths = 0
+        decisions = self._leave(entry)
+        entry.checkpoint, entry.checkpoint_share, entry.num_errors, entry.has_video = None, 0.0, 0, True
+        entry.deaths.clear()
+        entry.failed_on.clear()
+        self._push_back(entry, now_s)
+        decisions.append(Requeued(entry.row, attempt, reason))
+        return decisions + self._work(now_s)
 
     def failed(
         self,
@@ -673,8 +721,12 @@ class Ledger:
 
     def _give_up(self, entry: _Entry, error_type: str, error: str) -> list[Decision]:
         del self._entries[entry.row.index]
-        self.num_dead += 1
         self._num_tried += 1
+        if entry.has_video:
+            self.num_done += 1
+            kept = KeepEarlier(entry.row, entry.attempt, error_type, error)
+            return [kept, *self._settled(entry.row.index)]
+        self.num_dead += 1
         self._num_tried_dead += 1
         dead = Quarantine(entry.row, entry.attempt, error_type, error)
         return [dead, *self._settled(entry.row.index), *self._abort_if_hopeless()]

@@ -444,7 +444,7 @@ def rebuilt_row(
     videos: Sequence[FileInfo],
     num_latents: Callable[[int], int | None],
 ) -> ManifestRow | None:
-    """The record of a row from a video that was made of it; None if none was, or none is whole.
+    """The record of a row from a video that was made of it; None if none was, or none is whole, or videos are judged.
 
     Args:
         storage: of OUT.
@@ -456,6 +456,8 @@ def rebuilt_row(
     Raises:
         OutputError: if the storage cannot be read.
     """
+    if record.settings.quality.is_asked:  # which of its videos was good enough is known to none of them
+        return None
     for file in videos:
         name = VIDEO_NAME.fullmatch(PurePosixPath(file.path).name)
         if name is None:

@@ -25,6 +25,7 @@ from miga.outside_data import OutsideDataError
 from pipeline.prompts.read import read_prompts
 from pipeline.prompts.source import look_at
 from pipeline.records.manifest import REPAIR, SCHEMA, SIDECAR_NAME, BrokenFile, Manifest, read_manifest
+from pipeline.records.quality import seeds_of
 from pipeline.records.references import VIDEO_NAME, latents_name, shard_files, shards_of, video_name
 from pipeline.records.run_folder import RunRecord, manifest_path, open_state_path, read_run, shard_of
 from pipeline.rows import BadRow, ManifestRow, PromptRow, video_key
@@ -240,7 +241,7 @@ class _Verifier:
     def _of_missing(self, shard: int, start: int, end: int) -> str:
         """What to do about rows that are not settled: some may have a video all the same."""
         names = filter(None, map(VIDEO_NAME.fullmatch, self._storage.children(f"video/{shard:05d}")))
-        if any(start <= int(name["row"]) <= end for name in names):
+        if not self._record.settings.quality.is_asked and any(start <= int(name["row"]) <= end for name in names):
             return f"`miga repair OUT`, which takes the videos that are there; then {_AGAIN}: it makes the rest"
         return _AGAIN + ": it resumes"
 
@@ -389,7 +390,8 @@ def difference(asked: PromptRow | BadRow, row: ManifestRow, record: RunRecord) -
     pairs: dict[str, tuple[object, object]] = {"id": (asked.id, row.id), "prompts": (asked.prompts, row.prompts)}
     if row.seed is not None:  # the model refused the row otherwise: it was never asked for as a video
         pairs["negative_prompt"] = (asked.negative_prompt, row.negative_prompt)
-        pairs["seed"] = (asked.seed, row.seed)
+        if row.seed not in seeds_of(asked.seed, record.settings.quality):
+            pairs["seed"] = (asked.seed, row.seed)
         if record.settings.num_frames is not None:
             pairs["num_frames"] = (asked.num_frames, row.num_frames)
     differing = ((name, wanted, there) for name, (wanted, there) in pairs.items() if wanted != there)

@@ -22,7 +22,6 @@ from jobs.benches.line_file import LineFile
 from jobs.benches.memory import MemoryMark, bench_memory
 from jobs.benches.quality import KEY_NAMES, compare
 from jobs.benches.run_share import ModuleClock
-from jobs.benches.statistics import Interval, mean_interval, paired_difference, verdict
 from jobs.benches.video_score import MEASURES, caption_of, measure, omitted
 from jobs.cli import main
 from jobs.profiles.choice import parse_profile
@@ -31,6 +30,7 @@ from miga.backbones.registry import load_spec
 from miga.backbones.sprites.world import OMISSIBLE, Placement, Scene, held_out_scenes, render
 from miga.errors import ConfigError, InputError, UsageError
 from miga.profiles import resolve_config
+from pipeline.evaluation.paired import Interval, mean_interval, paired_difference, verdict
 from tests.pace import paced
 
 SCENE = Scene("red", "circle", "grey", "horizontal")

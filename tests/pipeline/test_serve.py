@@ -15,7 +15,8 @@ from jobs.run.report import make_report
 from pipeline.report.page import write_report
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
-from pipeline.upkeep.serve import HOST, PortTakenError, RunServer, open_server
+from pipeline.upkeep.loopback import HOST, PortTakenError
+from pipeline.upkeep.serve import RunServer, open_server
 from tests.made_run import MadeRun, make_run, video_bytes
 from tests.pace import paced
 

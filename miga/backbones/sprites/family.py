@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
 from miga.backbones.base import BackboneSpec
+from miga.backbones.family import FrameMeter
 from miga.backbones.wan.family import WanFamily
 
 NAME: Final = "sprites"
@@ -36,6 +37,22 @@ class SpritesFamily(WanFamily):
     def is_on_hub(self, model: str) -> bool:
         """See `Family.is_on_hub`."""
         return False
+
+    @property
+    def exact_scores(self) -> tuple[str, ...]:
+        """See `Family.exact_scores`: those of the sprite world's scorer."""
+        return ("colour", "ground", "shape", "motion", "all_right", "residual", "right_drift")
+
+    def meter(self, spec: BackboneSpec, prompts: Sequence[str], num_frames: int) -> FrameMeter | None:
+        """See `Family.meter`: of captions of the sprite world."""
+        from miga.metrics.sprites import SpriteMeter, scenes_of, wanted_scenes
+
+        scenes = scenes_of(prompts)
+        if scenes is None or not SpriteMeter.can_read(spec.height, spec.width):
+            return None
+        of_frames = {"frames_first_latent": spec.frames_first_latent, "frames_per_latent": spec.frames_per_latent}
+        clip_frames = spec.frames_first_latent + (spec.window - 1) * spec.frames_per_latent
+        return SpriteMeter(wanted_scenes(scenes, num_frames, **of_frames), clip_frames)
 
     def place(self, model: str) -> str:
         """See `FolderFamily.place`."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
+
+K = TypeVar("K", bound=tuple[Hashable, Hashable])
+"""A prompt, and what tells its videos apart."""
 
 NUM_RESAMPLES: Final = 10_000
 COVERAGE: Final = 0.95
@@ -38,14 +41,14 @@ class Interval:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
-def mean_interval(values: Mapping[tuple[int, Hashable], float]) -> Interval:
+def mean_interval(values: Mapping[K, float]) -> Interval:
     """The mean over videos.
 
     Args:
         values: by (prompt, seed); NaN where a video has none.
     """
-    sums: dict[int, float] = {}
-    counts: dict[int, int] = {}
+    sums: dict[Hashable, float] = {}
+    counts: dict[Hashable, int] = {}
     for (prompt, _), value in values.items():
         if not math.isnan(value):
             sums[prompt] = sums.get(prompt, 0.0) + value
@@ -63,9 +66,7 @@ def mean_interval(values: Mapping[tuple[int, Hashable], float]) -> Interval:
     return Interval(float(sum_P.sum() / count_P.sum()), float(low), float(high))
 
 
-def paired_difference(
-    values: Mapping[tuple[int, Hashable], float], against: Mapping[tuple[int, Hashable], float]
-) -> Interval:
+def paired_difference(values: Mapping[K, float], against: Mapping[K, float]) -> Interval:
     """The mean of `values - against` over the videos (prompt, seed) that both have."""
     return mean_interval({key: value - against[key] for key, value in values.items() if key in against})
 

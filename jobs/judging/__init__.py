@@ -1,0 +1,1 @@
+"""What `miga judge` does: a study is opened, served and reported."""

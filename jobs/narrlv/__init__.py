@@ -1,0 +1,1 @@
+"""What `miga narrlv` and `miga prompts narrlv` do."""
