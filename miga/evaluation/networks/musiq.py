@@ -60,7 +60,7 @@ def cut(image_NCHW: Tensor) -> Tokens:
         missing = length - len(places)
         padded.append(functional.pad(patches, (0, 0, 0, missing)))
         cells.append(functional.pad(places, (0, missing)))
-        scales.append(torch.full((length,), scale, device=places.device))
+        scales.append(functional.pad(torch.full_like(places, scale), (0, missing)))
         masks.append(torch.arange(length, device=places.device) < len(places))
     return Tokens(torch.cat(padded, dim=1), torch.cat(cells), torch.cat(scales), torch.cat(masks))
 
