@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -28,19 +28,22 @@ class Dino(nn.Module):
         super().__init__()
         config = config or ViTConfig(layer_norm_eps=1e-6)
         self.model: Any = ViTModel(config, add_pooling_layer=False)
-        embeddings = self.model.embeddings
-
-        def interpolate(tokens: Tensor, height: int, width: int) -> Tensor:
-            return _dino_places(embeddings.position_embeddings, height // patch, width // patch)
-
-        patch: int = config.patch_size
-        embeddings.interpolate_pos_encoding = interpolate
+        _interpolate_as_dino(self.model.embeddings, config.patch_size)
         self.eval()
 
     def forward(self, frames_FCHW: Tensor) -> Tensor:
         """Features `[F, D]`."""
         found: Tensor = self.model(frames_FCHW, interpolate_pos_encoding=True).last_hidden_state[:, 0]
         return found
+
+
+def _interpolate_as_dino(embeddings: Any, patch: int) -> None:
+    """Has embeddings of transformers put position embeddings of other sizes where DINO's programs do."""
+
+    def interpolate(tokens: Tensor, height: int, width: int) -> Tensor:
+        return _dino_places(embeddings.position_embeddings, height // patch, width // patch)
+
+    embeddings.interpolate_pos_encoding = interpolate
 
 
 def _dino_places(known: Tensor, rows: int, columns: int) -> Tensor:
@@ -59,7 +62,9 @@ class DinoV2(nn.Module):
 
     def __init__(self, config: Dinov2Config | None = None) -> None:
         super().__init__()
-        self.model: Any = Dinov2Model(config or Dinov2Config(image_size=518, patch_size=14))
+        config = config or Dinov2Config(image_size=518, patch_size=14)
+        self.model: Any = Dinov2Model(config)
+        _interpolate_as_dino(self.model.embeddings, config.patch_size)
         self.eval()
 
     def forward(self, frames_FCHW: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ def clip_l14() -> ClipImages:
     )
 
 
-_DINO_NAMES = (
+_DINO_NAMES: Final = (
     (r"^cls_token$", "embeddings.cls_token"),
     (r"^pos_embed$", "embeddings.position_embeddings"),
     (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
@@ -111,10 +116,13 @@ _DINO_NAMES = (
     (r"^blocks\.(\d+)\.mlp\.", r"layers.\1.mlp."),
     (r"^norm\.", "layernorm."),
 )
-_HUB_VIT_NAMES = (
-    (r"^encoder\.layer\.", "layers."),
-    (r"\.attention\.attention\.(query|key|value)\.", lambda found: f".attention.{found[1][0]}_proj."),
+_HUB_ATTENTION: Final = (
+    (r"\.attention\.attention\.(q|k|v)(?:uery|ey|alue)\.", r".attention.\1_proj."),
     (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+)
+_HUB_VIT_NAMES: Final = (
+    (r"^encoder\.layer\.", "layers."),
+    *_HUB_ATTENTION,
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
 )
@@ -137,8 +145,18 @@ def dino_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-_CLIP_BLOCK = r"^visual\.transformer\.resblocks\.(\d+)\."
-_CLIP_NAMES = (
+def dinov2_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the hub's file under this network's names."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        for pattern, ours in _HUB_ATTENTION:
+            name = re.sub(pattern, ours, name)
+        found[f"model.{name}"] = tensor
+    return found
+
+
+_CLIP_BLOCK: Final = r"^visual\.transformer\.resblocks\.(\d+)\."
+_CLIP_NAMES: Final = (
     (r"^visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
     (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
     (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
