@@ -196,7 +196,9 @@ def aesthetic_scores(features_FD: Array, weight_1D: Array, bias_1: Array) -> Flo
     return found
 
 
-def bootstrap_interval(values: Sequence[float], *, share: float = 0.95, rounds: int = 2000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    values: Sequence[float], *, share: float = 0.95, rounds: int = 2000, seed: int = 0
+) -> tuple[float, float]:
     """An interval of the mean, by drawing as many values again and again; of one value, itself."""
     known = np.asarray(values, np.float64)
     if not len(known):

@@ -19,7 +19,14 @@ import torch
 
 from miga.evaluation import preprocessing
 from miga.evaluation.clips import Consistency, clip_spans, fused
-from miga.evaluation.drift import DistanceCurve, EndFeatures, StartEnd, normalised_drift_error, start_end, video_drift_error
+from miga.evaluation.drift import (
+    DistanceCurve,
+    EndFeatures,
+    StartEnd,
+    normalised_drift_error,
+    start_end,
+    video_drift_error,
+)
 from miga.evaluation.formulas import (
     Array,
     ConsistencyMeter,

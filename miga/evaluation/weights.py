@@ -228,7 +228,8 @@ def find_weights(names: Iterable[str], places: Mapping[str, str] | None = None) 
     if faults:
         is_one = len(faults) == 1
         raise ModelError(
-            f"{'weights are' if is_one else f'{len(faults)} files of weights are'} not to be had:\n  " + "\n  ".join(faults),
+            f"{'weights are' if is_one else f'{len(faults)} files of weights are'} not to be had:\n  "
+            + "\n  ".join(faults),
             f"fetch {'it' if is_one else 'them'} yourself, or choose other --metrics; nothing is fetched on its own. "
             f"--weights NAME=PATH says where a file lies, {FOLDER_VARIABLE} which folder is looked into",
         )
@@ -238,7 +239,10 @@ def find_weights(names: Iterable[str], places: Mapping[str, str] | None = None) 
 def _path_of(weights: Weights, place: str | None) -> Path:
     folder = weights_folder()
     if place is None:
-        candidates = [folder / weights.files[0], *(folder / file for file in weights.files[1:] if file not in _HUB_FILES)]
+        candidates = [
+            folder / weights.files[0],
+            *(folder / file for file in weights.files[1:] if file not in _HUB_FILES),
+        ]
         candidates += [folder / weights.name / file for file in weights.files]
         for path in candidates:
             if path.is_file():
@@ -254,7 +258,9 @@ def _path_of(weights: Weights, place: str | None) -> Path:
             return path / file
     if cached := _cached(place, weights.files):
         return cached
-    raise _missing(weights, f"{place!r} is no file, no folder with {' or '.join(weights.files)}, and not in the hub's cache")
+    raise _missing(
+        weights, f"{place!r} is no file, no folder with {' or '.join(weights.files)}, and not in the hub's cache"
+    )
 
 
 def _missing(weights: Weights, why: str) -> ModelError:
@@ -301,22 +307,36 @@ def _sha256(path: str, size: int, modified_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_network(file: WeightFile) -> None:
+    """Whether a file holds exactly the network's tensors, by name and shape.
+
+    Raises:
+        ModelError: as `load_network`.
+    """
+    _fitting_tensors(file)
+
+
 def load_network(file: WeightFile, device: torch.device | str = "cpu") -> nn.Module:
     """The network with these weights, in float32.
 
     Raises:
         ModelError: if the file cannot be read, or its tensors are not exactly the network's, by name and shape.
     """
+    tensors = _fitting_tensors(file)
+    floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    network = WEIGHTS[file.name].build()
+    network.load_state_dict(floats)
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _fitting_tensors(file: WeightFile) -> dict[str, Tensor]:
     weights, path = WEIGHTS[file.name], Path(file.path)
     again = f"fetch it with: {weights.command(weights_folder())}"
     tensors = weights.translate(_tensors_of(path, again))
     with torch.device("meta"):
         network = weights.build()
     _require_same(weights, path, network.state_dict(), tensors, again)
-    floats = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    network = weights.build()
-    network.load_state_dict(floats)
-    return network.to(device).eval().requires_grad_(False)
+    return tensors
 
 
 def _require_same(
@@ -330,7 +350,8 @@ def _require_same(
         ),
     }
     said = [
-        f"{what} {', '.join(names[:_MOST_NAMED])}" + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
+        f"{what} {', '.join(names[:_MOST_NAMED])}"
+        + (f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else "")
         for what, names in faults.items()
         if names
     ]
@@ -350,7 +371,9 @@ def _tensors_of(path: Path, again: str) -> dict[str, Tensor]:
     except ModelError:
         raise
     except Exception as error:  # torch and safetensors raise of everything
-        raise ModelError(f"{path} cannot be read: {type(error).__name__}: {str(error).splitlines()[0][:200]}", again) from error
+        raise ModelError(
+            f"{path} cannot be read: {type(error).__name__}: {str(error).splitlines()[0][:200]}", again
+        ) from error
     for key in ("state_dict", "params", "model"):
         if isinstance(values, Mapping) and isinstance(values.get(key), Mapping):
             values = values[key]
@@ -393,7 +416,10 @@ _ALLOWED: Final = frozenset(
         ("collections", "OrderedDict"),
         ("torch._utils", "_rebuild_tensor_v2"),
         ("torch._utils", "_rebuild_parameter"),
-        *(("torch", f"{kind}Storage") for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Bool", "Byte")),
+        *(
+            ("torch", f"{kind}Storage")
+            for kind in ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Bool", "Byte")
+        ),
     }
 )
 

@@ -1,7 +1,7 @@
 """What was noted of a video's frames, kept: one safetensors file for each feature of each video.
 
-A file holds `index` (positions of frames, int64) and `values` (`[N, D]`). It is written as its numbers come, and read in
-portions, so neither needs more memory for a longer video.
+A file holds `index` (positions of frames, int64) and `values` (`[N, D]`). It is written as its numbers come, and read
+in portions, so neither needs more memory for a longer video.
 """
 
 from __future__ import annotations

@@ -107,7 +107,11 @@ class Result:
 
     def to_values(self) -> dict[str, Any]:
         """As JSON has it."""
-        return {**asdict(self), "clips": list(self.clips), "curve": {str(key): item for key, item in self.curve.items()}}
+        return {
+            **asdict(self),
+            "clips": list(self.clips),
+            "curve": {str(key): item for key, item in self.curve.items()},
+        }
 
 
 def _finite(value: float | None) -> float | None:
@@ -169,7 +173,10 @@ def score_video(
     if missing or meters:
         observers = {
             name: FEATURES[name].observer(
-                form, looking.networks(network) if (network := FEATURES[name].network) else None, looking.device, looking.batch
+                form,
+                looking.networks(network) if (network := FEATURES[name].network) else None,
+                looking.device,
+                looking.batch,
             )
             for name in missing
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pipeline.records.references import video_name
 from pipeline.records.run_folder import RUN_FILE, read_run
 from pipeline.rows import PromptRow
 from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
 from pipeline.video import read_form
 
 FOLDER: Final = "evaluation"
@@ -33,7 +35,7 @@ class Video:
     Attributes:
         row: its position in the run's prompt file, or among the folder's files.
         id: the row's, or the file's name.
-        path: in the storage of OUT.
+        path: in the storage of OUT; of a folder, the file's name.
         prompts: that it was made of; none if they are not known.
         seed: that it was made with, if known.
         sha256: of the file, if known.
@@ -82,11 +84,22 @@ def find_videos(storage: Storage, prompts: str | None = None, limit: int | None 
         if prompts is not None:
             raise InputError(f"{storage.root} is a run, which knows its prompts", "leave --prompts out")
         return _of_run(storage, limit)
-    names = [path for path in storage.children() if path.lower().endswith(".mp4")][:limit]
+    names = _files_of(storage)[:limit]
     if not names:
-        raise OutputError(f"{storage.root} holds neither a run nor any .mp4", "name the OUT of a run, or a folder of MP4s")
+        raise OutputError(
+            f"{storage.root} holds neither a run nor any .mp4", "name the OUT of a run, or a local folder of MP4s"
+        )
     rows = _prompts_of(names, prompts) if prompts is not None else {}
-    return Videos([_of_file(index, name, rows.get(name)) for index, name in enumerate(names)])
+    folder = Path(storage.root)
+    return Videos([_of_file(index, folder / name, rows.get(name)) for index, name in enumerate(names)])
+
+
+def _files_of(storage: Storage) -> list[str]:
+    """Names of the MP4s of a plain folder, which may be called anything."""
+    folder = Path(storage.root)
+    if not isinstance(storage, LocalStorage) or not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.suffix.lower() == ".mp4" and path.is_file())
 
 
 def _of_run(storage: Storage, limit: int | None) -> Videos:
@@ -117,14 +130,15 @@ def _of_run(storage: Storage, limit: int | None) -> Videos:
     return Videos(videos, num_without, record.model)
 
 
-def _of_file(index: int, name: str, row: PromptRow | None) -> Video:
-    if row is None:
-        return Video(row=index, id=PurePosixPath(name).stem, path=name)
-    return Video(row=index, id=PurePosixPath(name).stem, path=name, prompts=row.prompts, seed=row.seed)
+def _of_file(index: int, path: Path, row: PromptRow | None) -> Video:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    prompts, seed = ((), None) if row is None else (row.prompts, row.seed)
+    return Video(row=index, id=path.stem, path=path.name, prompts=prompts, seed=seed, sha256=sha256)
 
 
 def _prompts_of(names: Sequence[str], prompts: str) -> Mapping[str, PromptRow]:
-    """File → its row: by the row's id, or by its prompt as VBench names files; else one by one, if as many there are."""
+    """File → its row, by the row's id or by its prompt, as VBench names files; else in order, if as many there are."""
     rows = [row for row in read_prompts(prompts, seed=0, num_frames=1) if isinstance(row, PromptRow)]
     by_name = {row.id: row for row in rows} | {" ".join(row.prompts): row for row in rows}
     found: dict[str, PromptRow] = {}
@@ -173,4 +187,3 @@ def _why(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     telling = [line for line in lines if re.search(r"rror|nvalid|not found|orrupt", line)]
     return re.sub(r"\[[^\]]*@ 0x[0-9a-f]+\] ?", "", (telling or lines or ["ffmpeg failed"])[0])[:200]
-

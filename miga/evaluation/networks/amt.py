@@ -83,7 +83,11 @@ class _Encoder(nn.Module):
         super().__init__()
         before = 3
         for level, channels in enumerate(_CHANNELS, start=1):
-            setattr(self, f"pyramid{level}", nn.Sequential(_conv_prelu(before, channels, 2), _conv_prelu(channels, channels)))
+            setattr(
+                self,
+                f"pyramid{level}",
+                nn.Sequential(_conv_prelu(before, channels, 2), _conv_prelu(channels, channels)),
+            )
             before = channels
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -136,9 +140,15 @@ class _Update(nn.Module):
         self.convf1 = nn.Conv2d(4, 40, 7, padding=3)
         self.convf2 = nn.Conv2d(40, 20, 3, padding=1)
         self.conv = nn.Conv2d(84, 68, 3, padding=1)
-        self.gru = nn.Sequential(nn.Conv2d(72 + channels, 76, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(76, 76, 3, padding=1))
-        self.feat_head = nn.Sequential(nn.Conv2d(76, 76, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(76, channels, 3, padding=1))
-        self.flow_head = nn.Sequential(nn.Conv2d(76, 76, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(76, 4, 3, padding=1))
+        self.gru = nn.Sequential(
+            nn.Conv2d(72 + channels, 76, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(76, 76, 3, padding=1)
+        )
+        self.feat_head = nn.Sequential(
+            nn.Conv2d(76, 76, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(76, channels, 3, padding=1)
+        )
+        self.flow_head = nn.Sequential(
+            nn.Conv2d(76, 76, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(76, 4, 3, padding=1)
+        )
 
     def forward(self, features: Tensor, flows_N4HW: Tensor, correlations: Tensor) -> tuple[Tensor, Tensor]:
         """The changes of features and flows; `flows_N4HW` is at an eighth already, `features` are not."""

@@ -50,7 +50,7 @@ def cut(image_NCHW: Tensor) -> Tokens:
     parts: list[tuple[Tensor, Tensor, int]] = []
     for longer in SCALES:
         ratio = longer / max(height, width)
-        size = (int(round(height * ratio)), int(round(width * ratio)))
+        size = (round(height * ratio), round(width * ratio))
         small = functional.interpolate(image_NCHW, size, mode="bicubic", align_corners=False)
         parts.append((*_patches(small), math.ceil(longer / PATCH) ** 2))
     patches, places = _patches(image_NCHW)

@@ -9,7 +9,7 @@ Legend: N samples, C = 3 (RGB, 0 to 255), H, W multiples of 8; a flow is (x, y) 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import torch
@@ -142,13 +142,6 @@ class Raft(nn.Module):
             second_NCHW: the same.
             steps: updates of the flow.
         """
-        low = full = torch.empty(0)
-        for low, full in self.each_step(first_NCHW, second_NCHW, steps):
-            pass
-        return low, full
-
-    def each_step(self, first_NCHW: Tensor, second_NCHW: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `forward`, after every step; only the last one is drawn at full size, the others are empty there."""
         first, second = 2 * (first_NCHW / 255.0) - 1.0, 2 * (second_NCHW / 255.0) - 1.0
         maps = self.fnet(torch.cat([first, second]))
         levels = pyramid(correlation(*maps.chunk(2)))
@@ -156,11 +149,10 @@ class Raft(nn.Module):
         state, context = torch.tanh(state), torch.relu(context)
         start = places_N2HW(len(first), *state.shape[-2:], first.device)
         flow = torch.zeros_like(start)
-        for step in range(steps):
+        for _ in range(steps):
             state, change = self.update_block(state, context, lookup(levels, start + flow, RADIUS), flow)
             flow = flow + change
-            last = step == steps - 1
-            yield flow, _upsampled(flow, 0.25 * self.update_block.mask(state)) if last else flow.new_empty(0)
+        return flow, _upsampled(flow, 0.25 * self.update_block.mask(state))
 
 
 def _upsampled(flow_N2HW: Tensor, weights: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2
 class Dino(nn.Module):
     """DINO: the class token after the last norm. Frames need not be square.
 
-    Position embeddings of other sizes are interpolated as DINO's program does it, which samples at slightly other places
-    than transformers' own method.
+    Position embeddings of other sizes are interpolated as DINO's program does it, which samples at slightly other
+    places than transformers' own method.
 
     Source: Caron et al. (arXiv 2104.14294).
     """

@@ -136,7 +136,9 @@ def test_aesthetic_head() -> None:
     assert scores.mean() == pytest.approx(wanted["video"], abs=1e-6)
 
 
-@pytest.mark.parametrize("case", RECORDED["split"], ids=lambda case: f"{case['frames']}@{case['fps']}x{case['duration']}")
+@pytest.mark.parametrize(
+    "case", RECORDED["split"], ids=lambda case: f"{case['frames']}@{case['fps']}x{case['duration']}"
+)
 def test_clips_of_a_long_video(case: dict) -> None:
     spans = clip_spans(case["frames"], case["fps"], case["duration"])
     assert [list(span) for span in spans] == case["clips"]
