@@ -69,7 +69,7 @@ class EvaluationDriver:
     Args:
         jobs: in the order of their rows.
         num_workers: that are started, as far as there are videos for them.
-        start_actor: makes one.
+        pool: the workers.
         record: is given each video's results, those of a failed one too; whoever it is writes them down.
         say: told what is worth telling.
         inbox: where it hears.
@@ -79,7 +79,7 @@ class EvaluationDriver:
         self,
         jobs: Sequence[Job],
         num_workers: int,
-        start_actor: StartActor,
+        pool: Pool,
         record: Callable[[EvaluatedRow], None],
         say: Callable[[str], None],
         inbox: Inbox | None = None,
@@ -87,7 +87,7 @@ class EvaluationDriver:
         self._jobs: Mapping[int, Job] = {job.video.row: job for job in jobs}
         self._rows: Iterator[Job] = iter(jobs)
         self._num_workers = min(num_workers, sum(bool(job.measures) for job in jobs))
-        self._pool = Pool(start_actor)
+        self._pool = pool
         self._record, self._say = record, say
         self._inbox = inbox or Inbox()
         self._results: dict[tuple[int, int], EvaluatedRow] = {}

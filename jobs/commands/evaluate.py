@@ -23,9 +23,7 @@ def add(commands: Any) -> None:
     """Adds the command and its options."""
     text = "how good videos are: VBench, VBench-Long, drift"
     parser = commands.add_parser("evaluate", help=text, description=text)
-    parser.add_argument(
-        "out", metavar="OUT", nargs="?", help="of a run, or a folder of MP4s; again: goes on, or adds metrics"
-    )
+    parser.add_argument("out", metavar="OUT", nargs="?", help="of a run, or a folder of MP4s; running again goes on")
     parser.add_argument(
         "--metrics",
         default="fast",
@@ -38,7 +36,7 @@ def add(commands: Any) -> None:
         metavar="NAME=PATH",
         action="append",
         default=[],
-        help="a file, a folder, or a hub name in the hub's cache; may be repeated (default: $MIGA_WEIGHTS, then the cache)",
+        help="where weights lie: a file, a folder, or a hub name; may be repeated (default: in $MIGA_WEIGHTS)",
     )
     parser.add_argument("--limit", type=int, help="only the first so many videos")
     parser.add_argument("--num-actors", type=int, help="workers (default: one per GPU, else two)")
@@ -116,8 +114,9 @@ def _show(summary: Mapping[str, Any]) -> None:
     show(*(f"  {failure_line(failure)}" for failure in summary["failures"]))
     show("", *format_table([_line(figure) for figure in summary["measures"]]).split("\n"), "")
     show(
-        "mean [95 % by bootstrap over videos]; VBench: as it has a data set's; clips, videos: VBench-Long's mean over all "
-        "clips (its own), and over videos; end-start: last less first 15 %"
+        "mean: over videos, with 95 % by bootstrap; VBench: a data set's, as it has that; clips, videos: VBench-Long's",
+        "mean over all clips (its own), and over videos of theirs; end-start: the last 15 % less the first; contrast:",
+        "the same without its sign; drift error: video drift error over the sum of its weights",
     )
     for name, value in (("O.S.", "overall_score"), ("O.S. over VBench-Long's clips", "overall_score_long")):
         if summary[value] is not None:

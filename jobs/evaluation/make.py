@@ -148,6 +148,7 @@ def _evaluate_missing(
 ) -> int:
     """Has what is missing made on Ray; returns the videos that were."""
     from actors.driver.evaluation import EvaluationDriver, Job, evaluator_starter
+    from actors.driver.pool import Pool
     from actors.runtime import ray_session
 
     jobs = [
@@ -175,7 +176,8 @@ def _evaluate_missing(
             num_threads=max(1, int(slots.cpus)),
             s3_patience_s=patience_of_environment() if out.startswith("s3://") else None,
         )
-        driver = EvaluationDriver(jobs, slots.num_actors, evaluator_starter(settings, slots), record, say)
+        pool = Pool(evaluator_starter(settings, slots))
+        driver = EvaluationDriver(jobs, slots.num_actors, pool, record, say)
         with stop_signals() as stop:
             driver.run(stop)
     return num_left

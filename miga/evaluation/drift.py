@@ -37,7 +37,7 @@ class StartEnd:
 
     @property
     def absolute(self) -> float:
-        """Start-end contrast. It is blind to a dip in the middle, and nearly so to a change of the last frames alone."""
+        """Start-end contrast. It does not see a dip in the middle, and hardly a change of the last frames alone."""
         return abs(self.signed)
 
 

@@ -10,6 +10,7 @@ Legend: F frames, D entries of a feature, H, W sides; frames are uint8 RGB.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -79,7 +80,9 @@ def dataset_consistency(scores: Iterable[Array]) -> float:
 def normalised(features_FD: Array) -> Floats:
     """Features of length 1; one that is all zeros stays so."""
     found = np.asarray(features_FD, np.float64)
-    return found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
+    lengths: Floats = np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
+    unit: Floats = found / lengths
+    return unit
 
 
 def _cosines(one_FD: Floats, other_FD: Floats) -> Floats:
@@ -118,7 +121,7 @@ def temporal_flickering(frames_FHWC: Array) -> float:
     Raises:
         TooShortError: of one frame.
     """
-    pairs = zip(frames_FHWC[:-1], frames_FHWC[1:], strict=True)
+    pairs = itertools.pairwise(frames_FHWC)
     return likeness(np.array([difference(one, other) for one, other in pairs]), "flicker needs two frames")
 
 
@@ -139,7 +142,7 @@ def thinning_interval(fps: float) -> int:
 def moving_pairs(start: int, stop: int, fps: float) -> list[tuple[int, int]]:
     """The pairs of frames whose flow dynamic degree of frames `start` to `stop` looks at."""
     thinned = range(start, stop, thinning_interval(fps))
-    return list(zip(thinned[:-1], thinned[1:], strict=True))
+    return list(itertools.pairwise(thinned))
 
 
 def strongest_motion(flow_2HW: Array, share: float = STRONGEST_SHARE) -> float:

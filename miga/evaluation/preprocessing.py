@@ -54,19 +54,19 @@ def imaging_size(height: int, width: int, mode: ImagingMode = "longer") -> tuple
 
 def dino(frames_FCHW: Tensor) -> Tensor:
     """Shorter side 224, bilinear; ImageNet's mean and deviation."""
-    size = shorter_side_size(*frames_FCHW.shape[-2:])
+    size = shorter_side_size(*_size(frames_FCHW))
     return _normalised(_resized(frames_FCHW, size, "bilinear") / 255.0, IMAGENET)
 
 
 def clip(frames_FCHW: Tensor) -> Tensor:
     """Shorter side 224, bicubic; the middle 224 x 224; CLIP's mean and deviation."""
-    size = shorter_side_size(*frames_FCHW.shape[-2:])
+    size = shorter_side_size(*_size(frames_FCHW))
     return _normalised(_middle(_resized(frames_FCHW, size, "bicubic"), SIDE) / 255.0, CLIP)
 
 
 def dinov2(frames_FCHW: Tensor) -> Tensor:
     """Shorter side 256, bicubic, antialiased; the middle 224 x 224; ImageNet's mean and deviation."""
-    size = shorter_side_size(*frames_FCHW.shape[-2:], 256)
+    size = shorter_side_size(*_size(frames_FCHW), 256)
     return _normalised(_middle(_resized(frames_FCHW, size, "bicubic", antialias=True), SIDE) / 255.0, IMAGENET)
 
 
@@ -77,7 +77,7 @@ def dreamsim(frames_FCHW: Tensor) -> Tensor:
 
 def imaging(frames_FCHW: Tensor, mode: ImagingMode = "longer") -> Tensor:
     """0 to 1, at the size that image quality is judged at, bilinear."""
-    found = _resized(frames_FCHW, imaging_size(*frames_FCHW.shape[-2:], mode), "bilinear")
+    found = _resized(frames_FCHW, imaging_size(*_size(frames_FCHW), mode), "bilinear")
     if mode == "shorter_centercrop" and min(frames_FCHW.shape[-2:]) > IMAGING_SIDE:
         found = _middle(found, min(found.shape[-2:]))
     return found / 255.0
@@ -89,6 +89,10 @@ def padded(frames_FCHW: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int, 
     rows, columns = -height % multiple, -width % multiple
     sides = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
     return functional.pad(frames_FCHW, sides, mode="replicate"), sides
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return int(x.shape[-2]), int(x.shape[-1])
 
 
 def _resized(x: Tensor, size: tuple[int, int], mode: str, antialias: bool = False) -> Tensor:

@@ -395,7 +395,7 @@ def _tensors_of_program(path: Path) -> dict[str, Tensor]:
     _, known_hash = KNOWN_FILES.get(path.name, (None, ""))
     if len(known_hash) < 64:  # `_checked` has compared the whole hash
         raise ModelError(f"{path} is a TorchScript program, and none that is known", "take the hub's safetensors")
-    found: dict[str, Tensor] = torch.jit.load(str(path), map_location="cpu").state_dict()
+    found: dict[str, Tensor] = torch.jit.load(str(path), map_location="cpu").state_dict()  # type: ignore[no-untyped-call]
     return found
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from miga.evaluation.observers import Noted
 from miga.outside_data import OutsideDataError, parse_json_object
 
-_DTYPES: Final = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
+_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 _MAX_HEADER_BYTES: Final = 1 << 16
 
 
@@ -116,7 +116,7 @@ class FeatureFile:
 
     def scalars(self) -> dict[int, float]:
         """Position → number, of a feature of one number."""
-        values = self._rows(0, len(self))[:, 0]
+        values = self._rows(0, len(self)).ravel() if self._width == 1 else np.empty(0)
         return {int(position): float(value) for position, value in zip(self._index, values, strict=True)}
 
     def close(self) -> None:

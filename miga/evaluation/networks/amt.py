@@ -4,8 +4,8 @@ Source: Li et al., "AMT: All-Pairs Multi-Field Transforms for Efficient Frame In
 from a description of the network. Parameters are named as in `amt-s.pth`, whose licence is CC-BY-NC-4.0: the weights
 may not be used commercially.
 
-Legend: N samples, C = 3 (RGB, 0 to 1), H, W multiples of 16; `flow0` goes from the time t to the first image, `flow1` to
-the second, (x, y) in pixels of their level. Level 1 is full size, level 4 an eighth.
+Legend: N samples, C = 3 (RGB, 0 to 1), H, W multiples of 16; `flow0` goes from the time t to the first image, `flow1`
+to the second, (x, y) in pixels of their level. Level 1 is full size, level 4 an eighth.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from miga.evaluation.networks.correlation import correlation, lookup, places_N2HW, pyramid, sample
+from miga.evaluation.networks.correlation import correlation, lookup, places, pyramid, sample
 
 LEAST_SIDE: Final = 113
 """Pixels: a smaller side is less than 16 places of a feature map, and its fourth correlation level a single one."""
@@ -29,8 +29,8 @@ _FIELDS: Final = 3
 
 def warp(image_NCHW: Tensor, flow_N2HW: Tensor) -> Tensor:
     """The image, every pixel taken from where the flow points; beyond an edge, its pixels go on."""
-    places = places_N2HW(len(image_NCHW), *image_NCHW.shape[-2:], image_NCHW.device)
-    return sample(image_NCHW, (places + flow_N2HW).permute(0, 2, 3, 1), "border")
+    start = places(image_NCHW)
+    return sample(image_NCHW, (start + flow_N2HW).permute(0, 2, 3, 1), "border")
 
 
 def _resized(x: Tensor, factor: float) -> Tensor:
@@ -210,15 +210,15 @@ class AmtS(nn.Module):
         maps = self.feat_encoder(torch.cat([first, second]))
         volume = correlation(*maps.chunk(2))
         there, back = pyramid(volume), pyramid(volume.permute(0, 3, 4, 1, 2))
-        places = places_N2HW(len(first), *maps.shape[-2:], first.device)
+        start = places(maps[: len(first)])
         drawn0, drawn1 = self.encoder(first), self.encoder(second)
 
         def corrected(update: _Update, features: Tensor, flows: Tensor) -> tuple[Tensor, Tensor]:
             small = _resized(flows, 1 / update.factor) / update.factor
             flow0, flow1 = small.chunk(2, dim=1)
             seen = [
-                lookup(there, places + flow1 / time, RADIUS),
-                lookup(back, places + flow0 / (1 - time), RADIUS),
+                lookup(there, start + flow1 / time, RADIUS),
+                lookup(back, start + flow0 / (1 - time), RADIUS),
             ]
             more, change = update(features, small, torch.cat(seen, dim=1))
             return features + more, flows + change
@@ -234,7 +234,7 @@ class AmtS(nn.Module):
             flows_of[level], features_of[level - 1] = flows, features
         found = self._decoded(self.decoder1, drawn0[0], drawn1[0], features, flows)
         up0, up1 = (2 * _resized(flows, 2)).chunk(2, dim=1)
-        flow0, flow1, masks, rest = found.split([2 * _FIELDS, 2 * _FIELDS, _FIELDS, 3 * _FIELDS], dim=1)
+        flow0, flow1, masks, rest = torch.split(found, [2 * _FIELDS, 2 * _FIELDS, _FIELDS, 3 * _FIELDS], dim=1)
         fields0 = (flow0 + up0.repeat(1, _FIELDS, 1, 1)).unflatten(1, (_FIELDS, 2))
         fields1 = (flow1 + up1.repeat(1, _FIELDS, 1, 1)).unflatten(1, (_FIELDS, 2))
         frame = self._blended(first, second, fields0, fields1, torch.sigmoid(masks), rest, mean)
@@ -260,4 +260,5 @@ class AmtS(nn.Module):
             blend = mask * warp(first, fields0[:, field]) + (1 - mask) * warp(second, fields1[:, field])
             blends.append(blend + mean + rest[:, 3 * field : 3 * field + 3])
         stacked = torch.cat(blends, dim=1)
-        return (torch.stack(blends).mean(dim=0) + self.comb_block(stacked)).clamp(0, 1)
+        frame: Tensor = torch.stack(blends).mean(dim=0) + self.comb_block(stacked)
+        return frame.clamp(0, 1)

@@ -7,6 +7,7 @@ Legend: N samples, C channels, H, W rows and columns of a feature map, R radius 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,9 +17,11 @@ from torch.nn import functional
 LEVELS = 4
 
 
-def places_N2HW(batch: int, height: int, width: int, device: torch.device) -> Tensor:
+def places(image_NCHW: Tensor) -> Tensor:
     """Every pixel's own place as (x, y), `[N, 2, H, W]`."""
-    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    batch, _, height, width = image_NCHW.shape
+    rows, columns = (torch.arange(size, device=image_NCHW.device) for size in (height, width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x, y]).float().expand(batch, 2, height, width)
 
 
@@ -37,7 +40,7 @@ def correlation(first_NCHW: Tensor, second_NCHW: Tensor) -> Tensor:
     """Scalar products of all pairs of places over the root of C, `[N, H, W, H, W]`: the first map's places first."""
     batch, channels, height, width = first_NCHW.shape
     one, other = first_NCHW.flatten(2), second_NCHW.flatten(2)
-    products = torch.matmul(one.transpose(1, 2), other) / channels**0.5
+    products: Tensor = torch.matmul(one.transpose(1, 2), other) / math.sqrt(channels)
     return products.view(batch, height, width, height, width)
 
 

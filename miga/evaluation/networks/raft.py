@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from miga.evaluation.networks.correlation import correlation, lookup, places_N2HW, pyramid
+from miga.evaluation.networks.correlation import correlation, lookup, places, pyramid
 
 LEAST_SIDE: Final = 121
 """Pixels: a smaller side is less than 16 places of a feature map, and its fourth correlation level a single one."""
@@ -147,7 +147,7 @@ class Raft(nn.Module):
         levels = pyramid(correlation(*maps.chunk(2)))
         state, context = self.cnet(first).split(_STATE, dim=1)
         state, context = torch.tanh(state), torch.relu(context)
-        start = places_N2HW(len(first), *state.shape[-2:], first.device)
+        start = places(state)
         flow = torch.zeros_like(start)
         for _ in range(steps):
             state, change = self.update_block(state, context, lookup(levels, start + flow, RADIUS), flow)

@@ -9,7 +9,6 @@ import torch
 from miga.evaluation import preprocessing
 from miga.evaluation.formulas import likeness, strongest_motion
 from miga.evaluation.networks.amt import AmtS
-from miga.evaluation.networks.raft import Raft
 from miga.evaluation.observers import (
     DifferenceObserver,
     FrameObserver,
@@ -100,7 +99,9 @@ def test_motion_smoothness_with_means_for_a_network(name: str) -> None:
     assert likeness(values[:, 0], "") == pytest.approx(MEANS[name]["score"], abs=1e-6)
 
 
-@pytest.mark.parametrize("name", MOTION_SMOOTHNESS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "jump_5" else [pytest.mark.slow]) for name in MOTION_SMOOTHNESS]
+)
 def test_motion_smoothness_by_amt(name: str) -> None:
     network = AmtS()
     network.load_state_dict(filled_like(network.state_dict(), GAINS["amt"]))
@@ -112,11 +113,11 @@ def test_motion_smoothness_by_amt(name: str) -> None:
 
 
 def test_flow_of_padded_frames() -> None:
-    network = Raft()
-    network.load_state_dict(filled_like(network.state_dict(), GAINS["raft"]))
+    class Copies(torch.nn.Module):
+        def forward(self, first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return first, torch.cat([first[:, :1], second[:, 1:2]], dim=1)
+
     video = texture(2, 122, 131, "net")
-    flow = optical_flow(network, CPU)
-    found = flow(video[:1], video[1:])
-    assert found.shape == (1, 2, 128, 136)
+    found = optical_flow(Copies(), CPU)(video[:1], video[1:])
     padded = np.pad(video, ((0, 0), (3, 3), (2, 3), (0, 0)), "edge")
-    assert np.array_equal(found, flow(padded[:1], padded[1:]))
+    assert np.array_equal(found[0], np.stack([padded[0, ..., 0], padded[1, ..., 1]]))
