@@ -92,7 +92,7 @@ class EvaluationDriver:
         self._inbox = inbox or Inbox()
         self._results: dict[tuple[int, int], EvaluatedRow] = {}
         self._todo: deque[Decision] = deque()
-        self.ledger = Ledger(prompts_per_shard=2**62, max_attempts=MAX_ATTEMPTS, max_failed_share=1.0)
+        self.ledger = Ledger(prompts_per_shard=2**62, max_attempts=MAX_ATTEMPTS, max_failed_share=1.0, lookahead=2)
 
     def run(self, stop: threading.Event) -> None:
         """Returns when every video is settled.

@@ -129,6 +129,8 @@ def _show(summary: Mapping[str, Any]) -> None:
     if summary["non_commercial"]:
         show(f"made with weights that forbid commercial use: {', '.join(summary['non_commercial'])}")
     show(f"results: {summary['results']}")
+    if summary["page"]:
+        show(f"page, the worst first: {summary['page']}")
 
 
 def _line(figure: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from jobs.run.report import make_report
 from jobs.shared.exit_status import status_of_run
 from jobs.shared.stopping import stop_signals
 from miga.errors import OutputError, UsageError
@@ -22,6 +23,7 @@ from pipeline.evaluation.results import RESULTS, Totals, dumped, read_vbench_jso
 from pipeline.evaluation.videos import FOLDER, Video, Videos, find_videos
 from pipeline.records.lease import Lease
 from pipeline.storage.base import Storage
+from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
 from pipeline.storage.s3 import patience_of_environment
 
@@ -104,6 +106,7 @@ def evaluate(
         totals = _write_table(kept, videos)
         if wanted.vbench_json is not None:
             Path(wanted.vbench_json).write_bytes(dumped(vbench_json(_rows(kept, videos.videos))))
+    page = _page(storage) if videos.model is not None else None
     summary = {
         "out": storage.root,
         "videos": len(videos.videos),
@@ -118,9 +121,15 @@ def evaluate(
         "non_commercial": [name for name in weights if WEIGHTS[name].is_non_commercial],
         "results": kept.uri(RESULTS),
         "vbench_json": wanted.vbench_json,
+        "page": page,
         "seconds": round(time.monotonic() - started_s, 1),
     }
     return {**summary, "exit_status": status_of_run(len(totals.failed), failed_rows_ok)}
+
+
+def _page(storage: Storage) -> str | None:
+    """The page of a run with its scores, the worst videos first; none in object storage."""
+    return str(make_report(storage)) if isinstance(storage, LocalStorage) else None
 
 
 def _weights(measures: Sequence[str], places: Mapping[str, str], say: Callable[[str], None]) -> dict[str, WeightFile]:
