@@ -120,8 +120,8 @@ def render_report(
 
     Args:
         rows: manifest rows. Any column may be missing or null; besides the manifest's there may be `hint`,
-            `latents_per_prompt`, `final_consistency_latents` (first latent of each chunk; evenly spread without), and of
-            an evaluation `scores` (measure → value) and `score`, the one that they are sorted by, worst first.
+            `latents_per_prompt`, `final_consistency_latents` (first latent of each chunk; evenly spread without), and
+            of an evaluation `scores` (measure → value) and `score`, the one that they are sorted by, worst first.
         run: the run's record (`run.json`), shown whole; `scored_by` is the measure of `score`.
         out_uri: folder or `s3://bucket/prefix` of the run.
         links: as for `write_report`.

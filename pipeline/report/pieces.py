@@ -1,8 +1,8 @@
 """Which rows the page itself holds, and the pieces beside it that hold all of them.
 
 A page of a few rows holds every one. A page of more holds those that failed, the worst (by score, or else by
-consistency) and a sample, a few hundred in all; its script loads the others as they are asked for. A page opened from disk may not fetch files, so a
-piece is a script that calls `migaReport(NAME, VALUE)`:
+consistency) and a sample, a few hundred in all; its script loads the others as they are asked for. A page opened from
+disk may not fetch files, so a piece is a script that calls `migaReport(NAME, VALUE)`:
 
     rows-00012.js     all that is known of rows 3000 to 3249
     words-00003.js    what is searched in: ids, keys, prompts and errors, 4000 rows a piece
