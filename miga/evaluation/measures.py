@@ -12,10 +12,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, ClassVar, Final, Protocol
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field
 
 from miga.evaluation import preprocessing
 from miga.evaluation.clips import Consistency, clip_spans, fused
@@ -53,6 +54,8 @@ from miga.evaluation.observers import (
     optical_flow,
 )
 
+MOST_CORRELATION_BYTES: Final = 2 * 2**30
+"""Of the correlations of all pairs of places that AMT or RAFT look at in a batch."""
 PORTION: Final = 256
 """Features read at a time."""
 
@@ -61,10 +64,12 @@ PORTION: Final = 256
 class VideoForm:
     """What a video is, whatever it shows."""
 
-    num_frames: int
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    num_frames: Annotated[int, Field(ge=0)]
     fps: float
-    height: int
-    width: int
+    height: Annotated[int, Field(ge=0)]
+    width: Annotated[int, Field(ge=0)]
 
     @cached_property
     def clips(self) -> list[tuple[int, int]]:
@@ -184,6 +189,12 @@ def _of_frames(prepare: Callable[..., torch.Tensor]) -> Callable[[VideoForm, Any
     return lambda form, network, device, batch: FrameObserver(embedding(network, prepare, device), batch)
 
 
+def pairs_at_once(form: VideoForm, batch: int) -> int:
+    """Pairs that go through AMT or RAFT at once: as many as their correlations leave room for, one at least."""
+    places = (form.height // 8) * (form.width // 8)
+    return max(1, min(batch, MOST_CORRELATION_BYTES // max(1, 4 * places**2)))
+
+
 FEATURES: Final[Mapping[str, Feature]] = {
     feature.name: feature
     for feature in (
@@ -196,7 +207,7 @@ FEATURES: Final[Mapping[str, Feature]] = {
             "interpolation",
             "amt",
             lambda form, network, device, batch: InterpolationObserver(
-                interpolation(network, device), form.triples, batch
+                interpolation(network, device), form.triples, pairs_at_once(form, batch)
             ),
             amt.LEAST_SIDE,
         ),
@@ -204,7 +215,7 @@ FEATURES: Final[Mapping[str, Feature]] = {
             "motion",
             "raft",
             lambda form, network, device, batch: MotionObserver(
-                optical_flow(network, device), form.pairs, thinning_interval(form.fps), batch
+                optical_flow(network, device), form.pairs, thinning_interval(form.fps), pairs_at_once(form, batch)
             ),
             raft.LEAST_SIDE,
         ),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, ClassVar, Final
 
 from pydantic import ConfigDict, Field
 
@@ -32,36 +32,9 @@ Count = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _StoredResult:
-    """A `Result` as JSON has it."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    value: float | None
-    made_of: str
-    long: float | None = None
-    clips: tuple[float | None, ...] = ()
-    clip_to_clip: float | None = None
-    start: float | None = None
-    end: float | None = None
-    drift_error: float | None = None
-    drift_error_normalised: float | None = None
-    curve: dict[str, float] = field(default_factory=dict)
-    error: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _StoredForm:
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    num_frames: Count
-    fps: float
-    height: Count
-    width: Count
-
-
-@dataclass(frozen=True, kw_only=True)
 class _StoredRow:
+    """A row as JSON has it."""
+
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     format: int
@@ -71,8 +44,8 @@ class _StoredRow:
     prompts: tuple[str, ...]
     seed: int | None
     sha256: str
-    form: _StoredForm | None
-    results: dict[str, _StoredResult]
+    form: VideoForm | None
+    results: dict[str, Result]
     note: str = ""
     error_type: str = ""
     error: str = ""
@@ -140,23 +113,14 @@ class EvaluatedRow:
         return cls(
             video=Video(row=stored.row, id=stored.id, path=stored.path, prompts=stored.prompts, seed=stored.seed),
             sha256=stored.sha256,
-            form=None if stored.form is None else VideoForm(**asdict(stored.form)),
-            results={name: _result(result) for name, result in stored.results.items()},
+            form=stored.form,
+            results=stored.results,
             note=stored.note,
             error_type=stored.error_type,
             error=stored.error,
             attempt=stored.attempt,
             seconds=stored.seconds,
         )
-
-
-def _result(stored: _StoredResult) -> Result:
-    values: dict[str, Any] = asdict(stored)
-    try:
-        curve = {int(distance): value for distance, value in stored.curve.items()}
-    except ValueError as error:
-        raise OutsideDataError("a distance of a curve is no whole number") from error
-    return Result(**{**values, "clips": stored.clips, "curve": curve})
 
 
 def row_path(row: int) -> str:

@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import numpy as np
 import torch
+from pydantic import ConfigDict
 
 from miga.errors import BadVideoError
 from miga.evaluation.drift import start_end
@@ -52,12 +53,16 @@ class Result:
         made_of: which version and weights; equal ones need not be made again.
         long: as VBench-Long has it: the mean over clips, one with `clip_to_clip` where that was looked at.
         clips: of each of VBench-Long's clips.
+        clip_to_clip: of their first frames.
         start: mean over the first 15 % of frames.
         end: mean over the last 15 %.
         drift_error: video drift error over clips.
         drift_error_normalised: the same over the sum of its weights.
         curve: distance in frames → mean cosine; 0 stands for the cosine of the two ends.
+        error: why there is no value.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     value: float | None
     made_of: str

@@ -39,6 +39,12 @@ def _resized(x: Tensor, factor: float) -> Tensor:
     return functional.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
+def _three_fields(change: Tensor, coarse_N2HW: Tensor) -> Tensor:
+    """Three flows `[N, 3, 2, H, W]`, each the coarse one changed in its own way."""
+    batch, _, height, width = change.shape
+    return change.view(batch, _FIELDS, 2, height, width) + coarse_N2HW[:, None]
+
+
 def _conv_prelu(channels_in: int, channels: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels_in, channels, 3, stride, 1), nn.PReLU(channels))
 
@@ -235,8 +241,7 @@ class AmtS(nn.Module):
         found = self._decoded(self.decoder1, drawn0[0], drawn1[0], features, flows)
         up0, up1 = (2 * _resized(flows, 2)).chunk(2, dim=1)
         flow0, flow1, masks, rest = torch.split(found, [2 * _FIELDS, 2 * _FIELDS, _FIELDS, 3 * _FIELDS], dim=1)
-        fields0 = (flow0 + up0.repeat(1, _FIELDS, 1, 1)).unflatten(1, (_FIELDS, 2))
-        fields1 = (flow1 + up1.repeat(1, _FIELDS, 1, 1)).unflatten(1, (_FIELDS, 2))
+        fields0, fields1 = _three_fields(flow0, up0), _three_fields(flow1, up1)
         frame = self._blended(first, second, fields0, fields1, torch.sigmoid(masks), rest, mean)
         return Interpolation(
             frame,
