@@ -47,6 +47,7 @@ class Weights:
         build: makes the network without weights.
         translate: the file's names → the network's.
         is_non_commercial: whether its licence forbids commercial use.
+        has_objects: whether the published file holds objects beside its tensors, such as its training's settings.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Weights:
     build: Callable[[], nn.Module]
     translate: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = _as_they_are
     is_non_commercial: bool = False
+    has_objects: bool = False
 
     def command(self, folder: str | Path) -> str:
         """The command that fetches it into a folder."""
@@ -163,6 +165,7 @@ WEIGHTS: Final[Mapping[str, Weights]] = {
             "hf download lalala125/AMT amt-s.pth --local-dir {folder}",
             AmtS,
             is_non_commercial=True,
+            has_objects=True,
         ),
         Weights(
             "raft",
@@ -332,7 +335,7 @@ def load_network(file: WeightFile, device: torch.device | str = "cpu") -> nn.Mod
 def _fitting_tensors(file: WeightFile) -> dict[str, Tensor]:
     weights, path = WEIGHTS[file.name], Path(file.path)
     again = f"fetch it with: {weights.command(weights_folder())}"
-    tensors = weights.translate(_tensors_of(path, again))
+    tensors = weights.translate(_tensors_of(path, weights.has_objects, again))
     with torch.device("meta"):
         network = weights.build()
     _require_same(weights, path, network.state_dict(), tensors, again)
@@ -359,7 +362,11 @@ def _require_same(
         raise ModelError(f"{weights.name}: {path} holds the weights of another network: it {'; '.join(said)}", again)
 
 
-def _tensors_of(path: Path, again: str) -> dict[str, Tensor]:
+def _tensors_of(path: Path, has_objects: bool, again: str) -> dict[str, Tensor]:
+    """The tensors of a file by name; nothing in it is run.
+
+    `miga.backbones.tensor_files` maps files into memory, which those that torch wrote before 1.6 (RAFT's) do not allow.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -367,7 +374,10 @@ def _tensors_of(path: Path, again: str) -> dict[str, Tensor]:
             return load_file(path)
         if _is_program(path):
             return _tensors_of_program(path)
-        values = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_HARMLESS)
+        how: dict[str, Any] = (
+            {"weights_only": False, "pickle_module": _HARMLESS} if has_objects else {"weights_only": True}
+        )
+        values = torch.load(path, map_location="cpu", **how)
     except ModelError:
         raise
     except Exception as error:  # torch and safetensors raise of everything

@@ -14,6 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2
 
 from miga.errors import ModelError
 from miga.evaluation import weights
+from miga.evaluation.networks.amt import AmtS
 from miga.evaluation.networks.vision import ClipImages, Dino, DinoV2, clip_names, dino_names, dinov2_names
 from miga.evaluation.weights import WEIGHTS, find_weights, load_network
 from tests.miga.evaluation.filled import filled_like
@@ -111,12 +112,22 @@ class _Attack:
 def test_what_a_file_holds_beside_tensors_is_not_run(
     folder: Path, beside: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """AMT's published file holds settings, so it is read past them; any other with such is refused."""
     monkeypatch.chdir(folder)
-    path = folder / "head.pth"
-    torch.save({"state_dict": {"weight": torch.ones(1, 768), "bias": torch.zeros(1)}, "settings": beside}, path)
-    found = find_weights(["aesthetic-head"], {"aesthetic-head": str(path)})["aesthetic-head"]
-    assert torch.equal(load_network(found).weight, torch.ones(1, 768))
+    state = AmtS().state_dict()
+    torch.save({"state_dict": state, "settings": beside}, folder / "filled.pth")
+    network = load_network(find_weights(["amt"], {"amt": str(folder / "filled.pth")})["amt"])
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_network(find_weights(["raft"], {"raft": str(folder / "filled.pth")})["raft"])
     assert not (folder / "attacked").exists()
+
+
+def test_files_of_an_older_torch_are_read(folder: Path) -> None:
+    head = {"weight": torch.ones(1, 768), "bias": torch.zeros(1)}
+    torch.save(head, folder / "old.pth", _use_new_zipfile_serialization=False)
+    found = find_weights(["aesthetic-head"], {"aesthetic-head": str(folder / "old.pth")})["aesthetic-head"]
+    assert torch.equal(load_network(found).weight, torch.ones(1, 768))
 
 
 def test_a_program_is_not_loaded(folder: Path) -> None:
