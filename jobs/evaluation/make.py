@@ -200,10 +200,10 @@ def _missing(
     retry_failed: bool,
 ) -> tuple[tuple[str, ...], bool]:
     """The measures that are still to be had of a video, and whether it is known that there are none."""
-    if earlier is None or (earlier.video.path, earlier.sha256) != (video.path, video.sha256):
+    if earlier is None or earlier.video.path != video.path or video.sha256 not in (None, earlier.sha256):
         return tuple(measures), False
-    if earlier.error:
-        return (tuple(measures), False) if retry_failed else ((), True)
+    if earlier.error and not retry_failed:
+        return (), True
     same_prompts = earlier.video.prompts == video.prompts
     had = {
         name

@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import ConfigDict, Field
 
-from miga.errors import OutputError
+from miga.errors import BadVideoError, OutputError
 from miga.evaluation.measures import VideoForm
 from miga.outside_data import OutsideDataError, parse_json_object, validated
 from pipeline.evaluation.scores import Result
@@ -165,7 +165,11 @@ def read_rows(storage: Storage) -> Iterator[EvaluatedRow]:
 
 
 def merged(earlier: EvaluatedRow | None, now: EvaluatedRow) -> EvaluatedRow:
-    """The results of now, and those of before that are of the same video and were not made anew."""
-    if earlier is None or earlier.sha256 != now.sha256 or now.error or earlier.error:
+    """The results of now, and those of before that are of the same video and were not made anew.
+
+    Of a video that cannot be read nothing is kept; where only the attempt failed, such as for want of memory, all is.
+    """
+    if earlier is None or earlier.sha256 != now.sha256 or now.error_type == BadVideoError.__name__:
         return now
-    return replace(now, results={**earlier.results, **now.results}, note=now.note or earlier.note)
+    results = {**earlier.results, **now.results}
+    return replace(now, results=results, form=now.form or earlier.form, note=now.note or earlier.note)

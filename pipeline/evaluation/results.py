@@ -188,7 +188,6 @@ class Totals:
         self.num_videos += 1
         if row.error:
             self.failed.append((row.video.row, row.video.id, row.error))
-            return
         for name, result in row.results.items():
             column = self._columns.setdefault(name, _Column([], [], [], [], [], []))
             if result.value is None:

@@ -60,7 +60,10 @@ def test_results_of_the_same_video_are_kept_together() -> None:
     both = merged(earlier, now)
     assert (both.results["temporal_flickering"].value, both.results["imaging_quality"].value) == (0.5, 60.0)
     assert merged(replace(earlier, sha256="cd" * 32), now) == now
-    assert merged(replace(earlier, error="cut off"), now) == now
+    lost = EvaluatedRow(video=now.video, sha256=now.sha256, error_type="WorkerLostError", error="no memory")
+    assert merged(earlier, lost) == replace(lost, results=earlier.results, form=earlier.form)
+    assert merged(earlier, replace(lost, error_type="BadVideoError")).results == {}
+    assert merged(merged(earlier, lost), now).error == ""
     assert merged(None, now) == now
 
 
