@@ -19,6 +19,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from miga.backbones.weight_files import first_line
 from miga.errors import ModelError
 from miga.evaluation.networks.amt import AmtS
 from miga.evaluation.networks.musiq import Musiq
@@ -381,9 +382,7 @@ def _tensors_of(path: Path, has_objects: bool, again: str) -> dict[str, Tensor]:
     except ModelError:
         raise
     except Exception as error:  # torch and safetensors raise of everything
-        raise ModelError(
-            f"{path} cannot be read: {type(error).__name__}: {str(error).splitlines()[0][:200]}", again
-        ) from error
+        raise ModelError(f"{path} cannot be read: {type(error).__name__}: {first_line(error)[:200]}", again) from error
     for key in ("state_dict", "params", "model"):
         if isinstance(values, Mapping) and isinstance(values.get(key), Mapping):
             values = values[key]

@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 from pipeline.storage.base import Storage
 
 RESULTS_OF_A_RUN: Final = "evaluation/results.parquet"
+_COLUMNS: Final = pa.schema(
+    [("row", pa.int64()), ("sha256", pa.string()), ("measure", pa.string()), ("value", pa.float64())]
+)
 SORTED_BY: Final = (
     "sprites.all_right",
     "subject_consistency",
@@ -50,11 +53,15 @@ def read_scores(storage: Storage) -> PageScores:
     """
     try:
         data = storage.read_bytes(RESULTS_OF_A_RUN)
-        table = pq.read_table(io.BytesIO(data), columns=["row", "sha256", "measure", "value"])
-    except (FileNotFoundError, pa.ArrowException):
+    except FileNotFoundError:
+        return PageScores()
+    try:
+        table = pq.read_table(io.BytesIO(data), columns=_COLUMNS.names).cast(_COLUMNS)
+        lines = table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError):  # pyarrow raises of all these
         return PageScores()
     values: dict[tuple[int, str], dict[str, float]] = {}
-    for line in table.to_pylist():
+    for line in lines:
         if line["value"] is not None and line["measure"] is not None:
             values.setdefault((line["row"], line["sha256"] or ""), {})[line["measure"]] = line["value"]
     measures = {measure for of_row in values.values() for measure in of_row}
