@@ -13,7 +13,9 @@ ARRAYS, STATISTICS = arrays("preprocessing"), figures("preprocessing")
 KINDS = ("dino", "clip", "dinov2", "dreamsim", "imaging")
 
 
-@pytest.mark.parametrize("size", ["480x832", "320x512", "832x480", "144x176"])
+@pytest.mark.parametrize(
+    "size", ["480x832", "144x176", *(pytest.param(size, marks=pytest.mark.slow) for size in ("320x512", "832x480"))]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_frame_as_a_network_takes_it(kind: str, size: str) -> None:
     height, width = map(int, size.split("x"))
