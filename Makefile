@@ -26,8 +26,9 @@ $(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
 	@touch $@
 
-demo: install    ## makes the example videos on a local Ray with two backbone actors, and a page to look at
+demo: install    ## makes the example videos on a local Ray with two backbone actors, judges them, and a page to look at
 	$(BIN)/miga generate examples/prompts.jsonl $(OUT) --config jobs/configs/demo.toml
+	$(BIN)/miga evaluate $(OUT)
 
 test: $(VENV)/.dev ## the tests (no network, no GPU): a process per core, and one more, for some wait
 	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses=$(TESTERS) --dist=loadfile --no-loadscope-reorder

@@ -11,6 +11,7 @@
     ├── ModelError          a checkpoint is missing, broken or of another kind     scope run
     ├── RowError            one row cannot be made                                 scope row
     │   ├── BadRowError     the row itself is wrong (found before any GPU time)
+    │   ├── BadVideoError   a video that is to be evaluated cannot be read, or is another
     │   ├── NonFiniteError  the network returned NaN or infinity
     │   └── CheckpointError the file of a video in the making is of another one, broken, or cannot be written
     └── WorkerError         the worker failed, not the row                         scope worker, retryable
@@ -85,6 +86,10 @@ class RowError(MigaError):
 
 class BadRowError(RowError):
     """The row itself is wrong, which is known before any GPU time is spent."""
+
+
+class BadVideoError(RowError):
+    """A video that is to be evaluated cannot be read, or is not the one that was made."""
 
 
 class NonFiniteError(RowError):

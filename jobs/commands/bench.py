@@ -62,6 +62,14 @@ def add(commands: Any) -> None:
         "--set", dest="settings", metavar="KEY=VALUE", action="append", default=[], help="as for generate"
     )
 
+    evaluation = _add(
+        benches, "evaluate", _evaluate, "what evaluation costs: operations against making, frames a second"
+    )
+    evaluation.add_argument("--height", type=int, default=480, help="of the frames that are timed (default: 480)")
+    evaluation.add_argument("--width", type=int, default=832, help="of the frames that are timed (default: 832)")
+    evaluation.add_argument("--device", help="cpu or cuda[:N] (default: the GPU, where there is one)")
+    evaluation.add_argument("--count-only", action="store_true", help="time nothing")
+
     report = _add(benches, "report", _report, "the page of a run of many rows: writing it, its size, its first card")
     report.add_argument("--rows", type=int, nargs="+", default=[1000, 20_000, 100_000], help="of each run")
 
@@ -209,6 +217,12 @@ def _report(options: argparse.Namespace) -> Tables:
     from jobs.benches.report_page import bench_report
 
     return bench_report(options.rows)
+
+
+def _evaluate(options: argparse.Namespace) -> Tables:
+    from jobs.benches.evaluation import bench_evaluate
+
+    return bench_evaluate(options.height, options.width, options.device, not options.count_only)
 
 
 def _cluster(options: argparse.Namespace) -> Tables:

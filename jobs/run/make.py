@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from jobs.run.check import check_this_machine, load_tokenizer_or_raise
@@ -18,6 +16,7 @@ from jobs.run.failures import first_failures
 from jobs.run.plan import Plan, few_prompts, model_options, run_record
 from jobs.run.report import make_report
 from jobs.shared.exit_status import status_of_run
+from jobs.shared.stopping import stop_signals
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import simulates_gpus
 from miga.config import SamplerConfig
@@ -110,7 +109,7 @@ def generate(
         try:
             with (
                 Lease.held(storage, ttl_s=config.run.lease_ttl_s, say=board.say, about=about) as lease,
-                _stop_signals() as stop,
+                stop_signals() as stop,
             ):
                 _count_in_background(plan, board)
                 metrics = RunMetrics(record.profile, record.model, plan.num_rows)
@@ -354,28 +353,3 @@ def worker_settings(plan: Plan, out: str, slots: Slots) -> WorkerSettings:
         # a node has another environment
         storage_patience_s=patience_of_environment() if is_in_bucket(out) else None,
     )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM (`ray job stop`, a preempted node) or Ctrl-C sets; the second signal interrupts at once.
-
-    To be entered once Ray is up: Ray puts a handler of its own in place, and aborts if it is interrupted inside a call.
-    """
-    stop = threading.Event()
-
-    def request(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    try:
-        before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not in the main thread: whoever runs it there sees to signals
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from miga.errors import UsageError
+from pipeline.evaluation.page_scores import read_scores
 from pipeline.records.manifest import Manifest
 from pipeline.records.run_folder import read_run
 from pipeline.report.links import Links
@@ -77,9 +78,12 @@ def make_report(
     if num_strips is None:
         num_strips = 0 if is_local or served or valid_s is not None else STRIPS_OF_A_BUCKET
     strips = StripMaker(storage, num_strips, say) if num_strips else None
-    page = write_report(
-        (vars(row) for row in manifest.read_rows()), asdict(record), page_folder, links=links, strips=strips, note=note
-    )
+    about, rows = asdict(record), (vars(row) for row in manifest.read_rows())
+    scores = read_scores(storage)
+    if scores.by:
+        about["scored_by"] = scores.by
+        rows = ({**row, **scores.of(row["row"], row["sha256"])} for row in rows)
+    page = write_report(rows, about, page_folder, links=links, strips=strips, note=note)
     if strips is not None and strips.num_missing:
         say(f"{strips.num_missing} videos could not be read, and have no contact strip: see `miga verify OUT`")
     return page

@@ -56,6 +56,8 @@ def card(row: Mapping[str, Any], position: int, links: Links) -> dict[str, Any]:
         "final_consistency": final,
         "final_latents": _final_latents(row, len(final)),
         "mean_consistency": mean_score(final or scores),
+        "scores": _scores(row),
+        "score": plain(row.get("score")),
         "uri": uri,
         "href": link.href,
         "playable": link.playable and status == "ok",
@@ -95,6 +97,12 @@ def _final_latents(row: Mapping[str, Any], num_chunks: int) -> list[float]:
         return [float(latent) for latent in given]
     latents = row.get("num_latents") or num_chunks
     return [round((index + 0.5) * latents / num_chunks, 2) for index in range(num_chunks)]
+
+
+def _scores(row: Mapping[str, Any]) -> dict[str, float]:
+    """Of an evaluation: measure → value."""
+    given = row.get("scores") or {}
+    return {str(name): round(value, 5) for name, value in given.items() if math.isfinite(value)}
 
 
 def _whole(values: Iterable[Any]) -> list[Any]:

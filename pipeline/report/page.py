@@ -120,8 +120,9 @@ def render_report(
 
     Args:
         rows: manifest rows. Any column may be missing or null; besides the manifest's there may be `hint`,
-            `latents_per_prompt` and `final_consistency_latents` (first latent of each chunk; evenly spread without).
-        run: the run's record (`run.json`), shown whole.
+            `latents_per_prompt`, `final_consistency_latents` (first latent of each chunk; evenly spread without), and
+            of an evaluation `scores` (measure → value) and `score`, the one that they are sorted by, worst first.
+        run: the run's record (`run.json`), shown whole; `scored_by` is the measure of `score`.
         out_uri: folder, or prefix of a bucket, of the run.
         links: as for `write_report`.
     """
@@ -154,6 +155,7 @@ def _render(
         "failed": held.num_failed,
         "stages": STAGES,
         "scale": held.scale,
+        "scored": run.get("scored_by") if held.has_scores else None,
         "tiles": STRIP_TILES,
         "strips": _put_strips(by_position, folder, put),
         "pieces": None if held.is_whole else {"folder": folder, "rows": ROWS_A_PIECE, "words": ROWS_OF_WORDS},
@@ -173,6 +175,7 @@ def _render(
         num_rows=held.num_rows,
         scale=held.scale,
         has_searches=held.has_searches,
+        scored=visible(run["scored_by"]) if held.has_scores and run.get("scored_by") else "",
         has_times=sums.work_s > 0,
         is_whole=held.is_whole,
         first=_first(held),
@@ -192,7 +195,10 @@ def _first(held: Collected) -> str:
     """What a page of many rows shows at first, in a sentence."""
     parts = [
         (held.num_failed_held, f"{held.num_failed_held:,} of the {held.num_failed:,} rows that failed"),
-        (held.num_worst_held, f"the {held.num_worst_held:,} least consistent videos"),
+        (
+            held.num_worst_held,
+            f"the {held.num_worst_held:,} {'worst' if held.has_scores else 'least consistent'} videos",
+        ),
         (held.num_sampled_held, f"{held.num_sampled_held:,} rows drawn evenly from all"),
     ]
     return ", ".join(text for number, text in parts if number)

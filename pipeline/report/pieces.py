@@ -1,8 +1,8 @@
 """Which rows the page itself holds, and the pieces beside it that hold all of them.
 
-A page of a few rows holds every one. A page of more holds those that failed, the least consistent and a sample, a few
-hundred in all; its script loads the others as they are asked for. A page opened from disk may not fetch files, so a
-piece is a script that calls `migaReport(NAME, VALUE)`:
+A page of a few rows holds every one. A page of more holds those that failed, the worst (by score, or else by
+consistency) and a sample, a few hundred in all; its script loads the others as they are asked for. A page opened from
+disk may not fetch files, so a piece is a script that calls `migaReport(NAME, VALUE)`:
 
     rows-00012.js     all that is known of rows 3000 to 3249
     words-00003.js    what is searched in: ids, keys, prompts and errors, 4000 rows a piece
@@ -46,10 +46,11 @@ class Collected:
         num_failed: of them.
         is_whole: whether `texts` are all rows.
         num_failed_held: of the failed, how many were chosen as such.
-        num_worst_held: how many were chosen for their low consistency.
+        num_worst_held: how many were chosen for their low score, or consistency.
         num_sampled_held: how many were drawn evenly.
         scale: least and greatest score of all rows; None where there is no score.
         has_searches: whether any row was searched.
+        has_scores: whether any row was evaluated.
         digest: of all rows.
     """
 
@@ -62,6 +63,7 @@ class Collected:
     num_sampled_held: int
     scale: tuple[float, float] | None
     has_searches: bool
+    has_scores: bool
     digest: str
 
     def cards(self) -> list[dict[str, Any]]:
@@ -138,6 +140,7 @@ class Collector:
             num_sampled_held=parts[2],
             scale=(self._low, self._high) if self._low <= self._high else None,
             has_searches=self._has_searches,
+            has_scores=any(score is not None for score in self._keys["score"]),
             digest=self._digest.hexdigest(),
         )
 
@@ -154,7 +157,7 @@ class Collector:
         if card["status"] == "failed":
             if len(self._failed) < MOST_FAILED:
                 self._failed[at] = text
-        elif (score := card["mean_consistency"]) is not None:
+        elif (score := card["mean_consistency"] if card["score"] is None else card["score"]) is not None:
             entry = (-score, -at, text)
             if len(self._worst) < MOST_WORST:
                 heapq.heappush(self._worst, entry)
@@ -201,7 +204,7 @@ class Collector:
         self._put(f"{name}.js", f'migaReport("{name}",{value});\n'.encode())
 
 
-_KEYS: Final = ("row", "ok", "consistency", "corrections", "searches", "duration", "time", "calls", "bytes")
+_KEYS: Final = ("row", "ok", "score", "consistency", "corrections", "searches", "duration", "time", "calls", "bytes")
 
 
 def _keys(card: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -210,6 +213,7 @@ def _keys(card: Mapping[str, Any]) -> tuple[Any, ...]:
     return (
         card["row"],
         int(is_ok),
+        card["score"],
         card["mean_consistency"],
         None if card["corrected_at"] is None else len(card["corrected_at"]),
         None if card["searched_at"] is None else len(card["searched_at"]),

@@ -48,10 +48,12 @@ const figures = (card) => {
     card.num_frames !== null && [h("b", {}, count(card.num_frames)), " frames"], card.fps && [h("b", {}, String(card.fps)), " fps"],
     size && [h("b", {}, size)], card.video_s > 0 && card.status === "ok" && [h("b", {}, seconds(card.video_s))],
     card.network_calls > 0 && [h("b", {}, count(card.network_calls)), " calls"],
+    card.score !== null && [`${data.scored.split(".").pop().replaceAll("_", " ")} `, h("b", {}, card.score.toFixed(3))],
     card.seed !== null && ["seed ", h("b", {}, card.seed)], card.profile && [h("b", {}, shown(card.profile))],
   ];
   return h("ul", { class: "figures" }, items.filter(Boolean).map((item) => h("li", {}, item)));
 };
+const scoresOf = (card) => Object.entries(card.scores).map(([name, value]) => `${name.replaceAll("_", " ")} ${value.toFixed(4)}`).join(" · ");
 const rest = (card) => {
   const code = (text) => text && h("code", {}, shown(text));
   const lines = [
@@ -62,6 +64,7 @@ const rest = (card) => {
     ["Times", timeOf(card) > 0 && stages.map((stage, at) => `${stage.replace("_", " ")} ${seconds(card.timings[at])}`).join(" · ")],
     ["Waited", card.queue_wait_s > 0 && seconds(card.queue_wait_s)], ["Device", card.device && shown([card.device, card.node].filter(Boolean).join(" on "))],
     ["Peak memory", card.peak_memory_bytes && bytes(card.peak_memory_bytes)],
+    ["Scores", Object.keys(card.scores).length > 0 && scoresOf(card)],
     ["Consistency", card.mean_consistency !== null && `${card.mean_consistency.toFixed(4)} in the mean`], ["Made", card.created_at],
     ["Carried along", card.metadata && h("pre", {}, shown(card.metadata))],
   ];

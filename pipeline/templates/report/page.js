@@ -1,8 +1,9 @@
 // --- which rows, in which order, as cards or as a table --------------------------------------------------------------
 const app = byId("app"), bar = byId("bar"), more = byId("more"), none = byId("none"), busy = byId("busy"), first = byId("first");
 const BATCH = { cards: 24, table: 100 };
-const SORTS = ["row", "consistency", "corrections", "searches", "duration", "time", "calls", "bytes"];
-const USUAL = { status: "all", q: "", sort: "row", dir: "asc", view: "cards", all: "" };
+const SORTS = ["row", ...(data.scored ? ["score"] : []), "consistency", "corrections", "searches", "duration", "time", "calls", "bytes"];
+// of a run that was evaluated, the worst come first
+const USUAL = { status: "all", q: "", sort: data.scored ? "score" : "row", dir: "asc", view: "cards", all: "" };
 const state = { ...USUAL };
 let chosen = [], drawn = 0, turn = 0, drawing = false;
 

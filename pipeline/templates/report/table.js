@@ -4,7 +4,7 @@ const COLUMNS = [
   ["Row", (c) => h("a", { href: `#row=${c.row}` }, String(c.row))], ["Id", (c) => c.id === null ? "" : shown(c.id)], ["Status", (c) => c.status],
   ["Prompt", (c) => h("span", { class: "cell", dir: "auto", title: shown(c.prompts.join("\n→ ")) }, shown(c.prompts.join(" → ")))],
   ["Seed", (c) => c.seed ?? ""], ["Frames", (c) => c.num_frames === null ? "" : count(c.num_frames)], ["Length", (c) => c.status === "ok" ? seconds(c.video_s) : ""],
-  ["Consistency", (c) => c.mean_consistency === null ? "" : c.mean_consistency.toFixed(4)], ["Searches", (c) => c.searched_at ? String(c.searched_at.length) : ""],
+  ...(data.scored ? [["Score", (c) => c.score === null ? "" : c.score.toFixed(4)]] : []), ["Consistency", (c) => c.mean_consistency === null ? "" : c.mean_consistency.toFixed(4)], ["Searches", (c) => c.searched_at ? String(c.searched_at.length) : ""],
   ["Corrections", (c) => c.corrected_at ? String(c.corrected_at.length) : ""], ["Calls", (c) => c.network_calls === null ? "" : count(c.network_calls)],
   ["Time to make", (c) => timeOf(c) ? seconds(timeOf(c)) : ""], ["Size", (c) => c.bytes ? bytes(c.bytes) : ""],
   ["Video, or reason", (c) => c.status === "failed" ? `${shown(c.error_type || "Failed")}: ${shown(c.error)}`
@@ -24,6 +24,7 @@ const CSV = {
   row: (c) => c.row, id: (c) => c.id, status: (c) => c.status, prompt: (c) => c.prompts.join("\n"), negative_prompt: (c) => c.negative_prompt,
   seed: (c) => c.seed, profile: (c) => c.profile, num_frames: (c) => c.num_frames, fps: (c) => c.fps, height: (c) => c.height, width: (c) => c.width,
   duration_s: (c) => c.status === "ok" ? c.video_s : null, mean_consistency: (c) => c.mean_consistency,
+  score: (c) => c.score, scores: (c) => Object.keys(c.scores).length ? JSON.stringify(c.scores) : null,
   num_searches: (c) => c.searched_at?.length, num_corrections: (c) => c.corrected_at?.length, network_calls: (c) => c.network_calls,
   time_s: (c) => timeOf(c) || null, bytes: (c) => c.bytes, sha256: (c) => c.sha256, key: (c) => c.key, uri: (c) => c.uri,
   error_type: (c) => c.error_type, error: (c) => c.error, metadata: (c) => c.metadata,
