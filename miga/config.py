@@ -85,6 +85,10 @@ class SamplerConfig:
         """What follows from the other settings, for those that nobody has set. All shared ones are among `values`."""
         return {}
 
+    def lengths_near(self, num_latents: int) -> tuple[int, ...]:
+        """Of a length that the method cannot make, the nearest ones that it can, in latents; empty if it can."""
+        return ()
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in field order."""
         return asdict(self)

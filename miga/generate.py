@@ -160,7 +160,7 @@ class Sampler:
         self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted, judge=judge)
         if self.wavefront is not None and self._is_lazy:
             self.stepper = LazyStepper.of(self.stepper, self.wavefront, self._count)
-        self.course = VideoCourse(config, Begin(self.stepper, num_latents, grow_all, features))
+        self.course = VideoCourse(config, Begin(self.stepper, num_latents, grow_all, features, denoiser))
 
     @property
     def method(self) -> Any:
@@ -179,6 +179,15 @@ class Sampler:
         if base_clip_FCHW is not None:
             base_clip_FCHW = self._checked(base_clip_FCHW)
         return self.course.start(base_clip_FCHW)
+
+    def restore(self, finished_FCHW: torch.Tensor) -> None:
+        """Before a state is gone on with that another sampler made: the latents finished by then, from the first on.
+
+        Methods that keep a cache in the network fill it again from them; to all others they say nothing.
+        """
+        if methods()[self.config.method].needs_cache:
+            with torch.inference_mode():
+                self.method.replay(finished_FCHW)
 
     def is_done(self, state: VideoState) -> bool:
         """Whether all latents have been handed out."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
+from miga.cached_call import CachedCall, TimeFrequencies
 from miga.config import SamplerConfig
 from miga.schedule import NoiseSchedule
 
@@ -129,6 +130,30 @@ class BranchedDenoiser(Denoiser, Protocol):
         self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, predictions: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """Predicted clean latents `[B, F, C, H, W]` from the prediction of every branch.
+
+        Raises:
+            NonFiniteError: if they are NaN or infinite.
+        """
+        ...
+
+
+@runtime_checkable
+class CachedDenoiser(Denoiser, Protocol):
+    """A denoiser whose network can keep keys and values of latents, and show them to later ones."""
+
+    def open_cache(
+        self,
+        num_slots: int,
+        latent_size: tuple[int, int],
+        *,
+        batch: int = 1,
+        time_frequencies: TimeFrequencies | None = None,
+    ) -> Any:
+        """An empty cache of so many latents, of that height and width, for so many videos in step."""
+        ...
+
+    def call_cached(self, x_BFCHW: torch.Tensor, call: CachedCall, conditions: Sequence[Condition]) -> torch.Tensor:
+        """Predicted clean latents `[B, F, C, H, W]`, float32; the cache keeps what the call says.
 
         Raises:
             NonFiniteError: if they are NaN or infinite.

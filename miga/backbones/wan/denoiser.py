@@ -12,11 +12,14 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.nn import functional
 
-from miga.backbones.guided_denoiser import GuidedDenoiser, TextCondition
+from miga.backbones.guided_denoiser import GuidedDenoiser, TextCondition, require_finite
 from miga.backbones.turns import Turn
+from miga.backbones.wan.causal.cache import KvCache
+from miga.backbones.wan.causal.network import CausalWan
 from miga.backbones.wan.padding import has_compact_padding
 from miga.backbones.wan.per_latent import use_per_latent_timesteps
 from miga.backbones.wan.spec import NUM_TEXT_TOKENS
+from miga.cached_call import CachedCall, TimeFrequencies
 from miga.schedule import NoiseSchedule
 
 
@@ -38,6 +41,7 @@ class WanDenoiser(GuidedDenoiser):
     ) -> None:
         use_per_latent_timesteps(transformer)
         self.transformer = transformer
+        self._causal = CausalWan(transformer)
         super().__init__(schedule, window, guidance_scale, guided_levels, turn)
 
     @torch.no_grad()
@@ -49,6 +53,27 @@ class WanDenoiser(GuidedDenoiser):
         timestep_BF = self.schedule.timestep[level_BF.cpu()]  # float32 or whole numbers: bfloat16 rounds 993 to 992
         with self.turn():
             return self._forward(x_BCFHW, timestep_BF, [condition[branch] for condition in conditions])
+
+    def open_cache(
+        self,
+        num_slots: int,
+        latent_size: tuple[int, int],
+        *,
+        batch: int = 1,
+        time_frequencies: TimeFrequencies | None = None,
+    ) -> KvCache:
+        """See `CachedDenoiser.open_cache`."""
+        return self._causal.open_cache(num_slots, latent_size, batch=batch, time_frequencies=time_frequencies)
+
+    @torch.no_grad()
+    def call_cached(self, x_BFCHW: torch.Tensor, call: CachedCall, conditions: Sequence[TextCondition]) -> torch.Tensor:
+        """See `CachedDenoiser.call_cached`."""
+        with self.turn():
+            velocity_BFCHW = self._causal(x_BFCHW, call, [condition[0] for condition in conditions], NUM_TEXT_TOKENS)
+        sigma_F111 = torch.tensor(call.sigmas, dtype=torch.float64, device=x_BFCHW.device)[:, None, None, None]
+        clean_BFCHW = (x_BFCHW.double() - sigma_F111 * velocity_BFCHW.double()).float()
+        require_finite(clean_BFCHW)
+        return clean_BFCHW
 
     def to_clean(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, prediction_BCFHW: torch.Tensor) -> torch.Tensor:
         """From the velocity `noise - clean`."""
