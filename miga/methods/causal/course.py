@@ -66,16 +66,28 @@ class Steps:
         Both are entries of a table of 1,000, in the float32 arithmetic of the programs that causal weights come from:
         952.38104 for 800 under shift 5, and not 952.38095, which moves what the network says by 6e-5.
         """
-        even = torch.linspace(1.0, 0.0, NUM_TRAIN_TIMESTEPS + 1)[:-1]
-        table = flow_shift * even / (1.0 + (flow_shift - 1.0) * even)
+        table = _table(flow_shift)
         sigmas = [float(table[NUM_TRAIN_TIMESTEPS - each]) for each in reversed(timesteps)]
         times = [float((table * NUM_TRAIN_TIMESTEPS)[NUM_TRAIN_TIMESTEPS - each]) for each in reversed(timesteps)]
         return cls((0.0, *times), (0.0, *sigmas))
+
+    @classmethod
+    def as_given(cls, timesteps: Sequence[float], flow_shift: float) -> Steps:
+        """Time steps that the network is told as they stand; the noise scale is that of the table's nearest entry."""
+        table = _table(flow_shift)
+        nearest = [int((table * NUM_TRAIN_TIMESTEPS - each).abs().argmin()) for each in reversed(timesteps)]
+        return cls((0.0, *map(float, reversed(timesteps))), (0.0, *(float(table[place]) for place in nearest)))
 
     @property
     def count(self) -> int:
         """How many."""
         return len(self.sigmas) - 1
+
+
+def _table(flow_shift: float) -> torch.Tensor:
+    """Noise scales from 1 down, float32."""
+    even = torch.linspace(1.0, 0.0, NUM_TRAIN_TIMESTEPS + 1)[:-1]
+    return flow_shift * even / (1.0 + (flow_shift - 1.0) * even)
 
 
 @dataclass
@@ -138,7 +150,7 @@ class Causal:
         self.stepper = stepper
         self._steps = self.steps or Steps.of(config.timesteps, config.flow_shift)
         self._first_steps = Steps.of(config.first_timesteps, config.flow_shift) if config.first_timesteps else self._steps
-        self._policy: Policy = self.policy or policy_of(config)
+        self.policy = self.policy or policy_of(config)
         self.memory: Memory | None = None
 
     # ---- Course ----
@@ -388,7 +400,7 @@ class Causal:
         """Before so many latents are made."""
         if memory.cache is None:
             return None
-        return self._policy.make_room(memory.table, count, memory.cache.blend)
+        return self.policy.make_room(memory.table, count, memory.cache.blend)
 
     def _free_slots(self, memory: Memory, count: int) -> tuple[int, ...]:
         return (-1,) * count if memory.cache is None else memory.table.free(count)

@@ -79,7 +79,7 @@ class RecordedNoise:
             return self.arrays["noise"][0, [latent - self.num_given for latent in latents]]
         drawn = self.arrays[f"draw_{self.num_drawn:03d}"]
         self.num_drawn += 1
-        if not self.config.rolling:
+        if len(drawn) == len(latents):  # of a whole window's, what is used is in `data/`
             return drawn
         level = int(purpose.removeprefix("step@"))
         start = min(latents[0], (level - 1) * self.config.block)  # in its window
@@ -153,7 +153,7 @@ def play(
     switches: Sequence[int] = (),
     actions: Mapping[int, Any] | None = None,
     num_given: int = 0,
-    watch: Any = None,
+    policy: Any = None,
 ) -> Played:
     """Plays a recording.
 
@@ -163,7 +163,7 @@ def play(
         switches: latents from which on the next prompt stands.
         actions: what happens then, by prompt, where that is not the config's.
         num_given: latents that it begins with.
-        watch: called after every advance with course and state.
+        policy: who leaves the cache, where the config does not say it.
     """
     arrays = load_file(DATA / f"{name}.safetensors")
     prompts = [(arrays[key], arrays[key]) for key in sorted(arrays) if key.startswith("prompt_")]
@@ -173,14 +173,13 @@ def play(
     sampler = Sampler(spy, config, track(prompts, switches), noise, total)
     course = sampler.method
     course.actions = actions or {}
+    course.policy = policy or course.policy
     state = VideoState(method=course.start(arrays["output"][0, :num_given] if num_given else None))
     parts = []
     while not sampler.is_done(state):
         state, finished = sampler.advance(state)
         if finished is not None:
             parts.append(finished)
-        if watch is not None:
-            watch(course, state)
     return Played(torch.cat(parts), spy, course, arrays)
 
 
