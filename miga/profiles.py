@@ -81,6 +81,27 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
     return config
 
 
+def why_no_length(config: SamplerConfig, spec: BackboneSpec, num_frames: int) -> str | None:
+    """Why no video of so many frames can be made, with the nearest lengths that can; None if it can."""
+    try:
+        near = config.lengths_near(spec.num_latents(num_frames))
+    except ValueError as error:
+        return str(error)
+    if not near:
+        return None
+    lengths = " or ".join(str(spec.num_frames(length)) for length in near)
+    return (
+        f"num_frames {num_frames} cannot be made: {spec.num_latents(num_frames)} latents are no whole number of the "
+        f"blocks of profile {config.profile!r}; the nearest is {lengths}"
+    )
+
+
+def default_num_frames(config: SamplerConfig, spec: BackboneSpec) -> int:
+    """Frames of a video where no length is asked for: the model's own, or the nearest that the method can make."""
+    near = config.lengths_near(spec.num_latents(spec.default_num_frames))
+    return spec.num_frames(near[0]) if near else spec.default_num_frames
+
+
 def check_profile(profile: str) -> None:
     """Returns if there is a profile of that name.
 

@@ -40,6 +40,7 @@ class BackboneSpec:
         negative_prompt: the model's own.
         default_num_frames: length of a video where none is asked for.
         forward_flops: floating-point operations of one forward over a whole window, about.
+        attention_share: of these operations, the share of self-attention, which grows with the window's square.
         sampler: settings of the model's own for `SamplerConfig`, over those of its family.
         noise_schedule: what it was trained with: "flow" (flow matching, which ends at no noise), "ddim" (Stable
             Diffusion's betas, which end above it), or "" where that is known once it is loaded.
@@ -60,6 +61,7 @@ class BackboneSpec:
     negative_prompt: str = ""
     default_num_frames: int = 161
     forward_flops: float = 0.0
+    attention_share: float = 0.0
     sampler: dict[str, Any] = field(default_factory=dict)
     noise_schedule: Literal["flow", "ddim", ""] = ""
 

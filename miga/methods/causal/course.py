@@ -149,7 +149,9 @@ class Causal:
             stepper = replace(stepper, noise=noise)
         self.stepper = stepper
         self._steps = self.steps or Steps.of(config.timesteps, config.flow_shift)
-        self._first_steps = Steps.of(config.first_timesteps, config.flow_shift) if config.first_timesteps else self._steps
+        self._first_steps = (
+            Steps.of(config.first_timesteps, config.flow_shift) if config.first_timesteps else self._steps
+        )
         self.policy = self.policy or policy_of(config)
         self.memory: Memory | None = None
 
@@ -162,7 +164,9 @@ class Causal:
         if self.config.rolling or self.config.lengths_near(len(clean_FCHW)):
             raise ConfigError(
                 f"profile {self.config.profile!r} cannot begin with {len(clean_FCHW)} given latents",
-                "rolling blocks begin with noise" if self.config.rolling else "they must be whole blocks: set first_block",
+                "rolling blocks begin with noise"
+                if self.config.rolling
+                else "they must be whole blocks: set first_block",
             )
         return CausalState(0, given=clean_FCHW)
 

@@ -56,7 +56,9 @@ def cut(cached: Sequence[int], own: Sequence[int], at: int) -> Places:
 def anchored(num_anchor: int, working: Sequence[int], own: Sequence[int]) -> Places:
     """The anchor ends right before the working cache, all else is absolute. Source: Rolling Forcing."""
     first = own[0] - len(working) - num_anchor
-    return Places(tuple(float(place) for place in (*range(first, first + num_anchor), *working)), tuple(map(float, own)))
+    return Places(
+        tuple(float(place) for place in (*range(first, first + num_anchor), *working)), tuple(map(float, own))
+    )
 
 
 def frequencies_of(config: CausalSettings) -> TimeFrequencies | None:

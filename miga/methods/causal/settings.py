@@ -117,7 +117,11 @@ class CausalSettings(SamplerConfig):
     def _check_switch(self) -> None:
         self.require(self.cut_position >= 0, "cut_position", "0 or more")
         is_cut = self.on_switch == "flush-cut"
-        self.require(not is_cut or self.positions == "relative", "on_switch", "another than 'flush-cut': it needs relative positions")
+        self.require(
+            not is_cut or self.positions == "relative",
+            "on_switch",
+            "another than 'flush-cut': it needs relative positions",
+        )
         plain = self.on_switch in ("text", "flush", "flush-cut") or self.eviction == "window"
         self.require(plain, "on_switch", f"another than {self.on_switch!r} with eviction {self.eviction!r}")
 
@@ -129,9 +133,13 @@ class CausalSettings(SamplerConfig):
         self.require(self.eviction == "window", "eviction", "'window' where blocks roll")
         self.require(self.positions == "absolute", "positions", "'absolute' where blocks roll")
         self.require(self.on_switch == "text", "on_switch", "'text' where blocks roll")
-        self.require(self.sink_latents == self.block, "sink_latents", f"block = {self.block}: the first block is the anchor")
+        self.require(
+            self.sink_latents == self.block, "sink_latents", f"block = {self.block}: the first block is the anchor"
+        )
         least = self.num_steps * self.block + self.sink_latents
-        self.require(self.attention_latents >= least, "attention_latents", f"at least {least}: the window and its anchor")
+        self.require(
+            self.attention_latents >= least, "attention_latents", f"at least {least}: the window and its anchor"
+        )
 
     def _check_extras(self) -> None:
         self.require(0.0 <= self.rope_jitter < 1.0, "rope_jitter", "0 or more, below 1")
@@ -149,6 +157,11 @@ class CausalSettings(SamplerConfig):
         """Latents in the making at once."""
         return self.block * (self.num_steps if self.rolling else 1)
 
+    @property
+    def num_cached(self) -> int:
+        """See `SamplerConfig.num_cached`."""
+        return self.cache_latents
+
     def block_at(self, first: int) -> range:
         """The latents of the block that begins at one."""
         return range(first, first + (self.first_block or self.block if first == 0 else self.block))
@@ -160,6 +173,47 @@ class CausalSettings(SamplerConfig):
         if num_latents < head:
             return (head,)
         return (num_latents - rest, num_latents - rest + self.block) if rest else ()
+
+    def concern(self, num_latents: int | None) -> str:
+        """See `SamplerConfig.concern`: a sink at its absolute position may take over the picture."""
+        has_far_sink = self.sink_latents and self.positions == "absolute" and not (self.rolling or self.rope_jitter)
+        if not has_far_sink or (num_latents is not None and num_latents <= SINK_COLLAPSE):
+            return ""
+        return (
+            f"profile {self.profile!r} keeps its sink at absolute positions: from latent {SINK_COLLAPSE} on videos are "
+            'known to fall back to their first latents (sink collapse); take positions = "relative" '
+            "(profile 'longlive-infinity'), or rope_jitter"
+        )
+
+    def work(self, num_latents: int) -> tuple[float, float]:
+        """See `SamplerConfig.work`."""
+        shown, seen = self._rolling_work(num_latents) if self.rolling else self._block_work(num_latents)
+        return float(shown), float(seen)
+
+    def _block_work(self, num_latents: int) -> tuple[int, int]:
+        shown = seen = first = cached = 0
+        while first < num_latents:
+            block = self.block_at(first)
+            if cached + len(block) > self.cache_latents:
+                cached = (self.compressed_latents if self.eviction == "compress" else self.cache_latents) - len(block)
+            steps = self.first_timesteps if not first and self.first_timesteps else self.timesteps
+            shown += (len(steps) + 1) * len(block)
+            seen += (len(steps) + 1) * len(block) * (cached + len(block))
+            first, cached = block.stop, cached + len(block)
+        return shown, seen
+
+    def _rolling_work(self, num_latents: int) -> tuple[int, int]:
+        shown = seen = 0
+        num_blocks, most = num_latents // self.block, self.num_steps
+        for window in range(num_blocks + most - 1):
+            first = max(0, window - most + 1)
+            own = (min(window, num_blocks - 1) - first + 1) * self.block
+            done = first * self.block
+            others = min(done, self.cache_latents, self.attention_latents - own)
+            clean = min(done, self.attention_latents - self.block) if window >= most - 1 else 0
+            shown += own + self.block
+            seen += own * (own + others) + self.block * (self.block + clean)
+        return shown, seen
 
     def num_switch_calls(self, num_latents: int, num_prompts: int) -> int:
         """Calls that the changes of prompt take beside those of the blocks."""

@@ -8,6 +8,7 @@ Legend: B videos, S slots, T tokens of a latent, N tokens, H heads, D channels o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 
@@ -62,6 +63,12 @@ class KvCache:
     def nbytes(self) -> int:
         """Of keys and values."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    def row(self, video: int) -> KvCache:
+        """One video's part of a batch's: the same memory. What only calls know of (chosen tokens, queries) is not in it."""
+        part = copy(self)
+        part.keys, part.values = ([each[video : video + 1] for each in side] for side in (self.keys, self.values))
+        return part
 
     def write(self, layer: int, key_BNHD: torch.Tensor, value_BNHD: torch.Tensor, slots: Sequence[int]) -> None:
         """Keeps keys and values of latents, each in its slot; -1: not."""

@@ -123,7 +123,9 @@ class CausalWan:
         angle_FK = torch.tensor(timesteps, dtype=torch.float64)[:, None] * scale_K
         waves = torch.cat([angle_FK.cos(), angle_FK.sin()], dim=1)
         weight = embedder.time_embedder.linear_1.weight
-        dtype = weight.dtype if weight.dtype.itemsize > 1 else like.dtype  # of layers kept in 8 bits: what they compute in
+        dtype = (
+            weight.dtype if weight.dtype.itemsize > 1 else like.dtype
+        )  # of layers kept in 8 bits: what they compute in
         temb = embedder.time_embedder(waves.to(like.device, dtype)).type_as(like)
         projected = embedder.time_proj(embedder.act_fn(temb))
         return temb[None], projected.unflatten(1, (1, 6, -1))[None]

@@ -45,7 +45,13 @@ class Rope:
 
     @classmethod
     def of(
-        cls, head_channels: int, rows: int, columns: int, time_LHK: torch.Tensor, device: torch.device, dtype: torch.dtype
+        cls,
+        head_channels: int,
+        rows: int,
+        columns: int,
+        time_LHK: torch.Tensor,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> Rope:
         """Of latents of so many rows and columns of tokens, for keys of a dtype."""
         _, height, width = axis_channels(head_channels)
@@ -76,9 +82,7 @@ class Rope:
         else:
             space_BNK = self.space_TK[cell_BN]
         shape = (len(space_BNK), *time_NHK.shape[:2])
-        angle = torch.cat(
-            [time_NHK.expand(*shape, -1), space_BNK[:, :, None].expand(*shape, -1)], dim=-1
-        )
+        angle = torch.cat([time_NHK.expand(*shape, -1), space_BNK[:, :, None].expand(*shape, -1)], dim=-1)
         return angle.cos().to(self.dtype), angle.sin().to(self.dtype)
 
 

@@ -94,6 +94,7 @@ class Spy:
         self.schedule, self.window = denoiser.schedule, denoiser.window
         self.predicted: list[torch.Tensor] = []
         self.timesteps: list[tuple[float, ...]] = []
+        self.seen: list[int] = []
         self.cache: Any = None
 
     def __call__(self, *args: Any) -> torch.Tensor:
@@ -107,6 +108,7 @@ class Spy:
         out = self.denoiser.call_cached(x_BFCHW, call, conditions)
         self.predicted.append(out)
         self.timesteps.append(call.timesteps)
+        self.seen.append(x_BFCHW.shape[1] * (x_BFCHW.shape[1] + len(call.slots) - call.num_unseen))
         return out
 
 
@@ -197,4 +199,3 @@ class SwitchedTrack(PromptTrack):
 
 def track(prompts: Sequence[Any], switches: Sequence[int]) -> PromptTrack:
     return SwitchedTrack(prompts, 10_000, tuple(switches)) if switches else PromptTrack(prompts[:1], 1)
-
