@@ -186,7 +186,7 @@ class Sampler:
         Methods that keep a cache in the network fill it again from them; to all others they say nothing.
         """
         if methods()[self.config.method].needs_cache:
-            with torch.inference_mode():
+            with torch.no_grad():
                 self.method.replay(finished_FCHW)
 
     def is_done(self, state: VideoState) -> bool:

@@ -8,6 +8,7 @@ cross-attention · `attention_backend.py` its backends · `wan/lora.py` LoRAs ·
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,6 +22,7 @@ from miga.backbones.loading import load_component, load_tokenizer, require_compo
 from miga.backbones.lora_files import Lora
 from miga.backbones.pretrained import PretrainedBackbone
 from miga.backbones.text import TextEncoder
+from miga.backbones.wan.causal.licence import licence_note
 from miga.backbones.wan.denoiser import WanDenoiser
 from miga.backbones.wan.lora import fuse_loras
 from miga.backbones.wan.padding import use_compact_padding
@@ -52,6 +54,8 @@ class WanBackbone(PretrainedBackbone):
     @classmethod
     def without_parts(cls, folder: Path, name: str, device: torch.device) -> Self:
         """The backbone of a model in a local folder that the user calls so, with nothing loaded but its spec."""
+        if note := licence_note(folder):
+            warnings.warn(note, stacklevel=2)
         return cls(spec_of_folder(folder, name), device)
 
     @staticmethod

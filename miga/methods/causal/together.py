@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from miga.methods.causal.course import Causal, CausalState
 from miga.methods.causal.settings import CausalSettings
 from miga.noise import NoiseSource
 from miga.prompts import PromptTrack
+from miga.solvers import make_solver
 
 
 class TogetherDenoiser:
@@ -146,26 +147,35 @@ def make_together(
     try:
         with ThreadPoolExecutor(len(courses), thread_name_prefix="miga-together") as pool:
             while states[0].num_done < num_latents:
-                advanced = list(pool.map(_advance, courses, states))
+                futures = [pool.submit(_advance, together, *each) for each in zip(courses, states, strict=True)]
+                advanced = [future.result() for future in _failures_first(futures)]
                 states = [state for state, _ in advanced]
                 finished = [queue.x_FCHW for _, queue in advanced if queue is not None]
                 if finished:
                     yield torch.stack(finished)
-    except threading.BrokenBarrierError as error:
-        raise ConfigError("videos that are made in step fell out of step", "make them one by one") from error
     finally:
         together.close()
 
 
-def _advance(course: Causal, state: CausalState) -> tuple[CausalState, Any]:
-    with torch.inference_mode():
-        return course.advance(state)
+def _advance(together: TogetherDenoiser, course: Causal, state: CausalState) -> tuple[CausalState, Any]:
+    try:
+        with torch.inference_mode():
+            return course.advance(state)
+    except BaseException:
+        together.close()  # whoever waits for this video would wait for ever
+        raise
+
+
+def _failures_first(futures: Sequence[Future[Any]]) -> Sequence[Future[Any]]:
+    """The futures; of failed ones that alone which failed by itself, and not because another did."""
+    failed = [future for future in futures if isinstance(future.exception(), Exception)]
+    own = [future for future in failed if not isinstance(future.exception(), threading.BrokenBarrierError)]
+    return own or failed or futures
 
 
 def _course(row: _Row, config: CausalSettings, track: PromptTrack, noise: NoiseSource, num_latents: int) -> Causal:
     def run(calls: Sequence[WindowCall]) -> list[torch.Tensor]:
         return [row.call_cached(call.x_FCHW[None], call.cached, [call.condition])[0] for call in calls if call.cached]
 
-    solver: Any = None  # blocks are noised afresh by the course itself
-    stepper = Stepper(row.schedule, solver, track, noise, run)
+    stepper = Stepper(row.schedule, make_solver(config.solver, row.schedule), track, noise, run)
     return Causal(config, Begin(stepper, num_latents, denoiser=row))

@@ -50,8 +50,9 @@ class KvCache:
         device: torch.device,
     ) -> None:
         shape = (batch, num_slots * tokens, num_heads, head_channels)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        with torch.inference_mode(False):  # calls inside of that mode and outside of it write to them
+            self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+            self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self.num_slots = num_slots
         self.tokens = tokens
         self.rope = rope
@@ -127,7 +128,8 @@ class KvCache:
         cells = self._cells[layer]
         if cells is None:
             batch, device = len(self.keys[layer]), self.keys[layer].device
-            cells = torch.arange(self.tokens, device=device).repeat(batch, self.num_slots)
+            with torch.inference_mode(False):
+                cells = torch.arange(self.tokens, device=device).repeat(batch, self.num_slots)
             self._cells[layer] = cells
         return cells
 

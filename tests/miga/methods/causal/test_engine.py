@@ -426,7 +426,10 @@ def test_one_video_does_not_depend_on_others_of_the_same_network(sprites: Any) -
 
     config = resolve_config("longlive", sprites.spec, {"timesteps": [1000, 500]})
     embedding, negative = sprites.encode_prompts(["a red circle", ""])
-    condition, noise = sprites.condition(embedding, negative), [NamedNoise(seed, sprites.spec.latent_shape) for seed in (0, 1)]
+    condition, noise = (
+        sprites.condition(embedding, negative),
+        [NamedNoise(seed, sprites.spec.latent_shape) for seed in (0, 1)],
+    )
     samplers = [Sampler(sprites.denoiser(config), config, PromptTrack([condition]), each, 6) for each in noise]
     states = [sampler.start() for sampler in samplers]
     parts: list[list[torch.Tensor]] = [[], []]
@@ -441,13 +444,17 @@ def test_one_video_does_not_depend_on_others_of_the_same_network(sprites: Any) -
 def test_other_profiles_are_not_touched_by_a_cache(sprites: Any) -> None:
     """The module is the same before and after: no hook or processor of ours stays on it."""
     before = {name: type(module) for name, module in sprites.network.named_modules()}
-    processors = {name: type(module.processor) for name, module in sprites.network.named_modules() if hasattr(module, "processor")}
+    processors = {
+        name: type(module.processor) for name, module in sprites.network.named_modules() if hasattr(module, "processor")
+    }
     causal = CausalWan(sprites.network)
     cache = causal.open_cache(3, (8, 8))
     call = CachedCall(cache, (0.0,) * 3, (0.0,) * 3, (0.0, 1.0, 2.0), writes=(0, 1, 2))
     causal(torch.randn(1, 3, *sprites.spec.latent_shape), call, [sprites.encode_prompts(["a ring"])[0]], 512)
     assert before == {name: type(module) for name, module in sprites.network.named_modules()}
-    now = {name: type(module.processor) for name, module in sprites.network.named_modules() if hasattr(module, "processor")}
+    now = {
+        name: type(module.processor) for name, module in sprites.network.named_modules() if hasattr(module, "processor")
+    }
     assert now == processors
 
 
