@@ -189,7 +189,7 @@ class Causal:
         return not self.config.rolling or self.begin.num_latents is None or not self._is_at_end(state)
 
     def replay(self, finished_FCHW: torch.Tensor) -> None:
-        """Shows finished latents of the video, all from the first on, to an empty cache: the state behind them can go on.
+        """Shows finished latents, all from the video's first on, to an empty cache: the state behind them can go on.
 
         It takes one clean call a block, and one more of blocks before which the cache is compressed.
         """
@@ -404,6 +404,7 @@ class Causal:
         """Before so many latents are made."""
         if memory.cache is None:
             return None
+        assert self.policy is not None
         return self.policy.make_room(memory.table, count, memory.cache.blend)
 
     def _free_slots(self, memory: Memory, count: int) -> tuple[int, ...]:
@@ -411,7 +412,8 @@ class Causal:
 
     def _empty(self) -> Memory:
         config, shape = self.config, getattr(self.stepper.noise, "latent_shape", None)
-        assert self.denoiser is not None and shape is not None, "a noise source says what shape a latent has"
+        assert self.denoiser is not None, "a plan has no cache"
+        assert shape is not None, "a noise source says what shape a latent has"
         cache = self.denoiser.open_cache(config.cache_latents, shape[1:], time_frequencies=frequencies_of(config))
         return Memory(cache, SlotTable(config.cache_latents))
 

@@ -71,8 +71,9 @@ def frequencies_of(config: CausalSettings) -> TimeFrequencies | None:
 
 
 def jittered(sigma: float) -> TimeFrequencies:
-    """Every head has a base of its own, `theta (1 + sigma u)`, u even in -1 ... 1. Source: LoL's multi-head RoPE jitter.
+    """Every head has a base of its own, `theta (1 + sigma u)`, u even in -1 ... 1.
 
+    Source: LoL's multi-head RoPE jitter.
     Of the paper: the law, sigma 0.8, all heads, time alone. Our reading: one draw a layer and head, the same in every
     video, from a name.
     """

@@ -169,7 +169,7 @@ class CausalSettings(SamplerConfig):
     def lengths_near(self, num_latents: int) -> tuple[int, ...]:
         """See `SamplerConfig.lengths_near`: a video is whole blocks."""
         head = self.first_block or self.block
-        whole, rest = divmod(num_latents - head, self.block)
+        rest = (num_latents - head) % self.block
         if num_latents < head:
             return (head,)
         return (num_latents - rest, num_latents - rest + self.block) if rest else ()
@@ -285,7 +285,7 @@ PROFILES: Final[dict[str, Profile]] = {
         derive=_whole_window,
     ),
     "deep-forcing": Profile(
-        "after Deep Forcing, over Self-Forcing's weights: a deep sink, and the tokens most looked at stay (our reading)",
+        "after Deep Forcing, over Self-Forcing's weights: a deep sink; the tokens most looked at stay (our reading)",
         published(positions="relative", eviction="compress"),
         derive=_deep,
     ),

@@ -87,7 +87,10 @@ class Window:
 
 @dataclass(frozen=True)
 class EmaSink:
-    """A window whose sink remembers what leaves: `sink <- alpha * sink + (1 - alpha) * evicted`. Source: Reward Forcing."""
+    """A window whose sink remembers what leaves: `sink <- alpha * sink + (1 - alpha) * evicted`.
+
+    Source: Reward Forcing.
+    """
 
     size: int
     sink: int

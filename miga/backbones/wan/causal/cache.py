@@ -66,7 +66,7 @@ class KvCache:
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
     def row(self, video: int) -> KvCache:
-        """One video's part of a batch's: the same memory. What only calls know of (chosen tokens, queries) is not in it."""
+        """One video's part of a batch's, in the same memory. What only calls know of (chosen tokens) is not in it."""
         part = copy(self)
         part.keys, part.values = ([each[video : video + 1] for each in side] for side in (self.keys, self.values))
         return part

@@ -181,7 +181,7 @@ def convert_causal(
     tokenizer: str | Path | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Writes a folder in diffusers' layout: a published causal transformer, and all else of the model it was trained from.
+    """Writes a folder in diffusers' layout: a published causal transformer, and all else of the model it came from.
 
     The folder's model_index.json says which system's weights they are, from which file, and under which licence.
 
@@ -192,7 +192,8 @@ def convert_causal(
         preset: a name of `SYSTEMS`.
         entry: see `read_weights`.
         lora: a published LoRA over the checkpoint (LongLive's), which is merged in float32.
-        tokenizer, progress: see `convert_wan`.
+        tokenizer: see `convert_wan`.
+        progress: is told what is being done.
 
     Raises:
         UsageError: for an unknown preset.
@@ -215,10 +216,8 @@ def convert_causal(
             progress(f"merging {lora.name}")
             named = merged(named, transformer, lora, folder)
         save_file({name: tensor.contiguous() for name, tensor in named.items()}, file, metadata={"format": "pt"})
-        note = {
-            "preset": preset, "checkpoint": checkpoint.name, "entry": entry, "lora": None if lora is None else lora.name,
-            "repository": system.repository, "licence": system.licence, "is_commercial": system.is_commercial,
-        }  # fmt: skip
+        note: dict[str, Any] = {"preset": preset, "checkpoint": checkpoint.name, "entry": entry, "lora": lora and lora.name}
+        note |= {"repository": system.repository, "licence": system.licence, "is_commercial": system.is_commercial}
         return convert_wan(
             base, out, parts={"transformer": file}, tokenizer=tokenizer, progress=progress, notes={NOTE: note}
         )
@@ -259,8 +258,8 @@ def _module_of(base: Sequence[Path], weights: Mapping[str, torch.Tensor], checkp
         assert isinstance(config, WanTransformerConfig)
         return module_of(config)
     stored = {
-        name: Stored(name, checkpoint, Entry(NUMBERS.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape)), lambda: None)
+        name: Stored(name, checkpoint, Entry(NUMBERS[tensor.dtype], tuple(tensor.shape)), tensor.clone)
         for name, tensor in weights.items()
-    }  # fmt: skip
+    }
     own = next(each for each in parts_of(stored) if each.part == "transformer")
     return module_of(config_of(own))

@@ -77,10 +77,7 @@ class Rope:
         time_HK = self.time_LHK[layer if self.is_per_layer else 0]
         time_FHK = position_F.to(time_HK.device)[:, None, None] * time_HK
         time_NHK = time_FHK.repeat_interleave(len(self.space_TK), 0)
-        if cell_BN is None:
-            space_BNK = self.space_TK.repeat(len(position_F), 1)[None]
-        else:
-            space_BNK = self.space_TK[cell_BN]
+        space_BNK = self.space_TK.repeat(len(position_F), 1)[None] if cell_BN is None else self.space_TK[cell_BN]
         shape = (len(space_BNK), *time_NHK.shape[:2])
         angle = torch.cat([time_NHK.expand(*shape, -1), space_BNK[:, :, None].expand(*shape, -1)], dim=-1)
         return angle.cos().to(self.dtype), angle.sin().to(self.dtype)

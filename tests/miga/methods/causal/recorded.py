@@ -36,8 +36,8 @@ SHAPE = (4, 8, 6)
 
 
 SPEC = BackboneSpec(
-    family="wan", name="recorded", revision="", window=21, latent_channels=4, latent_height=8, latent_width=6, height=64,
-    width=48, fps=16, noise_schedule="flow",
+    family="wan", name="recorded", revision="", window=21, latent_channels=4, latent_height=8, latent_width=6,
+    height=64, width=48, fps=16, noise_schedule="flow",
 )  # fmt: skip
 
 

@@ -6,9 +6,7 @@ Legend: B videos, F latents, T tokens of a latent, N tokens, H heads, D channels
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from miga.checkpoint import load_checkpoints, load_state, save_checkpoint, save_
 from miga.cost import count_calls
 from miga.errors import CheckpointError, ConfigError
 from miga.generate import Sampler, VideoState
-from miga.methods.causal.course import Causal, Steps
+from miga.methods.causal.course import Steps
 from miga.methods.causal.noise import AntiphaseNoise
 from miga.methods.causal.positions import jittered, modulated
 from miga.methods.causal.settings import PROFILES, CausalSettings
@@ -37,7 +35,7 @@ from miga.plan import plan_video
 from miga.prompts import PromptTrack
 from miga.video import VideoRun
 from miga.virtual_time import make_virtual_video, useful_slots
-from tests.miga.methods.causal.recorded import SHAPE, Spy, settings, spied, tiny_transformer, track
+from tests.miga.methods.causal.recorded import SHAPE, Spy, settings, spied, tiny_transformer
 
 LENGTH = 27
 """Latents; past every preset's window, and nine blocks."""
@@ -456,6 +454,3 @@ def test_other_profiles_are_not_touched_by_a_cache(sprites: Any) -> None:
         name: type(module.processor) for name, module in sprites.network.named_modules() if hasattr(module, "processor")
     }
     assert now == processors
-
-
-__all__ = ["Causal", "replace", "time", "track"]
