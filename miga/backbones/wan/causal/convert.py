@@ -216,7 +216,12 @@ def convert_causal(
             progress(f"merging {lora.name}")
             named = merged(named, transformer, lora, folder)
         save_file({name: tensor.contiguous() for name, tensor in named.items()}, file, metadata={"format": "pt"})
-        note: dict[str, Any] = {"preset": preset, "checkpoint": checkpoint.name, "entry": entry, "lora": lora and lora.name}
+        note: dict[str, Any] = {
+            "preset": preset,
+            "checkpoint": checkpoint.name,
+            "entry": entry,
+            "lora": lora and lora.name,
+        }
         note |= {"repository": system.repository, "licence": system.licence, "is_commercial": system.is_commercial}
         return convert_wan(
             base, out, parts={"transformer": file}, tokenizer=tokenizer, progress=progress, notes={NOTE: note}

@@ -176,17 +176,18 @@ def test_a_cache_takes_what_the_formula_says_from_first_to_last(profile: str) ->
 
 
 def test_a_stream_goes_on_behind_the_table_of_1024() -> None:
-    """A thousand blocks of one latent, absolute and relative positions; both finite, and of the same kind as before."""
+    """Absolute and relative positions; both finite, and of the same kind as before."""
     for profile in ("longlive", "longlive-infinity"):
-        config = settings(profile, block=1, first_block=0, cache_latents=4, sink_latents=1, timesteps=(1000, 500))
+        config = settings(profile, block=20, cache_latents=41, sink_latents=1, timesteps=[1000, 500])
         sampler, _ = sampler_of(config, None)
         latents, state = [], sampler.start()
-        for _ in range(1100):
+        for _ in range(60):
             state, finished = sampler.advance(state)
             latents.append(finished)
-        tail = torch.cat(latents[1030:])
-        assert torch.isfinite(tail).all()
-        assert 0.5 < float(tail.std() / torch.cat(latents[100:170]).std()) < 2.0
+        video = torch.cat(latents)
+        assert len(video) == 1200
+        assert torch.isfinite(video).all()
+        assert 0.5 < float(video[1040:].std() / video[100:260].std()) < 2.0
 
 
 # ---- plans ----
