@@ -48,6 +48,7 @@ class WanBackbone(PretrainedBackbone):
 
     json_files: ClassVar[tuple[str, ...]] = JSON_FILES
     network_folder: ClassVar[str] = "transformer"
+    is_compiled: bool = False
     text_class: ClassVar[type[TextEncoder]] = WanTextEncoder
     vae_class: ClassVar[Any] = AutoencoderKLWan
 
@@ -116,14 +117,16 @@ class WanBackbone(PretrainedBackbone):
         if self.network is not None:
             use_per_latent_timesteps(self.network)
             self.network.compile_repeated_blocks(fullgraph=True)
+            self.is_compiled = True
 
     def denoiser(self, config: SamplerConfig) -> WanDenoiser:
         """The transformer under the schedule and guidance scale of `config`."""
         assert self.network is not None, "loaded without the denoiser"
         guided_levels = (config.guidance_low_level, config.guidance_high_level)
         return WanDenoiser(
-            self.network, schedule_of(config), config.window, config.guidance_scale, guided_levels, self.turn
-        )
+            self.network, schedule_of(config), config.window, config.guidance_scale, guided_levels, self.turn,
+            compiled=self.is_compiled,
+        )  # fmt: skip
 
     def frame_decoder(self) -> WanFrameDecoder:
         """A decoder at the start of a video; several may be open at once."""

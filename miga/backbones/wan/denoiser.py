@@ -28,6 +28,7 @@ class WanDenoiser(GuidedDenoiser):
 
     Args:
         transformer: predicts `noise - clean`; is made to take time steps per latent (see `wan/per_latent.py`).
+        compiled: whether its calls with a cache are compiled.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class WanDenoiser(GuidedDenoiser):
         guidance_scale: float,
         guided_levels: tuple[int, int] | None = None,
         turn: Turn = nullcontext,
+        *,
+        compiled: bool = False,
     ) -> None:
         use_per_latent_timesteps(transformer)
         self.transformer = transformer
-        self._causal = CausalWan(transformer)
+        self._causal = CausalWan(transformer, compiled=compiled)
         super().__init__(schedule, window, guidance_scale, guided_levels, turn)
 
     @torch.no_grad()

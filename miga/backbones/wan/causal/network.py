@@ -11,6 +11,7 @@ tokens, K pairs of channels.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -25,7 +26,7 @@ from miga.backbones.wan.causal.rope import Rope, Turns, axis_channels, frequenci
 from miga.backbones.wan.padding import has_compact_padding
 from miga.cached_call import CachedCall, TimeFrequencies
 
-RunBlock: TypeAlias = Callable[..., torch.Tensor]
+Part: TypeAlias = Callable[..., Any]
 
 
 class CausalWan:
@@ -33,19 +34,19 @@ class CausalWan:
 
     Args:
         transformer: of text-to-video weights; not changed.
-        run_block: computes a block's parts around its attention; by default `run_block`, or that compiled.
+        compiled: whether a block's parts around its attention are compiled, one for all blocks.
 
     Raises:
         ValueError: if one of its tokens covers several latents, or it is conditioned on images.
     """
 
-    def __init__(self, transformer: WanTransformer3DModel, run_block: RunBlock | None = None) -> None:
+    def __init__(self, transformer: WanTransformer3DModel, *, compiled: bool = False) -> None:
         if transformer.config.patch_size[0] != 1:
             raise ValueError(f"a token of this model covers {transformer.config.patch_size[0]} latents, not one")
         if transformer.condition_embedder.image_embedder is not None:
             raise ValueError("a cache is for models that are conditioned on text alone")
         self.transformer = transformer
-        self._parts = run_block
+        self._before, self._behind = compiled_parts() if compiled else (before_attention, behind_attention)
 
     def open_cache(
         self,
@@ -173,9 +174,9 @@ class CausalWan:
         call: CachedCall,
         turns: tuple[Turns, Turns | None],
     ) -> torch.Tensor:
-        query, key, value, gates = before_attention(block, x_BFTD, modulation)
+        query, key, value, gates = self._before(block, x_BFTD, modulation)
         out = self._attend(layer, block, query, key, value, call, turns)
-        return behind_attention(block, x_BFTD, out, gates, text)
+        return self._behind(block, x_BFTD, out, gates, text)
 
     def _attend(
         self,
@@ -209,6 +210,15 @@ class CausalWan:
         )
         cache.write(layer, key, value, call.writes)
         return out_BNHD.type_as(query)
+
+
+@functools.cache
+def compiled_parts(backend: str = "inductor") -> tuple[Part, Part]:
+    """`before_attention` and `behind_attention`, compiled for each shape that they see: a full cache has one."""
+    before, behind = (
+        torch.compile(part, fullgraph=True, backend=backend) for part in (before_attention, behind_attention)
+    )
+    return before, behind
 
 
 def before_attention(

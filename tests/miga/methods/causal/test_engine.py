@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from miga.backbones.registry import load_backbone
+from miga.backbones.wan.causal import network
 from miga.backbones.wan.causal.cache import cache_bytes
 from miga.backbones.wan.causal.network import CausalWan
 from miga.backbones.wan.causal.rope import axis_channels, frequencies
@@ -455,3 +456,16 @@ def test_other_profiles_are_not_touched_by_a_cache(sprites: Any) -> None:
         name: type(module.processor) for name, module in sprites.network.named_modules() if hasattr(module, "processor")
     }
     assert now == processors
+
+
+def test_a_blocks_parts_compile_whole_and_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under dynamo without code generation: one graph, no break."""
+    parts = network.compiled_parts
+    monkeypatch.setattr(network, "compiled_parts", lambda: parts("eager"))
+    x = torch.randn(1, 3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    outs = []
+    for compiled in (False, True):
+        causal = CausalWan(tiny_transformer(), compiled=compiled)
+        call = CachedCall(causal.open_cache(3, SHAPE[1:]), (500.0,) * 3, (0.5,) * 3, (0.0, 1.0, 2.0), writes=(0, 1, 2))
+        outs.append(causal(x, call, [prompts()[0][0]], 8))
+    torch.testing.assert_close(outs[0], outs[1], atol=1e-5, rtol=0)
