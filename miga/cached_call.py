@@ -63,5 +63,7 @@ class CachedCall:
     keeps_queries: bool = False
 
     def __post_init__(self) -> None:
+        if any(type(timestep) is not float for timestep in self.timesteps):
+            raise ValueError(f"time steps must be floats, not {self.timesteps}: 937 is not 937.5, nor 833 833.3333")
         assert len(self.timesteps) == len(self.sigmas) == len(self.positions) == len(self.writes)
         assert len(self.slots) == len(self.slot_positions)

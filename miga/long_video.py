@@ -36,7 +36,7 @@ from miga.config import SamplerConfig
 from miga.errors import ConfigError, UsageError
 from miga.loaded_model import LoadedModel, parse_device
 from miga.methods.base import Features
-from miga.profiles import check_profile, default_num_frames, resolve_config, why_no_length
+from miga.profiles import check_profile, default_num_frames, resolve_config, warn_of_concerns, why_no_length
 from miga.video import Progress, make_video
 from miga.video_output import FrameStream, LongVideo, check_output_type
 
@@ -442,6 +442,7 @@ class LongVideoPipeline:
         if asked.num_frames is not None and (reason := why_no_length(config, spec, asked.num_frames)):
             raise UsageError(reason, "take one of those counts")
         backbone = self._model.sized(asked.height, asked.width)
+        warn_of_concerns(config, backbone.spec, num_latents, spec)
         if backbone is not self.backbone or config != self.config:
             self._model.require_room(backbone.spec, config)
         for text in texts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -100,6 +101,27 @@ def default_num_frames(config: SamplerConfig, spec: BackboneSpec) -> int:
     """Frames of a video where no length is asked for: the model's own, or the nearest that the method can make."""
     near = config.lengths_near(spec.num_latents(spec.default_num_frames))
     return spec.num_frames(near[0]) if near else spec.default_num_frames
+
+
+def warn_of_concerns(
+    config: SamplerConfig, spec: BackboneSpec, num_latents: int | None, trained: BackboneSpec | None = None
+) -> None:
+    """Says by `warnings` what a user should know before anything is made.
+
+    Args:
+        config: the settings.
+        spec: the model at the size that is asked for.
+        num_latents: of the video (of several, of the longest); None if it has no end.
+        trained: the model at its own size.
+    """
+    if concern := config.concern(num_latents):
+        warnings.warn(concern, stacklevel=2)
+    if trained is not None and config.num_cached and spec.latent_shape != trained.latent_shape:
+        warnings.warn(
+            f"profile {config.profile!r} at {spec.height}x{spec.width}: the weights saw {trained.height}x{trained.width} "
+            "in training; causal weights are distilled at one size, and others may come out worse",
+            stacklevel=2,
+        )
 
 
 def check_profile(profile: str) -> None:

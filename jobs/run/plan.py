@@ -19,7 +19,7 @@ from miga.backbones.options import configured_spec
 from miga.backbones.registry import check_schedule, check_weights, is_on_hub, load_backbone, load_spec
 from miga.config import SamplerConfig
 from miga.errors import BadRowError, MigaError, UsageError
-from miga.profiles import default_num_frames, resolve_config, why_no_length
+from miga.profiles import default_num_frames, resolve_config, warn_of_concerns, why_no_length
 from pipeline.config import RunConfig
 from pipeline.prompts.read import count_rows, read_prompts
 from pipeline.prompts.source import PromptFile, look_at
@@ -109,13 +109,15 @@ def resolve_settings(config: RunConfig) -> tuple[BackboneSpec, SamplerConfig, in
         MigaError: naming what is wrong, where, and what to do.
     """
     check_attention_backend(config.attention)
-    spec = configured_spec(load_spec(config.model, config.revision), model_options(config), config.revision)
+    trained = load_spec(config.model, config.revision)
+    spec = configured_spec(trained, model_options(config), config.revision)
     sampler = resolve_config(config.profile, spec, config.sampler)
     num_frames = default_num_frames(sampler, spec) if config.num_frames is None else config.num_frames
     if reason := why_not(spec, num_frames, sampler):
         raise UsageError(reason, "choose one of those for --num-frames")
     check_codec(config.video, spec.height, spec.width)
     check_schedule(config.model, sampler, config.revision)
+    warn_of_concerns(sampler, spec, spec.num_latents(num_frames), trained)
     return spec, sampler, num_frames
 
 

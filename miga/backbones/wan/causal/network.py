@@ -89,6 +89,10 @@ class CausalWan:
             num_text_tokens: that texts are padded to with zeros, which take part.
         """
         transformer, cache = self.transformer, call.cache
+        if x_BFCHW.shape[1] != len(call.timesteps) or len(texts_LD) != len(x_BFCHW):
+            raise ValueError(
+                f"latents {list(x_BFCHW.shape)} for {len(call.timesteps)} time steps, {len(texts_LD)} texts"
+            )
         x_BFTD = self._patches(x_BFCHW)
         temb_1FD, modulation = self._time(call.timesteps, x_BFTD)
         text = self._text(cache, texts_LD, num_text_tokens)
