@@ -118,8 +118,8 @@ def warn_of_concerns(
         warnings.warn(concern, stacklevel=2)
     if trained is not None and config.num_cached and spec.latent_shape != trained.latent_shape:
         warnings.warn(
-            f"profile {config.profile!r} at {spec.height}x{spec.width}: the weights saw {trained.height}x{trained.width} "
-            "in training; causal weights are distilled at one size, and others may come out worse",
+            f"profile {config.profile!r} at {spec.height}x{spec.width}: the weights saw {trained.height}x"
+            f"{trained.width} in training; causal weights are distilled at one size, and others may come out worse",
             stacklevel=2,
         )
 
