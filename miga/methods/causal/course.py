@@ -199,6 +199,9 @@ class Causal:
             block = self._block(memory.num_done)
             level_F = torch.zeros(len(block), dtype=torch.int64)
             queue = FrameQueue(clean_FCHW[block.start : block.stop], level_F, {}, block.start)
+            if self.config.rolling:
+                self._keep_rolled(memory, queue)
+                continue
             is_cut = self._switch(memory, block.start)
             compression = self._make_room(memory, len(block))
             if compression is not None:
@@ -309,12 +312,12 @@ class Causal:
         call = self._call(memory, timesteps, sigmas, places, slots)
         passed = stepper.pass_cached(queue, call, [steps.sigmas[level - 1] for level in levels])
         first, rest = passed[: config.block], passed[config.block :]
-        self._keep_rolled(memory, first, queue, call)
+        self._keep_rolled(memory, first)
         if int(first.level_F[0]) > 0:
             return CausalState(state.num_done, passed), None
         return CausalState(first.first + len(first), rest.compact() if len(rest) else None), first.compact()
 
-    def _keep_rolled(self, memory: Memory, first: FrameQueue, queue: FrameQueue, call: CachedCall | None) -> None:
+    def _keep_rolled(self, memory: Memory, first: FrameQueue) -> None:
         """Shows a window's first block; until it is clean, what is kept of it is overwritten."""
         config, table = self.config, memory.table
         is_clean = int(first.level_F[0]) == 0
