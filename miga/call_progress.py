@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from miga.backbones.base import Backbone
+from miga.backbones.base import Backbone, CachedDenoiser
+from miga.cached_call import CachedCall
 from miga.config import SamplerConfig
 from miga.cost import CallCount, count_calls
 from miga.video import Progress
@@ -77,7 +78,9 @@ class _CountedBackbone:
         self._backbone, self._called = backbone, called
 
     def denoiser(self, config: SamplerConfig) -> _CountedDenoiser:
-        return _CountedDenoiser(self._backbone.denoiser(config), self._called)
+        denoiser = self._backbone.denoiser(config)
+        kind = _CountedCachedDenoiser if isinstance(denoiser, CachedDenoiser) else _CountedDenoiser
+        return kind(denoiser, self._called)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backbone, name)
@@ -93,5 +96,17 @@ class _CountedDenoiser:
         self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Any], **told: torch.Tensor
     ) -> torch.Tensor:
         clean_BFCHW: torch.Tensor = self._denoiser(x_BFCHW, level_BF, conditions, **told)
+        self._called(len(conditions))
+        return clean_BFCHW
+
+
+class _CountedCachedDenoiser(_CountedDenoiser):
+    """See `CachedDenoiser`."""
+
+    def open_cache(self, num_slots: int, latent_size: tuple[int, int], **others: Any) -> Any:
+        return self._denoiser.open_cache(num_slots, latent_size, **others)
+
+    def call_cached(self, x_BFCHW: torch.Tensor, call: CachedCall, conditions: Sequence[Any]) -> torch.Tensor:
+        clean_BFCHW: torch.Tensor = self._denoiser.call_cached(x_BFCHW, call, conditions)
         self._called(len(conditions))
         return clean_BFCHW

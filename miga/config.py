@@ -88,6 +88,32 @@ class SamplerConfig:
         """What follows from the other settings, for those that nobody has set. All shared ones are among `values`."""
         return {}
 
+    def lengths_near(self, num_latents: int) -> tuple[int, ...]:
+        """Of a length that the method cannot make, the nearest ones that it can, in latents; empty if it can."""
+        return ()
+
+    @property
+    def num_cached(self) -> int:
+        """Latents of which the network keeps keys and values, at most."""
+        return 0
+
+    def work(self, num_latents: int) -> tuple[float, float] | None:
+        """What the calls of a video under one prompt compute, where they are no whole windows.
+
+        Returns:
+            Latents shown, and pairs of a shown and a seen latent, both summed over all calls: operations of a
+            transformer outside of its self-attention are in proportion to the one, those within it to the other.
+        """
+        return None
+
+    def num_switch_calls(self, num_latents: int, num_prompts: int) -> int:
+        """Network calls that the changes between so many prompts take, beside those of a video of one prompt."""
+        return 0
+
+    def concern(self, num_latents: int | None) -> str:
+        """What a user should know of a video of that length (None: without end) before it is made; empty if nothing."""
+        return ""
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in field order."""
         return asdict(self)

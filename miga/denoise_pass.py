@@ -16,7 +16,8 @@ from typing import TypeAlias
 import torch
 
 from miga.anchors import Anchors
-from miga.backbones.base import BranchedDenoiser, Condition, Denoiser
+from miga.backbones.base import BranchedDenoiser, CachedDenoiser, Condition, Denoiser
+from miga.cached_call import CachedCall
 from miga.consistency import Judge, judge_consistency
 from miga.guidance import is_contiguous, told_positions
 from miga.noise import NoiseSource
@@ -34,6 +35,7 @@ class WindowCall:
     Attributes:
         branch: which forward of a guided call, where one alone is wanted (`BranchedDenoiser`); None: the whole call.
         position_F: where each latent stands in time, int64, on the CPU (`PositionedDenoiser`); None: at 0, 1, 2, …
+        cached: what of a cache the latents see (`CachedDenoiser`); None: the window is all.
     """
 
     x_FCHW: torch.Tensor
@@ -41,6 +43,7 @@ class WindowCall:
     condition: Condition
     branch: int | None = None
     position_F: torch.Tensor | None = None
+    cached: CachedCall | None = None
 
 
 def run_call(denoiser: Denoiser, call: WindowCall) -> torch.Tensor:
@@ -49,12 +52,14 @@ def run_call(denoiser: Denoiser, call: WindowCall) -> torch.Tensor:
     On a GPU it is done when this returns: other threads read it on streams of their own.
     """
     x_1FCHW, level_1F, conditions = call.x_FCHW[None], call.level_F[None], [call.condition]
-    told = positions_of([call])
-    if call.branch is None:
-        output_FCHW = denoiser(x_1FCHW, level_1F, conditions, **told)[0]
+    if call.cached is not None:
+        assert isinstance(denoiser, CachedDenoiser), "only such a denoiser has a cache"
+        output_FCHW = denoiser.call_cached(x_1FCHW, call.cached, conditions)[0]
+    elif call.branch is None:
+        output_FCHW = denoiser(x_1FCHW, level_1F, conditions, **positions_of([call]))[0]
     else:
         assert isinstance(denoiser, BranchedDenoiser), "only such a denoiser is asked for a branch"
-        output_FCHW = denoiser.predict_branch(x_1FCHW, level_1F, conditions, call.branch, **told)[0]
+        output_FCHW = denoiser.predict_branch(x_1FCHW, level_1F, conditions, call.branch, **positions_of([call]))[0]
     if output_FCHW.is_cuda:
         torch.cuda.current_stream(output_FCHW.device).synchronize()
     return output_FCHW
@@ -80,6 +85,8 @@ def run_in_batches(denoiser: Denoiser, windows_per_batch: int = 1) -> RunWindows
     """
 
     def run(calls: Sequence[WindowCall]) -> list[torch.Tensor]:
+        if any(call.cached is not None for call in calls):  # each writes what the next one reads
+            return [run_call(denoiser, call) for call in calls]
         outputs: dict[int, torch.Tensor] = {}
         for numbers in _batches(calls, windows_per_batch):
             batch = [calls[number] for number in numbers]
@@ -174,6 +181,30 @@ class Stepper:
             The kept latents after their step; context is left out.
         """
         return self.apply(queue, plan, self.run_windows(self.calls(queue, plan, anchors)))
+
+    def pass_cached(self, queue: FrameQueue, cached: CachedCall | None, next_sigmas: Sequence[float]) -> FrameQueue:
+        """Latents of a cache's call one level down: predicted clean, and noised afresh to their next noise scales.
+
+        Args:
+            queue: the latents of the call.
+            cached: what they see.
+            next_sigmas: of every latent; 0: it is clean then.
+        """
+        call = WindowCall(queue.x_FCHW, queue.level_F, self.prompts.at(queue.first), cached=cached)
+        clean_FCHW = self.run_windows([call])[0]
+        sigma_F = torch.tensor(next_sigmas, dtype=torch.float32, device=clean_FCHW.device)[:, None, None, None]
+        noise_FCHW = torch.zeros_like(clean_FCHW)
+        for level, group in itertools.groupby(range(len(queue)), key=queue.level_F.tolist().__getitem__):
+            places = list(group)
+            if next_sigmas[places[0]] > 0.0:
+                latents = [queue.first + place for place in places]
+                noise_FCHW[places] = self.noise(f"step@{level}", latents).to(noise_FCHW)
+        x_FCHW = (1.0 - sigma_F) * clean_FCHW + sigma_F * noise_FCHW
+        return FrameQueue(x_FCHW, queue.level_F - 1, {}, queue.first)
+
+    def show_cached(self, queue: FrameQueue, cached: CachedCall | None) -> None:
+        """A cache's call whose prediction nobody reads: its keys and values are what it is for."""
+        self.run_windows([WindowCall(queue.x_FCHW, queue.level_F, self.prompts.at(queue.first), cached=cached)])
 
     def pass_over_all(self, passes: Sequence[Pass]) -> list[FrameQueue]:
         """What several passes keep, each of its own stepper; their windows are handed over as one list."""

@@ -162,7 +162,7 @@ class Sampler:
         self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted, judge=judge)
         if self.wavefront is not None and self._is_lazy:
             self.stepper = LazyStepper.of(self.stepper, self.wavefront, self._count)
-        self.course = VideoCourse(config, Begin(self.stepper, num_latents, grow_all, features))
+        self.course = VideoCourse(config, Begin(self.stepper, num_latents, grow_all, features, denoiser))
 
     @property
     def method(self) -> Any:
@@ -173,7 +173,8 @@ class Sampler:
         """A video of which nothing is made yet, or only the given clean base clip of `f0` latents.
 
         Args:
-            base_clip_FCHW: of any floating-point type, on any device; None: it is made first.
+            base_clip_FCHW: of any floating-point type, on any device; None: it is made first. Of a causal method the
+                latents that the video begins with, whole blocks of them.
 
         Raises:
             ValueError: if the clip has another shape, or holds something else than finite numbers.
@@ -181,6 +182,15 @@ class Sampler:
         if base_clip_FCHW is not None:
             base_clip_FCHW = self._checked(base_clip_FCHW)
         return self.course.start(base_clip_FCHW)
+
+    def restore(self, finished_FCHW: torch.Tensor) -> None:
+        """Before a state is gone on with that another sampler made: the latents finished by then, from the first on.
+
+        Methods that keep a cache in the network fill it again from them; to all others they say nothing.
+        """
+        if methods()[self.config.method].needs_cache:
+            with torch.no_grad():
+                self.method.replay(finished_FCHW)
 
     def is_done(self, state: VideoState) -> bool:
         """Whether all latents have been handed out."""
@@ -236,9 +246,12 @@ class Sampler:
         if not isinstance(base_clip_FCHW, torch.Tensor):
             raise ValueError(f"the base clip is a {type(base_clip_FCHW).__name__}, not a tensor")
         shape, wanted = tuple(base_clip_FCHW.shape), getattr(self.stepper.noise, "latent_shape", None)
-        if len(shape) != 4 or shape[0] != self.config.window or shape[1:] != (wanted or shape[1:]):
+        takes_any = methods()[self.config.method].needs_cache  # given latents, which the method looks at itself
+        is_long = len(shape) == 4 and (shape[0] >= 1 if takes_any else shape[0] == self.config.window)
+        if not is_long or shape[1:] != (wanted or shape[1:]):
             latent = ", ".join(map(str, wanted or ("C", "H", "W")))
-            raise ValueError(f"the base clip has shape {list(shape)}: it must be [{self.config.window}, {latent}]")
+            length = "F" if takes_any else self.config.window
+            raise ValueError(f"the base clip has shape {list(shape)}: it must be [{length}, {latent}]")
         if not base_clip_FCHW.is_floating_point() or base_clip_FCHW.layout != torch.strided or base_clip_FCHW.is_meta:
             raise ValueError(f"the base clip holds {base_clip_FCHW.dtype} on {base_clip_FCHW.device}: it takes floats")
         dtype = torch.promote_types(base_clip_FCHW.dtype, torch.float32)

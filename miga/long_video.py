@@ -36,7 +36,14 @@ from miga.config import SamplerConfig
 from miga.errors import ConfigError, UsageError
 from miga.loaded_model import LoadedModel, parse_device
 from miga.methods.base import Features
-from miga.profiles import check_profile, levels_at, resolve_config
+from miga.profiles import (
+    check_profile,
+    default_num_frames,
+    levels_at,
+    resolve_config,
+    warn_of_concerns,
+    why_no_length,
+)
 from miga.video import Progress, make_video
 from miga.video_output import FrameStream, LongVideo, check_output_type
 
@@ -315,7 +322,7 @@ class LongVideoPipeline:
         self._check_sequence_length(max_sequence_length)
         asked = _Asked(
             prompt, prompts_in_turn, negative_prompt, prompt_embeds, negative_prompt_embeds,
-            self.backbone.spec.default_num_frames if num_frames is None else num_frames,
+            default_num_frames(self.config, self.backbone.spec) if num_frames is None else num_frames,
             height, width, num_inference_steps, guidance_scale, seed_of(seed, generator),
         )  # fmt: skip
         job = self._job(asked)
@@ -439,7 +446,10 @@ class LongVideoPipeline:
         spec = self.backbone.spec
         num_latents = None if asked.num_frames is None else num_latents_of(spec, asked.num_frames)
         config = self._config_for(asked.num_inference_steps, asked.guidance_scale)
+        if asked.num_frames is not None and (reason := why_no_length(config, spec, asked.num_frames)):
+            raise UsageError(reason, "take one of those counts")
         backbone = self._model.sized(asked.height, asked.width)
+        warn_of_concerns(config, backbone.spec, num_latents, spec)
         if backbone is not self.backbone or config != self.config:
             self._model.require_room(backbone.spec, config)
         for text in texts:

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias, cast
 import torch
 
 from miga.anchors import Anchors
+from miga.cached_call import CachedCall
 from miga.config import SamplerConfig
 from miga.consistency import Evaluation
 from miga.denoise_pass import Pass, Stepper, WindowCall, run_steps
@@ -184,6 +185,15 @@ class PlanningStepper(Stepper):
         """See `Stepper.pass_over`."""
         self._note(queue, plan, anchors)
         return self.step(queue[plan[0].keep_start : plan[-1].keep_stop], queue.x_FCHW)
+
+    def pass_cached(self, queue: FrameQueue, cached: CachedCall | None, next_sigmas: Sequence[float]) -> FrameQueue:
+        """See `Stepper.pass_cached`."""
+        self.show_cached(queue, cached)
+        return PlannedQueue(queue.level_F - 1, queue.first)
+
+    def show_cached(self, queue: FrameQueue, cached: CachedCall | None) -> None:
+        """See `Stepper.show_cached`."""
+        self._note(queue, [Window((), 0, len(queue), 0, len(queue))], ())
 
     def pass_over_all(self, passes: Sequence[Pass]) -> list[FrameQueue]:
         """See `Stepper.pass_over_all`."""

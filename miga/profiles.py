@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -110,6 +111,48 @@ def levels_at(profile: str, spec: BackboneSpec, num_steps: int, said: Mapping[st
     changed = method.at_steps(published, num_steps)
     left_out = {"num_steps", *fixed, *said}
     return {name: value for name, value in changed.items() if value != published[name] and name not in left_out}
+
+
+def why_no_length(config: SamplerConfig, spec: BackboneSpec, num_frames: int) -> str | None:
+    """Why no video of so many frames can be made, with the nearest lengths that can; None if it can."""
+    try:
+        near = config.lengths_near(spec.num_latents(num_frames))
+    except ValueError as error:
+        return str(error)
+    if not near:
+        return None
+    lengths = " or ".join(str(spec.num_frames(length)) for length in near)
+    return (
+        f"num_frames {num_frames} cannot be made: {spec.num_latents(num_frames)} latents are no whole number of the "
+        f"blocks of profile {config.profile!r}; the nearest is {lengths}"
+    )
+
+
+def default_num_frames(config: SamplerConfig, spec: BackboneSpec) -> int:
+    """Frames of a video where no length is asked for: the model's own, or the nearest that the method can make."""
+    near = config.lengths_near(spec.num_latents(spec.default_num_frames))
+    return spec.num_frames(near[0]) if near else spec.default_num_frames
+
+
+def warn_of_concerns(
+    config: SamplerConfig, spec: BackboneSpec, num_latents: int | None, trained: BackboneSpec | None = None
+) -> None:
+    """Says by `warnings` what a user should know before anything is made.
+
+    Args:
+        config: the settings.
+        spec: the model at the size that is asked for.
+        num_latents: of the video (of several, of the longest); None if it has no end.
+        trained: the model at its own size.
+    """
+    if concern := config.concern(num_latents):
+        warnings.warn(concern, stacklevel=2)
+    if trained is not None and config.num_cached and spec.latent_shape != trained.latent_shape:
+        warnings.warn(
+            f"profile {config.profile!r} at {spec.height}x{spec.width}: the weights saw {trained.height}x"
+            f"{trained.width} in training; causal weights are distilled at one size, and others may come out worse",
+            stacklevel=2,
+        )
 
 
 def check_profile(profile: str) -> None:

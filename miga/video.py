@@ -158,6 +158,7 @@ class VideoRun:
             _check_length(resume, num_latents)
             device = backbone.device
             state = map_queues(resume.state, lambda queue: queue.to(device), lambda tensor: tensor.to(device))
+            self.sampler.restore(resume.latents_FCHW)
             self.sampler.num_calls = resume.num_calls
         self._device = backbone.device
         self._num_calls_before = self.sampler.num_calls

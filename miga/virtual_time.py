@@ -15,15 +15,18 @@ from bisect import bisect
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Final, TypeAlias
 
 import torch
 
+from miga.cached_call import CachedCall
 from miga.config import SamplerConfig
 from miga.consistency import Evaluation, Judge
 from miga.cost import count_calls
 from miga.denoise_pass import WindowCall, run_call
 from miga.generate import Sampler
+from miga.methods import methods
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
 from miga.schedule import schedule_for
@@ -194,6 +197,8 @@ def useful_slots(config: SamplerConfig, num_latents: int, share: Share) -> int:
     with so many GPUs the work of each is as long as that chain. Searches are left out. Where helpers take candidates
     alone, one for each candidate.
     """
+    if methods()[config.method].needs_cache:
+        return 1  # its calls follow one another, and the cache is where the first one ran
     if share == "windows":
         chain = max(1.0, _chain_forwards(config, num_latents))
         return max(1, math.ceil(count_calls(config, num_latents).forwards / chain))
@@ -242,6 +247,14 @@ class _PlainDenoiser:
     ) -> torch.Tensor:
         """See `miga.backbones.base.PositionedDenoiser`."""
         return 0.5 * x_BFCHW + 0.1 * x_BFCHW.mean(1, keepdim=True)
+
+    def open_cache(self, num_slots: int, latent_size: tuple[int, int], **others: Any) -> Any:
+        """Nothing is kept."""
+        return SimpleNamespace(blend=lambda *_: None)
+
+    def call_cached(self, x_BFCHW: torch.Tensor, call: CachedCall, conditions: Sequence[Any]) -> torch.Tensor:
+        """See `miga.backbones.base.CachedDenoiser`."""
+        return 0.5 * x_BFCHW
 
     def num_forwards(self, level: torch.Tensor) -> int:
         """Of a call over latents of these levels."""

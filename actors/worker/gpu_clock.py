@@ -12,7 +12,8 @@ from typing import Any, Final
 
 import torch
 
-from miga.backbones.base import Backbone, BranchedDenoiser, Condition
+from miga.backbones.base import Backbone, BranchedDenoiser, CachedDenoiser, Condition
+from miga.cached_call import CachedCall
 from miga.config import SamplerConfig
 
 _NUM_REMEMBERED: Final = 31
@@ -99,6 +100,30 @@ class _ClockedBranchedDenoiser(_ClockedDenoiser):
         return clean_BFCHW
 
 
+class _ClockedCachedDenoiser(_ClockedDenoiser):
+    """See `CachedDenoiser`."""
+
+    def open_cache(self, num_slots: int, latent_size: tuple[int, int], **others: Any) -> Any:
+        return self._denoiser.open_cache(num_slots, latent_size, **others)
+
+    def call_cached(self, x_BFCHW: torch.Tensor, call: CachedCall, conditions: Sequence[Condition]) -> torch.Tensor:
+        with self._clock.call(len(conditions)):
+            return _complete(self._denoiser.call_cached(x_BFCHW, call, conditions))
+
+
+class _ClockedBranchedCachedDenoiser(_ClockedBranchedDenoiser, _ClockedCachedDenoiser):
+    """Both."""
+
+
+_KINDS: Final = {
+    (False, False): _ClockedDenoiser,
+    (True, False): _ClockedBranchedDenoiser,
+    (False, True): _ClockedCachedDenoiser,
+    (True, True): _ClockedBranchedCachedDenoiser,
+}
+"""By whether a denoiser is branched, and whether it keeps a cache."""
+
+
 def _complete(output: torch.Tensor) -> torch.Tensor:
     """The output, once the GPU has computed it: else the clock would see it queued, another thread read too soon."""
     if output.is_cuda:
@@ -125,7 +150,7 @@ class ClockedBackbone:
     def denoiser(self, config: SamplerConfig) -> Any:
         """See `Backbone`."""
         denoiser = self._backbone.denoiser(config)
-        kind = _ClockedBranchedDenoiser if isinstance(denoiser, BranchedDenoiser) else _ClockedDenoiser
+        kind = _KINDS[isinstance(denoiser, BranchedDenoiser), isinstance(denoiser, CachedDenoiser)]
         return kind(denoiser, self._clock)
 
     def __getattr__(self, name: str) -> Any:

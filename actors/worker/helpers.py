@@ -113,7 +113,7 @@ class HelperPool:
     def submit(self, call: WindowCall, priority: int, *, is_candidate: bool) -> Future[torch.Tensor]:
         """Runs a call somewhere, some time; the result is what `run_call` returns."""
         window = _Window(call, priority, is_candidate, Future())
-        self._put(window)
+        self._put(window, is_for_host=call.cached is not None)  # the cache is here
         return window.future
 
     # ---- what the worker sees ----

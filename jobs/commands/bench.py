@@ -24,6 +24,10 @@ PARTS = ("calls", "decode", "frames", "dce", "overlap", "attention", "whole-vide
 DTYPES = ("float32", "bfloat16", "float16")
 USUAL_PARTS = PARTS[:-2]
 FRAME_PROFILES = ("fifo", "no-guidance-no-reflection", "paper", "swift")
+CAUSAL_PROFILES = (
+    "self-forcing", "longlive", "longlive-infinity", "infinity-rope", "reward-forcing", "rolling-forcing",
+    "causal-forcing", "deep-forcing", "lol", "flex-like",
+)  # fmt: skip
 CLUSTER_PARTS = ("busy", "one-video", "reflection", "rows", "memory")
 PROFILE_HELP = "a profile, or one with overrides: paper:num_guidance_latents=0,stride=8"
 
@@ -115,6 +119,19 @@ def add(commands: Any) -> None:
     backbone.add_argument("--frames", type=int, help="length of videos (default: the model's)")
     backbone.add_argument("--repeats", type=int, default=5, help="timings of each (default: 5); 1: not even a warm-up")
     backbone.add_argument("--most-s", type=int, default=120, help="time no table for longer (default: 120)")
+
+    causal = _add(benches, "causal", _causal, "causal presets on a published model with random weights, caches full")
+    causal.add_argument("--profiles", nargs="+", default=CAUSAL_PROFILES, metavar="PROFILE", help=PROFILE_HELP)
+    causal.add_argument("--model", choices=("wan-1.3b", "wan-14b"), default="wan-1.3b", help="(default: wan-1.3b)")
+    causal.add_argument("--scale", type=float, default=1.0, help="of a frame's sides (default: 1)")
+    causal.add_argument("--layers", type=int, help="blocks of the transformer (default: all)")
+    causal.add_argument("--channels", type=float, default=1.0, help="share of the network's channels (default: 1)")
+    causal.add_argument("--device", help="cpu or cuda[:N] (default: the GPU, where there is one)")
+    causal.add_argument("--dtype", choices=DTYPES, help="(default: bfloat16 on a GPU)")
+    causal.add_argument("--blocks", type=int, default=10, help="timed once the cache is full (default: 10)")
+    causal.add_argument("--compile", action="store_true", help="compile the transformer's blocks first")
+    causal.add_argument("--no-decode", action="store_true", help="leave decoding out")
+    causal.add_argument("--repeats", type=int, default=5, help="timings of matrix products (default: 5)")
 
     gpu = _add(benches, "gpu", _gpu, "all models on a CUDA GPU, with random weights: one Markdown section")
     gpu.add_argument("--out", metavar="FILE.md", help="where the section goes, table by table, besides being printed")
@@ -235,6 +252,12 @@ def _backbone(options: argparse.Namespace) -> Tables:
     from jobs.benches.backbone import bench_backbone
 
     return bench_backbone(options)
+
+
+def _causal(options: argparse.Namespace) -> Tables:
+    from jobs.benches.causal import bench_causal
+
+    return bench_causal(options)
 
 
 def _gpu(options: argparse.Namespace) -> Tables:

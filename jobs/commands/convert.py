@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from jobs.commands.common import say_unless, show_values
+from miga.errors import UsageError
 
 _HELP: Final = (
     "weights as people have them (Wan2.1's own layout, ComfyUI's files, VideoCrafter2's) to a folder for --model"
@@ -24,6 +25,7 @@ EXAMPLES: Final = (
     "--text-encoder umt5_xxl_fp16.safetensors wan-1.3b",
     "miga convert finetuned.safetensors Wan2.1-T2V-1.3B wan-finetuned  # one file in place of a folder's own",
     "miga convert model.ckpt videocrafter2",
+    "miga convert --causal self-forcing self_forcing_dmd.pt Wan2.1-T2V-1.3B self-forcing-1.3b",
 )
 
 
@@ -48,6 +50,14 @@ def add(commands: Any) -> None:
         help="a folder, or a hub name (default: what lies beside Wan's weights, else google/umt5-xxl; "
         "of VideoCrafter2 openai/clip-vit-large-patch14)",
     )
+    causal = convert.add_argument_group("causal weights over Wan2.1 (the first PATH is their file)")
+    causal.add_argument(
+        "--causal", metavar="PRESET", help="whose weights they are: self-forcing, longlive, rolling-forcing, ..."
+    )
+    causal.add_argument(
+        "--entry", metavar="NAME", help="of the file's entries (default: generator_ema, else generator, else model)"
+    )
+    causal.add_argument("--merge-lora", metavar="FILE", help="a published LoRA over them, such as LongLive's lora.pt")
     convert.add_argument("--json", action="store_true", help="print for machines")
     convert.set_defaults(command=_run)
 
@@ -55,8 +65,7 @@ def add(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from miga.backbones.registry import load_spec
 
-    checkpoint = _videocrafter2_checkpoint(options)
-    written = _convert_wan(options) if checkpoint is None else _convert_videocrafter2(options, checkpoint)
+    written = _convert(options)
     spec = load_spec(written["folder"])  # what was written, read back as a model
     values = {
         "folder": written["folder"],
@@ -71,6 +80,36 @@ def _run(options: argparse.Namespace) -> int:
     }
     show_values(values, options.json)
     return 0
+
+
+def _convert(options: argparse.Namespace) -> dict[str, Any]:
+    if options.causal is not None:
+        return _convert_causal(options)
+    if options.entry is not None or options.merge_lora is not None:
+        raise UsageError("--entry and --merge-lora are for causal weights", "say whose they are by --causal PRESET")
+    checkpoint = _videocrafter2_checkpoint(options)
+    return _convert_wan(options) if checkpoint is None else _convert_videocrafter2(options, checkpoint)
+
+
+def _convert_causal(options: argparse.Namespace) -> dict[str, Any]:
+    from miga.backbones.wan.causal.convert import convert_causal
+
+    if len(options.paths) < 2:
+        raise UsageError(
+            "--causal takes the published file and the model that it was trained from",
+            f"miga convert --causal {options.causal} checkpoint.pt Wan2.1-T2V-1.3B OUT_DIR",
+        )
+    checkpoint, *base = options.paths
+    return convert_causal(
+        Path(os.path.expanduser(checkpoint)),
+        base,
+        options.out,
+        options.causal,
+        entry=options.entry,
+        lora=None if options.merge_lora is None else Path(os.path.expanduser(options.merge_lora)),
+        tokenizer=options.tokenizer,
+        progress=say_unless(options.json),
+    )
 
 
 def _videocrafter2_checkpoint(options: argparse.Namespace) -> Path | None:

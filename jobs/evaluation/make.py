@@ -23,9 +23,9 @@ from pipeline.evaluation.results import RESULTS, Totals, dumped, read_vbench_jso
 from pipeline.evaluation.videos import FOLDER, Video, Videos, find_videos
 from pipeline.records.lease import Lease
 from pipeline.storage.base import Storage
+from pipeline.storage.bucket import patience_of_environment
 from pipeline.storage.local import LocalStorage
-from pipeline.storage.open import open_storage
-from pipeline.storage.s3 import patience_of_environment
+from pipeline.storage.open import is_in_bucket, open_storage
 
 FAST: Final = "fast"
 ALL: Final = "vbench"
@@ -183,7 +183,7 @@ def _evaluate_missing(
             device="cuda" if slots.gpus else "cpu",
             batch=BATCH_ON_GPU if slots.gpus else 1,
             num_threads=max(1, int(slots.cpus)),
-            s3_patience_s=patience_of_environment() if out.startswith("s3://") else None,
+            storage_patience_s=patience_of_environment() if is_in_bucket(out) else None,
         )
         pool = Pool(evaluator_starter(settings, slots))
         driver = EvaluationDriver(jobs, slots.num_actors, pool, record, say)

@@ -69,7 +69,8 @@ def plan_extension(
     spec = configured_spec(load_spec(config.model, config.revision), model_options(config), config.revision)
     if row.status != "ok" or row.num_frames is None or row.seed is None:
         raise UsageError(f"row {row.row} was not made: {row.error}", "name a row whose status is ok")
-    _check_length(spec, row, num_frames)
+    sampler = read_config(record.sampler, storage.uri(RUN_FILE))
+    _check_length(spec, row, num_frames, sampler)
     if row.latents_uri is None:
         raise UsageError(
             f"no latents were kept of row {row.row}",
@@ -88,7 +89,7 @@ def plan_extension(
         record=record,
         config=config,
         spec=spec,
-        sampler=read_config(record.sampler, storage.uri(RUN_FILE)),
+        sampler=sampler,
         row=row,
         kept=kept,
         num_frames=num_frames,
@@ -96,8 +97,8 @@ def plan_extension(
     )
 
 
-def _check_length(spec: BackboneSpec, row: ManifestRow, num_frames: int) -> None:
-    if reason := why_not(spec, num_frames):
+def _check_length(spec: BackboneSpec, row: ManifestRow, num_frames: int, sampler: SamplerConfig) -> None:
+    if reason := why_not(spec, num_frames, sampler):
         raise UsageError(reason, "choose one of those for --num-frames")
     assert row.num_frames is not None
     if num_frames <= row.num_frames:

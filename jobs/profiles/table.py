@@ -7,7 +7,7 @@ from typing import Any
 from miga.backbones.base import BackboneSpec
 from miga.cost import count_calls
 from miga.errors import ConfigError
-from miga.profiles import field_names, profiles, published, resolve_config
+from miga.profiles import default_num_frames, field_names, profiles, published, resolve_config
 
 NOT_READ = "-"
 
@@ -65,7 +65,8 @@ def _cell(settings: dict[str, Any], field: str) -> str:
 
 
 def _calls(name: str, spec: BackboneSpec) -> str:
-    count = count_calls(resolve_config(name, spec), spec.num_latents(spec.default_num_frames))
+    config = resolve_config(name, spec)
+    count = count_calls(config, spec.num_latents(default_num_frames(config, spec)))
     return str(count.total) if count.most == count.total else f"{count.total} to {count.most}"
 
 

@@ -50,14 +50,18 @@ def dry_run(plan: Plan, num_workers: int, card_gb: float | None = None) -> dict[
     """
     memory = None if card_gb is None else memory_on(plan, card_gb)  # before minutes of reading: it may not fit
     lengths: Counter[int] = Counter()
+    num_switch_calls = 0
     bad: list[dict[str, Any]] = []
     for row in plan.rows(read_ahead=READ_AHEAD):
         if isinstance(row, BadRow):
             bad.append({"row": row.index, "id": row.id, "error": row.error})
         else:
             lengths[row.num_frames] += 1
+            num_switch_calls += plan.sampler.num_switch_calls(plan.spec.num_latents(row.num_frames), len(row.prompts))
 
     costs = estimate(plan.spec, plan.sampler, lengths, num_workers, len(bad))
+    for name in ("network_calls", "network_calls_max", "network_forwards", "network_forwards_max"):
+        costs[name] += num_switch_calls
     return {
         "model": plan.spec.name,
         "size": f"{plan.spec.height}x{plan.spec.width}",
@@ -66,6 +70,7 @@ def dry_run(plan: Plan, num_workers: int, card_gb: float | None = None) -> dict[
         "longest_frames": max(lengths, default=None),
         **costs,
         "bad": bad,
+        "concern": plan.sampler.concern(plan.spec.num_latents(max(lengths))) if lengths else "",
         "prompts_are_judged": plan.check_prompt is not None,
         **_cards(plan),
         **({} if memory is None else {"memory": {**memory.to_dict(), "bytes": memory.to_bytes()}}),
@@ -109,6 +114,7 @@ def memory_sentences(memory: MemoryPlan) -> list[str]:
         network,
         f"The VAE takes {size(memory.vae_bytes)} in {memory.vae_name}, its cache for a video in decoding included.",
         f"Latents in the making take {size(memory.queue_bytes)}, however long the video is.",
+        *([f"Keys and values take {size(memory.cache_bytes)}, however long the video is."] * bool(memory.cache_bytes)),
         f"Calls and decoding take up to {size(memory.activations_bytes)} while they last. {decoding}.",
         f"The text encoder ({size(memory.text_bytes)}) is {text}.",
         f"With {size(RESERVE_BYTES)} a process for CUDA itself that is {size(memory.total_bytes)} of the card's "
@@ -141,6 +147,8 @@ def dry_run_lines(found: Mapping[str, Any], most_bad: int = 20) -> list[str]:
         lines += ["", "On that card:", *(f"  {sentence}" for sentence in found["memory_explained"])]
     if not found["prompts_are_judged"]:
         lines += ["", "Prompts were not counted in tokens: the model's tokenizer is not here, and the hub not reached."]
+    if found["concern"]:
+        lines += ["", f"Mind: {found['concern']}."]
     if bad := found["bad"]:
         lines += ["", f"{count(len(bad))} row{'s' * (len(bad) > 1)} cannot be made, and will be quarantined:"]
         lines += [f"  row {row['row']}: {on_one_line(row['error'])}" for row in bad[:most_bad]]
@@ -191,8 +199,18 @@ def estimate(
         calls = count_calls(sampler, spec.num_latents(num_frames))
         return calls.forwards, calls.most_forwards
 
+    def work_of(num_frames: int) -> float:
+        work = sampler.work(spec.num_latents(num_frames))
+        assert work is not None
+        shown, seen = work[0] / sampler.window, work[1] / sampler.window**2
+        return (1.0 - spec.attention_share) * shown + spec.attention_share * seen
+
     cost = cost_model(spec, sampler, num_workers)
-    return estimate_run(videos_by_num_frames, calls_of, cost, forwards_of=forwards_of, bad_rows=bad_rows)
+    whole_windows = sampler.work(1) is None
+    return estimate_run(
+        videos_by_num_frames, calls_of, cost, forwards_of=forwards_of, work_of=None if whole_windows else work_of,
+        bad_rows=bad_rows,
+    )  # fmt: skip
 
 
 def cost_model(spec: BackboneSpec, sampler: SamplerConfig, num_workers: int) -> CostModel:

@@ -27,7 +27,7 @@ from miga.backbones.registry import (
 )
 from miga.config import SamplerConfig
 from miga.errors import BadRowError, ConfigError, MigaError, UsageError
-from miga.profiles import resolve_config
+from miga.profiles import default_num_frames, resolve_config, warn_of_concerns, why_no_length
 from pipeline.config import RunConfig
 from pipeline.prompts.read import count_rows, read_prompts
 from pipeline.prompts.source import PromptFile, look_at
@@ -71,7 +71,7 @@ class Plan:
             seed=self.config.seed,
             num_frames=self.num_frames,
             limit=self.config.limit,
-            check_num_frames=lambda count: why_not(self.spec, count),
+            check_num_frames=lambda count: why_not(self.spec, count, self.sampler),
             check_prompt=self.check_prompt if judge_prompts else None,
             read_ahead=read_ahead,
         )
@@ -120,14 +120,16 @@ def resolve_settings(config: RunConfig) -> tuple[BackboneSpec, SamplerConfig, in
         MigaError: naming what is wrong, where, and what to do.
     """
     check_attention_backend(config.attention)
-    spec = configured_spec(load_spec(config.model, config.revision), model_options(config), config.revision)
+    trained = load_spec(config.model, config.revision)
+    spec = configured_spec(trained, model_options(config), config.revision)
     sampler = resolve_config(config.profile, spec, config.sampler)
-    num_frames = spec.default_num_frames if config.num_frames is None else config.num_frames
-    if reason := why_not(spec, num_frames):
+    num_frames = default_num_frames(sampler, spec) if config.num_frames is None else config.num_frames
+    if reason := why_not(spec, num_frames, sampler):
         raise UsageError(reason, "choose one of those for --num-frames")
     check_codec(config.video, spec.height, spec.width)
     check_schedule(config.model, sampler, config.revision)
     check_quality(config)
+    warn_of_concerns(sampler, spec, spec.num_latents(num_frames), trained)
     return spec, sampler, num_frames
 
 
@@ -163,15 +165,11 @@ def model_options(config: RunConfig) -> ModelOptions:
     )
 
 
-def why_not(spec: BackboneSpec, num_frames: int) -> str | None:
-    """Why the model cannot make so many frames, or None if it can."""
+def why_not(spec: BackboneSpec, num_frames: int, sampler: SamplerConfig) -> str | None:
+    """Why the model cannot make so many frames under those settings, or None if it can."""
     if num_frames > MAX_FRAMES:
         return f"num_frames {num_frames} cannot be made: {MAX_FRAMES} are the most"
-    try:
-        spec.num_latents(num_frames)
-    except ValueError as error:
-        return str(error)
-    return None
+    return why_no_length(sampler, spec, num_frames)
 
 
 class PromptChecker:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
+from miga.cached_call import CachedCall, TimeFrequencies
 from miga.config import SamplerConfig
 from miga.schedule import NoiseSchedule
 
@@ -39,6 +40,7 @@ class BackboneSpec:
         negative_prompt: the model's own.
         default_num_frames: length of a video where none is asked for.
         forward_flops: floating-point operations of one forward over a whole window, about.
+        attention_share: of these operations, the share of self-attention, which grows with the window's square.
         sampler: settings of the model's own for `SamplerConfig`, over those of its family.
         noise_schedule: what it was trained with: "flow" (flow matching, which ends at no noise), "ddim" (Stable
             Diffusion's betas, which end above it), or "" where that is known once it is loaded.
@@ -60,6 +62,7 @@ class BackboneSpec:
     negative_prompt: str = ""
     default_num_frames: int = 161
     forward_flops: float = 0.0
+    attention_share: float = 0.0
     sampler: dict[str, Any] = field(default_factory=dict)
     noise_schedule: Literal["flow", "ddim", ""] = ""
     takes_positions: bool = False
@@ -150,6 +153,30 @@ class PositionedDenoiser(Denoiser, Protocol):
     """
 
     takes_positions: bool
+
+
+@runtime_checkable
+class CachedDenoiser(Denoiser, Protocol):
+    """A denoiser whose network can keep keys and values of latents, and show them to later ones."""
+
+    def open_cache(
+        self,
+        num_slots: int,
+        latent_size: tuple[int, int],
+        *,
+        batch: int = 1,
+        time_frequencies: TimeFrequencies | None = None,
+    ) -> Any:
+        """An empty cache of so many latents, of that height and width, for so many videos in step."""
+        ...
+
+    def call_cached(self, x_BFCHW: torch.Tensor, call: CachedCall, conditions: Sequence[Condition]) -> torch.Tensor:
+        """Predicted clean latents `[B, F, C, H, W]`, float32; the cache keeps what the call says.
+
+        Raises:
+            NonFiniteError: if they are NaN or infinite.
+        """
+        ...
 
 
 class FrameDecoder(Protocol):

@@ -69,12 +69,14 @@ class Family(ABC):
         name: of the family.
         takes: the fields of `ModelOptions` that mean something to it.
         simulates_gpus: whether its models need no card, and a process of its own stands for one.
+        keeps_cache: whether its networks can keep keys and values for causal methods (`CachedDenoiser`).
         random_models: short names under which its published models are made with random weights, for benches.
     """
 
     name: ClassVar[str]
     takes: ClassVar[frozenset[str]] = frozenset()
     simulates_gpus: ClassVar[bool] = False
+    keeps_cache: ClassVar[bool] = False
     random_models: ClassVar[tuple[str, ...]] = ()
 
     # ---- whose a model is ----

@@ -98,12 +98,21 @@ class GuidedDenoiser(ABC):
             scale_BF = 1.0 + (self.guidance_scale - 1.0) * self._is_guided(level_BF).to(prediction)
             prediction = away + scale_BF[:, None, :, None, None] * (prediction - away)
         clean_BFCHW = self.to_clean(x_BFCHW, level_BF, prediction)
-        if not torch.isfinite(clean_BFCHW).all():
-            raise NonFiniteError(
-                "the network returned NaN or infinity",
-                hint="if it happens to every row, the weights are broken or do not bear the dtype: try float32",
-            )
+        require_finite(clean_BFCHW)
         return clean_BFCHW
 
     def _is_guided(self, level_BF: torch.Tensor) -> torch.Tensor:
         return (self.guided_levels[0] <= level_BF) & (level_BF <= self.guided_levels[1])
+
+
+def require_finite(clean_BFCHW: torch.Tensor) -> None:
+    """Refuses what a network predicted if it is no number.
+
+    Raises:
+        NonFiniteError: if it is NaN or infinite.
+    """
+    if not torch.isfinite(clean_BFCHW).all():
+        raise NonFiniteError(
+            "the network returned NaN or infinity",
+            hint="if it happens to every row, the weights are broken or do not bear the dtype: try float32",
+        )

@@ -88,6 +88,7 @@ class MemoryPlan:
         vae_dtype: of the VAE and its cache.
         decodes_beside: whether latents are decoded while the network is called; else the two take turns.
         text_bytes: what the text encoder takes where it is.
+        cache_bytes: keys and values that a causal method keeps of one video.
         text_dtype: of the text encoder.
         text_on_card: whether it is on this card too, in a process of its own.
         reason: what was chosen, and why.
@@ -103,6 +104,7 @@ class MemoryPlan:
     vae_dtype: torch.dtype
     text_bytes: int
     decodes_beside: bool = True
+    cache_bytes: int = 0
     text_dtype: torch.dtype = torch.float32
     text_on_card: bool = False
     reason: str = ""
@@ -110,7 +112,7 @@ class MemoryPlan:
     @property
     def own_bytes(self) -> int:
         """What the backbone's process takes, without the reserve."""
-        return self.transformer_bytes + self.vae_bytes + self.queue_bytes + self.activations_bytes
+        return self.transformer_bytes + self.vae_bytes + self.queue_bytes + self.cache_bytes + self.activations_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -145,6 +147,7 @@ class MemoryPlan:
             "transformer": self.transformer_bytes,
             "vae": self.vae_bytes,
             "queue": self.queue_bytes,
+            **({"cache": self.cache_bytes} if self.cache_bytes else {}),
             "activations": self.activations_bytes,
             "text encoder": self.text_bytes,
             "total": self.total_bytes,
@@ -158,6 +161,7 @@ class MemoryPlan:
             "transformer": f"{_gb(self.transformer_bytes)} in {'fp8' if self.fp8 else _name(self.dtype)}",
             "vae": f"{_gb(self.vae_bytes)} in {_name(self.vae_dtype)}, its cache included",
             "queue": _gb(self.queue_bytes),
+            **({"cache": _gb(self.cache_bytes)} if self.cache_bytes else {}),
             "activations": _gb(self.activations_bytes),
             "decoding": "beside the network" if self.decodes_beside else "takes turns with the network",
             "text encoder": f"{_gb(self.text_bytes)} in {_name(self.text_dtype)}, {where}",
@@ -351,6 +355,7 @@ def _plans(
             transformer_bytes=architecture.transformer_bytes(fp8=fp8, itemsize=dtype.itemsize),
             vae_bytes=vae_dtype.itemsize * (architecture.vae_parameters + cells * architecture.vae_cache_per_cell),
             queue_bytes=queue_bytes(spec, sampler),
+            cache_bytes=_cache_bytes(architecture, spec, sampler, dtype),
             activations_bytes=call_bytes + decode_bytes if beside else max(call_bytes, decode_bytes),
             dtype=dtype,
             fp8=fp8,
@@ -391,6 +396,12 @@ def queue_bytes(spec: BackboneSpec, sampler: SamplerConfig) -> int:
     """
     kept = 4 if sampler.solver == "unipc" else 1
     return most_latents_held(sampler) * spec.latent_channels * spec.latent_height * spec.latent_width * 4 * (kept + 1)
+
+
+def _cache_bytes(architecture: Footprint, spec: BackboneSpec, sampler: SamplerConfig, dtype: torch.dtype) -> int:
+    """Keys and values of one video, where the method keeps any."""
+    bytes_of = getattr(architecture, "cache_bytes", None)  # not every network can keep them
+    return bytes_of(spec, sampler.num_cached, dtype) if sampler.num_cached and bytes_of is not None else 0
 
 
 def _smaller_sizes(architecture: Footprint, spec: BackboneSpec) -> Iterator[BackboneSpec]:

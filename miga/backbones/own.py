@@ -52,6 +52,7 @@ class OwnFamily(Family):
     """See `Family`: whatever is named by an import path."""
 
     name: ClassVar[str] = "own"
+    keeps_cache: ClassVar[bool] = True  # it may; whether it does shows when it is loaded
 
     def knows(self, model: str) -> bool:
         """See `Family.knows`."""

@@ -19,7 +19,8 @@ from miga.backbones.loading import local_path, resolve_folder
 from miga.backbones.memory_plan import Footprint
 from miga.backbones.random_model import FULL_SIZE, RandomModel, Reduction
 from miga.config import SamplerConfig
-from miga.errors import UsageError
+from miga.errors import ConfigError, UsageError
+from miga.methods import methods
 from miga.solvers.check import check_steps
 
 
@@ -104,7 +105,13 @@ def check_schedule(name_or_dir: str, config: SamplerConfig, revision: str | None
     Raises:
         ConfigError: naming them, and the nearest that it does.
     """
-    schedule = family_of(name_or_dir, revision).schedule_of(config, name_or_dir, revision)
+    family = family_of(name_or_dir, revision)
+    if methods()[config.method].needs_cache and not family.keeps_cache:
+        raise ConfigError(
+            f"profile {config.profile!r} needs a network that keeps keys and values, and {name_or_dir!r} does not",
+            "take a model of Wan's architecture, or another profile",
+        )
+    schedule = family.schedule_of(config, name_or_dir, revision)
     if schedule is not None:
         check_steps(config, schedule)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -115,12 +115,13 @@ def _files(tensors: Mapping[str, Stored]) -> str:
     return ", ".join(repr(str(file)) for file in sorted({stored.file for stored in tensors.values()})[:1])
 
 
-def read_pickle(file: Path, what: str) -> dict[str, torch.Tensor]:
+def read_pickle(file: Path, what: str, entries: Sequence[str] = ()) -> dict[str, torch.Tensor]:
     """The tensors of a file of torch, mapped from it rather than read; nothing in it is ever run.
 
     Args:
         file: where it lies.
         what: what it should be, for hints.
+        entries: under which of these names the tensors may be, the first one that is there.
 
     Raises:
         ModelError: if the file is missing, truncated, none of torch, or holds anything beside tensors and plain values.
@@ -142,7 +143,10 @@ def read_pickle(file: Path, what: str) -> dict[str, torch.Tensor]:
             f"checkpoint {str(file)!r} cannot be read: {type(error).__name__}: {first_line(error)}",
             hint="it was downloaded incompletely, or torch.save of 1.6 or later did not write it: download it again",
         ) from error
-    return _state_dict(content, file, what)
+    entry = next(
+        (entry for entry in entries if isinstance(content, dict) and isinstance(content.get(entry), dict)), None
+    )
+    return _state_dict(content if entry is None else content[entry], file, what)
 
 
 def _state_dict(content: Any, file: Path, what: str) -> dict[str, torch.Tensor]:

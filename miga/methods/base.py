@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
+from miga.backbones.base import Denoiser
 from miga.config import SamplerConfig
 from miga.denoise_pass import Stepper
 from miga.methods.shared_settings import SHARED_PUBLISHED, shared_in_proportion
@@ -51,12 +52,14 @@ class Begin:
         num_latents: of the video; None if it has no end.
         grow_all: grows the candidates of a search elsewhere; None: here, side by side.
         features: what candidates are judged by, where the method takes such; None: the latents themselves.
+        denoiser: the network, for methods that keep a cache in it; None where only a plan is made.
     """
 
     stepper: Stepper
     num_latents: int | None
     grow_all: GrowAll | None = None
     features: Features | None = None
+    denoiser: Denoiser | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Method:
         needs_base_clip: whether it starts from a clean clip of one window.
         takes_features: whether `Begin.features` means anything to it.
         is_lazy: whether windows of several of its passes may run at once; not where a pass looks at what it made.
+        needs_cache: whether the network must be a `CachedDenoiser`. Its course has `replay`, beside what others have.
         had_other_name: whether settings are its own that an earlier version noted under another method's name.
     """
 
@@ -108,4 +112,5 @@ class Method:
     needs_base_clip: bool = True
     takes_features: bool = False
     is_lazy: bool = True
+    needs_cache: bool = False
     had_other_name: Callable[[Mapping[str, Any]], bool] = lambda values: False

@@ -48,7 +48,7 @@ class EvaluationSettings:
         device: of the networks.
         batch: frames that go through a network at once.
         num_threads: of a worker on the CPU.
-        s3_patience_s: seconds that the server of OUT may be gone; None: what the environment says.
+        storage_patience_s: seconds that the server of OUT may be gone; None: what the environment says.
     """
 
     out: str
@@ -57,7 +57,7 @@ class EvaluationSettings:
     device: str = "cpu"
     batch: int = 1
     num_threads: int = 1
-    s3_patience_s: float | None = None
+    storage_patience_s: float | None = None
 
 
 def made_of(name: str, weights: Mapping[str, WeightFile]) -> str:
@@ -81,9 +81,9 @@ class Evaluator:
     def __init__(self, settings: EvaluationSettings) -> None:
         self._settings = settings
         self._networks: dict[str, Any] = {}
-        self._storage = open_storage(settings.out, settings.s3_patience_s)
+        self._storage = open_storage(settings.out, settings.storage_patience_s)
         root = f"{self._storage.root.rstrip('/')}/{FOLDER}"
-        self._kept: Storage = open_storage(root, settings.s3_patience_s)
+        self._kept: Storage = open_storage(root, settings.storage_patience_s)
 
     def evaluate(self, video: Video, measures: Sequence[str]) -> EvaluatedRow:
         """The results of one video.

@@ -44,6 +44,7 @@ def estimate_run(
     cost: CostModel,
     *,
     forwards_of: Callable[[int], tuple[int, int]] | None = None,
+    work_of: Callable[[int], float] | None = None,
     bad_rows: int = 0,
 ) -> dict[str, Any]:
     """The cost of a run as plain values for `--json`.
@@ -54,6 +55,8 @@ def estimate_run(
             what the sampler finds (self-reflection searches only where it has to). Called once per length.
         cost: what one unit costs.
         forwards_of: forwards of the network in those calls, the least and the most; None: as many as there are calls.
+        work_of: where calls are no whole windows, how many forwards over one take as long as all of a video's; None: as
+            many as it has.
         bad_rows: rows that will be quarantined, for the record.
 
     Returns:
@@ -62,7 +65,7 @@ def estimate_run(
         `estimated_bytes`, `basis`.
     """
     videos = frames = least = most = forwards = forwards_max = 0
-    longest_s = longest_max_s = 0.0
+    work = work_max = longest_s = longest_max_s = 0.0
     for num_frames, count in sorted(videos_by_num_frames.items()):
         calls = calls_of(num_frames)
         low, high = calls if isinstance(calls, tuple) else (calls, calls)
@@ -73,9 +76,12 @@ def estimate_run(
         most += count * high
         forwards += count * low_forwards
         forwards_max += count * high_forwards
+        low_work, high_work = (low_forwards, high_forwards) if work_of is None else (work_of(num_frames),) * 2
+        work += count * low_work
+        work_max += count * high_work
         if count:
-            longest_s = max(longest_s, _seconds(low_forwards, num_frames, cost))
-            longest_max_s = max(longest_max_s, _seconds(high_forwards, num_frames, cost))
+            longest_s = max(longest_s, _seconds(low_work, num_frames, cost))
+            longest_max_s = max(longest_max_s, _seconds(high_work, num_frames, cost))
     workers = max(1, min(cost.num_workers, videos))
     crew = "1 worker" if workers == 1 else f"{workers} workers"
     video_s = frames / cost.fps
@@ -88,18 +94,18 @@ def estimate_run(
         "network_calls_max": most,
         "network_forwards": forwards,
         "network_forwards_max": forwards_max,
-        "estimated_hours": max(_seconds(forwards, frames, cost) / workers, longest_s) / 3600,
-        "estimated_hours_max": max(_seconds(forwards_max, frames, cost) / workers, longest_max_s) / 3600,
+        "estimated_hours": max(_seconds(work, frames, cost) / workers, longest_s) / 3600,
+        "estimated_hours_max": max(_seconds(work_max, frames, cost) / workers, longest_max_s) / 3600,
         "estimated_bytes": round(video_s * cost.bytes_per_second),
         "num_workers": workers,
         "basis": {
             "network_calls": "counted by the sampler's plan; the most, if every evaluation starts a search",
-            "estimated_hours": f"{cost.seconds_per_call:.4g} s a call"
+            "estimated_hours": f"{cost.seconds_per_call:.4g} s a call{'' if work_of is None else ' of a whole window'}"
             f"{' of two forwards' if cost.forwards_per_call == 2 else ''} on {crew} ({cost.time_basis})",
             "estimated_bytes": f"{cost.bytes_per_second:.4g} bytes a second of video ({cost.size_basis})",
         },
     }
 
 
-def _seconds(forwards: int, frames: int, cost: CostModel) -> float:
+def _seconds(forwards: float, frames: int, cost: CostModel) -> float:
     return forwards * cost.seconds_per_call / cost.forwards_per_call + frames * cost.seconds_per_frame

@@ -21,7 +21,10 @@ from miga.prompts import PromptTrack
 from miga.reflection import GrowAll
 from miga.schedule import NoiseSchedule, schedule_for
 
-PROFILES = profiles()
+PROFILES = {
+    name: profile for name, profile in profiles().items() if not methods()[profile.settings["method"]].needs_cache
+}
+"""Those that any network will do for; `causal/` tests the others."""
 SHAPE = (4, 2, 3)
 SHIFT = 5.0
 SMALL: dict[str, dict[str, Any]] = {

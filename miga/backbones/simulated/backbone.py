@@ -9,7 +9,8 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 
@@ -17,6 +18,7 @@ from miga.backbones.base import BackboneSpec
 from miga.backbones.simulated.faults import Fault
 from miga.backbones.simulated.gpu import SimulatedGpu, speed_of_process
 from miga.backbones.simulated.spec import NUM_CHANNELS, PIXELS_PER_CELL, SimulatedOptions
+from miga.cached_call import CachedCall
 from miga.config import SamplerConfig
 from miga.errors import BadRowError, NonFiniteError
 from miga.schedule import NoiseSchedule
@@ -37,6 +39,18 @@ def _numbers_of(text: str) -> torch.Tensor:
     """A number per channel in [-1, 1], other ones for every text."""
     digest = hashlib.sha256(text.encode()).digest()
     return torch.tensor([byte / 127.5 - 1.0 for byte in digest[:NUM_CHANNELS]], dtype=torch.float32)
+
+
+@dataclass
+class SimulatedCache:
+    """What a simulated network keeps of latents, by slot."""
+
+    means: list[torch.Tensor]
+
+    def blend(self, into: Sequence[int], evicted: Sequence[int], keep: float) -> None:
+        """See `KvCache.blend`."""
+        for slot, gone in zip(into, evicted, strict=True):
+            self.means[slot] = keep * self.means[slot] + (1.0 - keep) * self.means[gone]
 
 
 class SimulatedDenoiser:
@@ -109,6 +123,22 @@ class SimulatedDenoiser:
         if not torch.isfinite(clean_BFCHW).all():
             raise NonFiniteError("the network returned NaN or infinity", hint="the prompt asked for it")
         return clean_BFCHW
+
+    def open_cache(self, num_slots: int, latent_size: tuple[int, int], **others: Any) -> Any:
+        """See `CachedDenoiser.open_cache`; the mean of what is shown is all that is kept, by slot."""
+        return SimulatedCache([torch.zeros(())] * num_slots)
+
+    @torch.no_grad()
+    def call_cached(
+        self, x_BFCHW: torch.Tensor, call: CachedCall, conditions: Sequence[SimulatedCondition]
+    ) -> torch.Tensor:
+        """See `CachedDenoiser.call_cached`: the time of a window as long as the call."""
+        level_BF = torch.full(x_BFCHW.shape[:2], self.schedule.num_steps)
+        seen = torch.stack([*(call.cache.means[slot] for slot in call.slots), torch.zeros(())]).mean()
+        for mean, slot in zip(x_BFCHW.float().mean((0, 2, 3, 4)), call.writes, strict=True):
+            if slot >= 0:
+                call.cache.means[slot] = mean
+        return self.predict_branch(x_BFCHW + 0.1 * seen, level_BF, conditions, 0)
 
     def _is_guided(self, level_BF: torch.Tensor) -> torch.Tensor:
         return (self._guided_levels[0] <= level_BF) & (level_BF <= self._guided_levels[1])

@@ -25,6 +25,7 @@ class SimulatedFamily(Family):
 
     name: ClassVar[str] = "simulated"
     simulates_gpus: ClassVar[bool] = True
+    keeps_cache: ClassVar[bool] = True
 
     def __init__(self, others: Callable[[], Mapping[str, Family]]) -> None:
         self._others = others

@@ -8,6 +8,7 @@ cross-attention · `attention_backend.py` its backends · `wan/lora.py` LoRAs ·
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,6 +22,7 @@ from miga.backbones.loading import load_component, load_tokenizer, require_compo
 from miga.backbones.lora_files import Lora
 from miga.backbones.pretrained import PretrainedBackbone
 from miga.backbones.text import TextEncoder
+from miga.backbones.wan.causal.licence import licence_note
 from miga.backbones.wan.denoiser import WanDenoiser
 from miga.backbones.wan.lora import fuse_loras
 from miga.backbones.wan.padding import use_compact_padding
@@ -46,12 +48,15 @@ class WanBackbone(PretrainedBackbone):
 
     json_files: ClassVar[tuple[str, ...]] = JSON_FILES
     network_folder: ClassVar[str] = "transformer"
+    is_compiled: bool = False
     text_class: ClassVar[type[TextEncoder]] = WanTextEncoder
     vae_class: ClassVar[Any] = AutoencoderKLWan
 
     @classmethod
     def without_parts(cls, folder: Path, name: str, device: torch.device) -> Self:
         """The backbone of a model in a local folder that the user calls so, with nothing loaded but its spec."""
+        if note := licence_note(folder):
+            warnings.warn(note, stacklevel=2)
         return cls(spec_of_folder(folder, name), device)
 
     @staticmethod
@@ -112,14 +117,16 @@ class WanBackbone(PretrainedBackbone):
         if self.network is not None:
             use_per_latent_timesteps(self.network)
             self.network.compile_repeated_blocks(fullgraph=True)
+            self.is_compiled = True
 
     def denoiser(self, config: SamplerConfig) -> WanDenoiser:
         """The transformer under the schedule and guidance scale of `config`."""
         assert self.network is not None, "loaded without the denoiser"
         guided_levels = (config.guidance_low_level, config.guidance_high_level)
         return WanDenoiser(
-            self.network, schedule_of(config), config.window, config.guidance_scale, guided_levels, self.turn
-        )
+            self.network, schedule_of(config), config.window, config.guidance_scale, guided_levels, self.turn,
+            compiled=self.is_compiled,
+        )  # fmt: skip
 
     def frame_decoder(self) -> WanFrameDecoder:
         """A decoder at the start of a video; several may be open at once."""

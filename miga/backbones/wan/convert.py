@@ -53,6 +53,7 @@ def convert_wan(
     parts: Mapping[Part, str | Path] | None = None,
     tokenizer: str | Path | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes the folder, whole or not at all.
 
@@ -62,6 +63,7 @@ def convert_wan(
         parts: files that are to be a part, or its folder, whatever the sources hold.
         tokenizer: a folder, or a hub name; by default what lies in a folder of the sources, else `TOKENIZER`.
         progress: is told what is being written.
+        notes: what else model_index.json is to say; names begin with an underscore.
 
     Returns:
         What was written: the folder, files, number of tensors and bytes by part, and how many tensors were left out.
@@ -90,7 +92,7 @@ def convert_wan(
     words = _tokenizer_folder(tokenizer, gathered.tokenizer)
     num_bytes = {part: gathered.parts[part].num_bytes for part in PARTS}
     with folder_made_whole(out, sum(num_bytes.values()) + SMALL_FILES_BYTES) as unfinished:
-        _write_descriptions(unfinished, gathered.parts, configs)
+        _write_descriptions(unfinished, gathered.parts, configs, notes or {})
         _write_tokenizer(unfinished, words, tokenizer)
         for part in PARTS:
             found = gathered.parts[part]
@@ -112,7 +114,9 @@ def _in_order(found: Found, config: PartConfig) -> dict[str, Stored]:
     return {name: found.tensors[name] for name in module_of(config).state_dict() if name in found.tensors}
 
 
-def _write_descriptions(folder: Path, parts: Mapping[Part, Found], configs: Mapping[Part, PartConfig]) -> None:
+def _write_descriptions(
+    folder: Path, parts: Mapping[Part, Found], configs: Mapping[Part, PartConfig], notes: Mapping[str, Any]
+) -> None:
     """All but the weights and the tokenizer."""
     for part, config in configs.items():
         (folder / part).mkdir()
@@ -138,6 +142,7 @@ def _write_descriptions(folder: Path, parts: Mapping[Part, Found], configs: Mapp
             "tokenizer": ["transformers", "T5TokenizerFast"],
             "transformer": ["diffusers", "WanTransformer3DModel"],
             "vae": ["diffusers", "AutoencoderKLWan"],
+            **notes,
         },
     )
 

@@ -12,12 +12,15 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.nn import functional
 
-from miga.backbones.guided_denoiser import GuidedDenoiser, TextCondition
+from miga.backbones.guided_denoiser import GuidedDenoiser, TextCondition, require_finite
 from miga.backbones.turns import Turn
+from miga.backbones.wan.causal.cache import KvCache
+from miga.backbones.wan.causal.network import CausalWan
 from miga.backbones.wan.padding import has_compact_padding
 from miga.backbones.wan.per_latent import use_per_latent_timesteps
 from miga.backbones.wan.positions import positions, use_positions
 from miga.backbones.wan.spec import NUM_TEXT_TOKENS
+from miga.cached_call import CachedCall, TimeFrequencies
 from miga.schedule import NoiseSchedule
 
 
@@ -27,6 +30,7 @@ class WanDenoiser(GuidedDenoiser):
     Args:
         transformer: predicts `noise - clean`; is made to take time steps per latent (see `wan/per_latent.py`) and
             positions (`wan/positions.py`).
+        compiled: whether its calls with a cache are compiled.
     """
 
     takes_positions = True
@@ -39,10 +43,13 @@ class WanDenoiser(GuidedDenoiser):
         guidance_scale: float,
         guided_levels: tuple[int, int] | None = None,
         turn: Turn = nullcontext,
+        *,
+        compiled: bool = False,
     ) -> None:
         use_per_latent_timesteps(transformer)
         use_positions(transformer)
         self.transformer = transformer
+        self._causal = CausalWan(transformer, compiled=compiled)
         super().__init__(schedule, window, guidance_scale, guided_levels, turn)
 
     @torch.no_grad()
@@ -59,6 +66,27 @@ class WanDenoiser(GuidedDenoiser):
         timestep_BF = self.schedule.timestep[level_BF.cpu()]  # float32 or whole numbers: bfloat16 rounds 993 to 992
         with self.turn(), positions(position_BF):
             return self._forward(x_BCFHW, timestep_BF, [condition[branch] for condition in conditions])
+
+    def open_cache(
+        self,
+        num_slots: int,
+        latent_size: tuple[int, int],
+        *,
+        batch: int = 1,
+        time_frequencies: TimeFrequencies | None = None,
+    ) -> KvCache:
+        """See `CachedDenoiser.open_cache`."""
+        return self._causal.open_cache(num_slots, latent_size, batch=batch, time_frequencies=time_frequencies)
+
+    @torch.no_grad()
+    def call_cached(self, x_BFCHW: torch.Tensor, call: CachedCall, conditions: Sequence[TextCondition]) -> torch.Tensor:
+        """See `CachedDenoiser.call_cached`."""
+        with self.turn():
+            velocity_BFCHW = self._causal(x_BFCHW, call, [condition[0] for condition in conditions], NUM_TEXT_TOKENS)
+        sigma_F111 = torch.tensor(call.sigmas, dtype=torch.float64, device=x_BFCHW.device)[:, None, None, None]
+        clean_BFCHW = (x_BFCHW.double() - sigma_F111 * velocity_BFCHW.double()).float()
+        require_finite(clean_BFCHW)
+        return clean_BFCHW
 
     def to_clean(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, prediction_BCFHW: torch.Tensor) -> torch.Tensor:
         """From the velocity `noise - clean`."""

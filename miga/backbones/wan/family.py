@@ -30,6 +30,7 @@ class WanFamily(FolderFamily):
     """See `Family`. It recognises everything: what is no model of its own it refuses, and says why."""
 
     name: ClassVar[str] = "wan"
+    keeps_cache: ClassVar[bool] = True
     takes: ClassVar[frozenset[str]] = frozenset({"lora", "height", "width", "attention", "compile"})
     random_models: ClassVar[tuple[str, ...]] = ("wan-1.3b", "wan-14b")
     json_files: ClassVar[tuple[str, ...]] = wan.JSON_FILES

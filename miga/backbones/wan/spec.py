@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from shlex import quote
@@ -129,6 +129,11 @@ class WanArchitecture:
         tokens = num_latents * self.tokens_per_latent(spec.height, spec.width)
         return tokens * self.activation_bytes_per_token(dtype)
 
+    def cache_bytes(self, spec: BackboneSpec, num_latents: int, dtype: torch.dtype) -> int:
+        """Of keys and values of so many latents in all layers."""
+        tokens = self.tokens_per_latent(spec.height, spec.width)
+        return num_latents * 2 * self.num_layers * tokens * self.width * dtype.itemsize
+
     def weights(self) -> dict[str, tuple[int, ...]]:
         """Shape of every weight of the transformer, by its name."""
         width, head = self.width, self.patch[0] * self.patch[1] * self.channels
@@ -168,7 +173,13 @@ class WanArchitecture:
             ModelError: if the model cannot make that size, naming the nearest that it can.
         """
         num_tokens = spec.window * self.tokens_per_latent(height, width)
-        return resized(spec, height, width, why_not_size(self, height, width), self.forward_flops(num_tokens))
+        why_not = why_not_size(self, height, width)
+        share = self.attention_share(num_tokens)
+        return replace(resized(spec, height, width, why_not, self.forward_flops(num_tokens)), attention_share=share)
+
+    def attention_share(self, num_tokens: int) -> float:
+        """Of `forward_flops`, the share of self-attention's products of tokens with tokens."""
+        return 4.0 * self.num_layers * num_tokens**2 * self.width / self.forward_flops(num_tokens)
 
     def forward_flops(self, num_tokens: int) -> float:
         """Floating-point operations of one forward of the transformer, matrix products only."""
@@ -224,6 +235,7 @@ def spec_of(
         negative_prompt=settings.negative_prompt,
         default_num_frames=settings.default_num_frames,
         forward_flops=architecture.forward_flops(window * tokens_per_latent),
+        attention_share=architecture.attention_share(window * tokens_per_latent),
         sampler=settings.sampler,
         noise_schedule="flow",
         takes_positions=True,
