@@ -46,7 +46,8 @@ class CausalWan:
         if transformer.condition_embedder.image_embedder is not None:
             raise ValueError("a cache is for models that are conditioned on text alone")
         self.transformer = transformer
-        self._before, self._behind = compiled_parts() if compiled else (before_attention, behind_attention)
+        parts: tuple[Part, Part] = compiled_parts() if compiled else (before_attention, behind_attention)
+        self._before, self._behind = parts
 
     def open_cache(
         self,

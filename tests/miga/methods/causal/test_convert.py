@@ -140,6 +140,7 @@ def test_every_preset_with_weights_of_its_own_is_known() -> None:
     assert {name for name, system in SYSTEMS.items() if not system.is_commercial} == {"rolling-forcing", "causvid"}
 
 
+@pytest.mark.slow
 def test_noncommercial_licences_are_said_whenever_weights_are_loaded(
     trained: Names, base: Path, tmp_path: Path
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_merged_lora_is_the_unmerged_one(wrapped: bool, tmp_path: Path) -> Non
     assert (found - plain).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_lora_of_another_model_is_refused(trained: Names, base: Path, tmp_path: Path) -> None:
     file = saved({"generator": prefixed(trained, "model.")}, tmp_path)
     lora = saved({"generator_lora": lora_of(tiny_transformer())}, tmp_path, "lora.pt")

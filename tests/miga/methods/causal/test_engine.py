@@ -93,6 +93,7 @@ class PlainAttention:
         return out[0].transpose(0, 1)[-block:]
 
 
+@pytest.mark.slow
 def test_a_video_is_that_of_full_attention_with_a_mask() -> None:
     """Within one window nothing is evicted: the cache is only a way to compute less.
 
@@ -163,6 +164,7 @@ def test_only_distances_count() -> None:
 # ---- memory ----
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_cache_takes_what_the_formula_says_from_first_to_last(profile: str) -> None:
     config = settings(profile)
@@ -176,6 +178,7 @@ def test_a_cache_takes_what_the_formula_says_from_first_to_last(profile: str) ->
     assert len(addresses) == 1
 
 
+@pytest.mark.slow
 def test_a_stream_goes_on_behind_the_table_of_1024() -> None:
     """Absolute and relative positions; both finite, and of the same kind as before."""
     for profile in ("longlive", "longlive-infinity"):
@@ -194,6 +197,7 @@ def test_a_stream_goes_on_behind_the_table_of_1024() -> None:
 # ---- plans ----
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("num_latents", [3, 9, LENGTH, 96])
 def test_calls_are_counted_exactly(profile: str, num_latents: int) -> None:
@@ -213,6 +217,7 @@ def test_a_long_video_is_counted_by_multiplying() -> None:
     assert count_calls(config, 30_000).total == 5 * 10_000
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("num_prompts", [1, 2, 3, 5])
 def test_calls_of_changing_prompts_are_counted_exactly(num_prompts: int) -> None:
     config = settings("longlive")
@@ -239,6 +244,7 @@ def test_operations_are_those_of_the_shapes() -> None:
         assert spec.forward_flops * per_block / 1e12 == pytest.approx(tflop, rel=0.03)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("profile", ["longlive", "rolling-forcing"])
 def test_helpers_take_nothing_of_it(profile: str) -> None:
     config = settings(profile)
@@ -251,6 +257,7 @@ def test_helpers_take_nothing_of_it(profile: str) -> None:
 # ---- resume, batches ----
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("profile", [*PROFILES, "switching"])
 def test_a_video_killed_at_any_block_goes_on_to_the_same_latents(profile: str, tmp_path: Path) -> None:
     config = settings("longlive" if profile == "switching" else profile)
@@ -291,6 +298,7 @@ def test_a_state_whose_cache_is_not_there_is_refused() -> None:
         sampler_of(config)[0].advance(state)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("profile", PROFILES)
 def test_several_videos_in_step_are_each_alone(profile: str) -> None:
     config, texts = settings(profile), prompts(3)
@@ -302,6 +310,7 @@ def test_several_videos_in_step_are_each_alone(profile: str) -> None:
         torch.testing.assert_close(together[number], alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_videos_in_step_whose_prompts_change_together_are_each_alone() -> None:
     config = settings("longlive")
     texts = prompts(4)
@@ -313,6 +322,7 @@ def test_videos_in_step_whose_prompts_change_together_are_each_alone() -> None:
         torch.testing.assert_close(together[number], alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_videos_that_fall_out_of_step_are_refused() -> None:
     config, texts = settings("longlive"), prompts(2)
     tracks = [PromptTrack(texts[:1], 1), PromptTrack.spread(texts, LENGTH)]
@@ -420,6 +430,7 @@ def test_frames_of_a_resumed_video_are_those_of_an_undisturbed_one(sprites: Any,
     assert np.array_equal(frames_of(VideoRun(*how, resume=resume)), whole)
 
 
+@pytest.mark.slow
 def test_one_video_does_not_depend_on_others_of_the_same_network(sprites: Any) -> None:
     """Caches belong to videos: two that take turns are each as if alone."""
     from miga.profiles import resolve_config

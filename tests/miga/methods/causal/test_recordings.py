@@ -64,6 +64,7 @@ WRONG_ON_PURPOSE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("how", WRONG_ON_PURPOSE)
 def test_what_is_done_otherwise_misses(how: str) -> None:
     name, changes = WRONG_ON_PURPOSE[how]
@@ -76,6 +77,7 @@ def test_a_cut_that_is_no_cut_misses_and_so_does_the_old_prompt() -> None:
     assert play(name, settings("infinity-rope")).error > WRONG
 
 
+@pytest.mark.slow
 def test_a_flush_of_a_full_window_of_six_is_what_the_window_does_anyway() -> None:
     """Latent 0 and the last two are all that it keeps for the next block of three."""
     name, how = "infinity_rope_flush_cut", {"switches": [9], "actions": {1: "text"}}
@@ -83,6 +85,7 @@ def test_a_flush_of_a_full_window_of_six_is_what_the_window_does_anyway() -> Non
     assert torch.equal(without, play(name, settings("infinity-rope"), switches=[9]).output)
 
 
+@pytest.mark.slow
 def test_time_steps_rounded_to_whole_numbers_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     def rounded(timesteps: Sequence[int], flow_shift: float) -> Steps:
         steps = warped(timesteps, flow_shift)
@@ -124,6 +127,7 @@ SNAPSHOTS = {
 """Recordings with a snapshot of layer 1 at their end, and which of its keys were kept with positions there."""
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SNAPSHOTS)
 def test_the_cache_holds_what_theirs_held(name: str) -> None:
     snapshot, roped = SNAPSHOTS[name]
