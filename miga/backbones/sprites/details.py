@@ -40,6 +40,8 @@ SPEEDS: Final = (0.25, 0.75)
 """Pixels a frame that a camera pans along the texture's direction, either way."""
 DOT_RADIUS: Final = 5.0
 """Of a dotted ground's dots."""
+DOTS_MEAN: Final = 2.0 * np.pi * (DOT_RADIUS**2 + 1.0 / 3.0) / PERIODS["dots"] ** 2 - 1.0
+"""What is taken off a dotted pattern of -1 between dots and 1 on them, so that its mean is 0."""
 COMPANION_RADIUS: Final = 5.0
 COMPANION_PLACES: Final = ((9.0, 9.0), (55.0, 9.0), (9.0, 55.0), (55.0, 55.0))
 """Around which corners a second object lies."""
@@ -51,8 +53,8 @@ PAN_SHARE: Final = 0.5
 COMPANION_SHARE: Final = 0.3
 MIN_MARGIN: Final = 0.03
 """How much nearer a tinted, lit colour is to the palette's colour of its name than to any other."""
-MIN_SUBJECT_CONTRAST: Final = 0.3
-"""Least distance between the colours of two things that lie on each other."""
+MIN_HUE_DISTANCE: Final = 0.25
+"""Least distance, grey taken out, between the colours of two things that lie on each other: textures differ in grey."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Texture:
         phase: turns, in [0, 1), at the frame's middle in the first frame, along the direction; a stripe's or a dot's
             middle is at 0.
         across: the same at right angles to it, of dots alone.
-        contrast: how far it goes to either side of the ground's colour.
+        contrast: how far it goes to either side of the ground's colour (dots: half of the step at their edges).
         speed: pixels a frame that the pattern moves along its direction, because the camera pans the other way.
     """
 
@@ -153,15 +155,13 @@ class Details:
 
     def reads_as(self, scene: Scene) -> bool:
         """Whether colours stay in the pixels' range, near their names, and apart from each other."""
-        subject, ground, room = self.subject_colour(scene), self.ground_colour(scene), self.texture.contrast
+        subject, ground, room = self.subject_colour(scene), self.ground_colour(scene), 1.4 * self.texture.contrast
         inside = subject.min() >= 0 and subject.max() <= 1 and ground.min() >= room and ground.max() <= 1 - room
         named = _margin(subject, scene.colour, COLOURS) and _margin(ground, scene.ground, GROUNDS)
-        apart = np.linalg.norm(subject - ground) >= MIN_SUBJECT_CONTRAST
+        apart = _hue_distance(subject, ground) >= MIN_HUE_DISTANCE
         if self.companion is not None:
             other = self.companion_colour()
-            apart = apart and min(np.linalg.norm(other - subject), np.linalg.norm(other - ground)) >= (
-                MIN_SUBJECT_CONTRAST
-            )
+            apart = apart and min(_hue_distance(other, subject), _hue_distance(other, ground)) >= MIN_HUE_DISTANCE
         return bool(inside and named and apart)
 
 
@@ -170,26 +170,26 @@ PLAIN: Final = Details()
 
 
 def pattern(texture: Texture, num_frames: int) -> np.ndarray:
-    """The texture by itself, `[F, H, W]` in [-1, 1]: what its contrast is multiplied by."""
+    """The texture by itself, `[F, H, W]`: what its contrast is multiplied by."""
     if texture.kind == "plain":
         return np.zeros((num_frames, SIZE, SIZE), np.float32)
     period = PERIODS[texture.kind]
-    along, across = _axes(texture.angle)
+    along, across = axes(texture.angle)
     shift = texture.phase + texture.speed * np.arange(num_frames, dtype=np.float32)[:, None, None] / period
     return wave(texture.kind, along / period - shift, across / period - texture.across)
 
 
 def wave(kind: str, along: np.ndarray, across: np.ndarray) -> np.ndarray:
-    """A texture's value in [-1, 1] by turns along and across its direction, edges two or three pixels soft."""
+    """A texture's value by turns along and across its direction: mean 0, edges two or three pixels soft."""
     if kind == "stripes":
         return np.clip(2.0 * np.cos(2.0 * np.pi * along), -1.0, 1.0).astype(np.float32)
     if kind == "gradient":
         return np.cos(2.0 * np.pi * along).astype(np.float32)
     nearest = np.hypot(along - np.rint(along), across - np.rint(across)) * PERIODS["dots"]
-    return np.clip(DOT_RADIUS - nearest, -1.0, 1.0).astype(np.float32)
+    return np.clip(DOT_RADIUS - nearest, -1.0, 1.0).astype(np.float32) - np.float32(DOTS_MEAN)
 
 
-def _axes(angle: float) -> tuple[np.ndarray, np.ndarray]:
+def axes(angle: float) -> tuple[np.ndarray, np.ndarray]:
     """Pixels from the frame's middle along a direction and across it, each `[1, H, W]`."""
     pixel = (np.arange(SIZE, dtype=np.float32) + 0.5 - SIZE / 2)[None]
     x, y = pixel[:, None, :], pixel[:, :, None]
@@ -239,6 +239,11 @@ def _random_companion(scene: Scene, rng: np.random.Generator) -> Companion:
     dx, dy = rng.uniform(-COMPANION_SPREAD, COMPANION_SPREAD, size=2)
     others = [colour for colour in COLOURS if colour != scene.colour]
     return Companion(others[int(rng.integers(len(others)))], float(x + dx), float(y + dy))
+
+
+def _hue_distance(first_C: np.ndarray, second_C: np.ndarray) -> float:
+    difference_C = first_C - second_C
+    return float(np.linalg.norm(difference_C - difference_C.mean()))
 
 
 def _margin(seen_C: np.ndarray, name: str, palette: dict[str, tuple[int, int, int]]) -> bool:
