@@ -99,6 +99,17 @@ class Reading:
     def __len__(self) -> int:
         return len(self.colour)
 
+    def __getitem__(self, part: slice) -> Reading:
+        """The reading of some of the frames."""
+        return Reading(
+            self.colour[part],
+            self.shape[part],
+            self.ground[part],
+            self.xy_F2[part],
+            self.residual_F[part],
+            self.values[part],
+        )
+
     @classmethod
     def joined(cls, readings: Sequence[Reading]) -> Reading:
         """Readings of parts of a video as one."""
