@@ -12,8 +12,9 @@ from typing import Final
 
 import numpy as np
 
+from miga.backbones.sprites.identity import identity_drift
 from miga.backbones.sprites.scorer import motion_accuracy, read_frames, read_motion
-from miga.backbones.sprites.world import OMISSIBLE, PERIOD, Scene
+from miga.backbones.sprites.world import OMISSIBLE, PERIOD, Scene, change_one
 from miga.metrics.features import SpriteFeatures
 from miga.metrics.video import LongVideoMeter
 
@@ -35,23 +36,48 @@ MEASURES: Final[dict[str, bool]] = {
     "M.S.": True,
     "T.F.": True,
     "O.S.": True,
+    "S.C. later": True,
+    "B.C. later": True,
+    "O.S. later": True,
+    "identity": False,
+    "subject tint": False,
+    "ground tint": False,
+    "brightness": False,
+    "size": False,
+    "texture": False,
+    "second object": False,
+    "pan": False,
 }
 """All measures, and whether more of it is better."""
+FIRST_FRAMES: Final = 9
+"""Frames that the measures called "later" leave out: those of a video's first three latents."""
+CHANGES: Final[dict[str, tuple[str, ...]]] = {
+    "colour": ("subject tint", "brightness"),
+    "ground": ("ground tint", "brightness"),
+    "shape": ("size",),
+    "motion": (),
+}
+"""What a prompt changes beside the attribute that it names: the video's identity is judged without that."""
 
 
 def omitted(mode: str, prompt: int) -> tuple[str, ...]:
     """What the caption of a prompt leaves open; of "partial" ones at least one of `OMISSIBLE`, the same every time.
 
     Args:
-        mode: "full", "partial" or "empty" (then everything is left open, shape too).
+        mode: "full", "partial", "empty" (then everything is left open, shape too) or "turns" (nothing is left open).
         prompt: number of the prompt.
     """
-    if mode == "full":
+    if mode in ("full", "turns"):
         return ()
     if mode == "empty":
         return (*LOOKS, "motion")
     chosen = np.random.default_rng([prompt]).integers(1, 2 ** len(OMISSIBLE))
     return tuple(name for bit, name in enumerate(OMISSIBLE) if chosen >> bit & 1)
+
+
+def scenes_in_turn(mode: str, scene: Scene, prompt: int) -> list[Scene]:
+    """The scenes that a video shows one after the other: two, one attribute apart, where prompts take turns."""
+    return [scene, change_one(scene, np.random.default_rng([prompt, 2]))] if mode == "turns" else [scene]
 
 
 def caption_of(scene: Scene, prompt: int, open_names: Collection[str]) -> str:
@@ -60,33 +86,43 @@ def caption_of(scene: Scene, prompt: int, open_names: Collection[str]) -> str:
 
 
 def measure(
-    frames_FHWC: np.ndarray, scene: Scene, open_names: Collection[str] = (), num_first: int = 45
+    frames_FHWC: np.ndarray, wanted: Scene | Sequence[Scene], open_names: Collection[str] = (), num_first: int = 45
 ) -> dict[str, float]:
     """Every measure of `MEASURES`; NaN where a video is not judged by it.
 
     "colour", "ground", "shape", "all right": share of frames that show what the caption names; "motion": of cycles.
     "same ...": share of frames that look as most of the first clip does, and of cycles that move as the first one does.
-    Where a caption leaves something open, only that is held against the beginning; where it names all, everything is.
+    Where a caption leaves something open, only that is held against the beginning; where it names all, everything that
+    no later prompt changes.
 
-    "S.C." to "O.S.": VBench's dimensions as `miga.metrics` has them, on the sprite world's own features.
+    "identity" to "pan": see `identity_drift`, without what a later prompt changes.
+
+    "S.C." to "O.S.": VBench's dimensions as `miga.metrics` has them, on the sprite world's own features; "later": of the
+    video without its first `FIRST_FRAMES` frames.
 
     Args:
         frames_FHWC: the video.
-        scene: what the full caption would say.
+        wanted: what the full caption would say, or one scene per frame where prompts take turns.
         open_names: attributes that the caption leaves open.
         num_first: frames of the first clip.
     """
     reading = read_frames(frames_FHWC)
+    scenes = [wanted] * len(reading) if isinstance(wanted, Scene) else list(wanted)
+    changed = [name for name in (*LOOKS, "motion") if len({getattr(scene, name) for scene in scenes}) > 1]
     values = dict.fromkeys(MEASURES, math.nan)
     seen = {name: np.asarray(getattr(reading, name)) for name in LOOKS}
-    right = {name: seen[name] == getattr(scene, name) for name in LOOKS if name not in open_names}
+    right = {
+        name: seen[name] == np.asarray([getattr(scene, name) for scene in scenes])
+        for name in LOOKS
+        if name not in open_names
+    }
     values |= {name: float(is_right.mean()) for name, is_right in right.items()}
     if right:
         values["all right"] = float(np.logical_and.reduce(list(right.values())).mean())
     if "motion" not in open_names:
-        values["motion"] = motion_accuracy(reading, [scene] * len(reading))
+        values["motion"] = motion_accuracy(reading, scenes)
     values["residual"] = float(reading.residual_F.mean())
-    judged = open_names or (*LOOKS, "motion")
+    judged = set(open_names or (*LOOKS, "motion")).difference(changed)
     same = {name: seen[name] == _most_common(seen[name][:num_first].tolist()) for name in LOOKS if name in judged}
     values |= {f"same {name}": float(is_same.mean()) for name, is_same in same.items()}
     if same:
@@ -95,7 +131,11 @@ def measure(
         starts = range(0, max(1, len(reading) - PERIOD + 1), PERIOD // 2)
         motions = [read_motion(reading.xy_F2[start : start + PERIOD]) for start in starts]
         values["same motion"] = float(np.mean([motion == motions[0] for motion in motions]))
-    return values | _vbench(frames_FHWC, num_first)
+    values |= identity_drift(reading, num_first, {name for change in changed for name in CHANGES[change]})
+    later = _vbench(frames_FHWC[FIRST_FRAMES:], num_first)
+    return (
+        values | _vbench(frames_FHWC, num_first) | {f"{name} later": later[name] for name in ("S.C.", "B.C.", "O.S.")}
+    )
 
 
 def _vbench(frames_FHWC: np.ndarray, num_first: int) -> dict[str, float]:

@@ -45,8 +45,12 @@ def add(commands: Any) -> None:
         "--profiles", nargs="+", default=["fifo", "paper", "swift"], metavar="PROFILE", help=PROFILE_HELP
     )
     quality.add_argument("--against", default="paper", metavar="PROFILE", help="what the others are compared with")
+    quality.add_argument("--every-pair", action="store_true", help="compare the others with each other too")
     quality.add_argument(
-        "--captions", choices=("full", "partial", "empty"), default="full", help="how much of the scene a prompt names"
+        "--captions",
+        choices=("full", "partial", "empty", "turns"),
+        default="full",
+        help="how much of the scene a prompt names; turns: two full prompts, one attribute apart",
     )
     quality.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network")
     quality.add_argument("--processes", type=int, help="videos made at a time, one thread each (default: cores)")
@@ -54,6 +58,27 @@ def add(commands: Any) -> None:
         "--out", metavar="FILE.jsonl", help="a line per finished video: what is there already is not made again"
     )
     quality.add_argument("--read-only", action="store_true", help="make none, show what --out holds")
+
+    drift = _add(benches, "drift", _drift, "identity over the time of long videos of held-out prompts, as a plot")
+    drift.add_argument("--prompts", type=int, default=4, help="held-out prompts (default: 4)")
+    drift.add_argument("--frames", type=int, default=4001, help="length of the videos (default: 4001)")
+    drift.add_argument(
+        "--profiles",
+        nargs="+",
+        default=["fifo", "paper", "released", "swift"],
+        metavar="PROFILE",
+        help=PROFILE_HELP,
+    )
+    drift.add_argument(
+        "--captions", choices=("full", "partial", "empty"), default="partial", help="how much of the scene they name"
+    )
+    drift.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the network")
+    drift.add_argument("--processes", type=int, help="videos made at a time, one thread each (default: cores)")
+    drift.add_argument(
+        "--out", metavar="FILE.jsonl", help="a line per finished video: what is there already is not made again"
+    )
+    drift.add_argument("--read-only", action="store_true", help="make none, show what --out holds")
+    drift.add_argument("--plot", metavar="FILE.png", help="where the plot goes")
 
     memory = _add(benches, "memory", _memory, "resident memory of a worker over the length of one video")
     memory.add_argument("--profiles", nargs="+", default=["paper", "swift"], metavar="PROFILE", help=PROFILE_HELP)
@@ -170,6 +195,12 @@ def _quality(options: argparse.Namespace) -> Tables:
     from jobs.benches.quality import bench_quality
 
     return bench_quality(options)
+
+
+def _drift(options: argparse.Namespace) -> Tables:
+    from jobs.benches.drift import bench_drift
+
+    return bench_drift(options)
 
 
 def _memory(options: argparse.Namespace) -> Tables:

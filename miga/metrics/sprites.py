@@ -78,7 +78,7 @@ class SpriteMeter:
         Raises:
             ValueError: if more or fewer frames came than scenes are wanted.
         """
-        whole = _joined(self._readings)
+        whole = Reading.joined(self._readings)
         if len(whole) != len(self._wanted):
             raise ValueError(f"{len(whole)} frames came of a video of {len(self._wanted)}")
         values = asdict(score_reading(whole, self._wanted))
@@ -88,16 +88,3 @@ class SpriteMeter:
         clip = self._clip_frames
         drift = float(right[-clip:].mean() - right[:clip].mean()) if clip < len(right) else float("nan")
         return {**values, "right_drift": drift}
-
-
-def _joined(readings: Sequence[Reading]) -> Reading:
-    def names(attribute: str) -> tuple[str, ...]:
-        return tuple(name for reading in readings for name in getattr(reading, attribute))
-
-    return Reading(
-        names("colour"),
-        names("shape"),
-        names("ground"),
-        np.concatenate([reading.xy_F2 for reading in readings]),
-        np.concatenate([reading.residual_F for reading in readings]),
-    )

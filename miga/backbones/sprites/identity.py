@@ -10,7 +10,7 @@ Legend: F frames, C = 3 (RGB).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -120,26 +120,29 @@ def distances(look: Look, reading: Reading) -> dict[str, np.ndarray]:
     colours; "size": of its logarithm; "texture": between the two patterns, moved over each other where a camera pans;
     "second object": between the colours at the places where either has one. A subject that is lost has none.
     """
-    rows = [
-        _distances(look, values, xy_2) for values, xy_2 in zip(reading.values, reading.xy_F2, strict=True)
-    ]
+    rows = [_distances(look, values, xy_2) for values, xy_2 in zip(reading.values, reading.xy_F2, strict=True)]
     return {name: np.asarray([row[name] for row in rows]) for name in ATTRIBUTES}
 
 
-def identity_over_time(look: Look, reading: Reading) -> np.ndarray:
+def identity_over_time(look: Look, reading: Reading, without: Collection[str] = ()) -> np.ndarray:
     """Distance in all `[F]` in [0, 1]: mean over attributes, each in units of `SPREAD` and at most 1.
 
     A subject that is lost counts as another one.
+
+    Args:
+        look: what the first clip shows.
+        reading: of later frames.
+        without: attributes that are not to count.
     """
     scaled = {name: np.minimum(values / SPREAD[name], 1.0) for name, values in distances(look, reading).items()}
     if not np.isnan(look.size):
         is_lost = np.isnan([values.size for values in reading.values])
         for name in ("subject tint", "size"):
             scaled[name] = np.where(is_lost, 1.0, scaled[name])
-    return np.asarray(np.nanmean(np.stack([scaled[name] for name in ATTRIBUTES]), axis=0))
+    return np.asarray(np.nanmean(np.stack([scaled[name] for name in ATTRIBUTES if name not in without]), axis=0))
 
 
-def identity_drift(reading: Reading, num_first: int) -> dict[str, float]:
+def identity_drift(reading: Reading, num_first: int, without: Collection[str] = ()) -> dict[str, float]:
     """Mean distance from the first clip over all later frames, by attribute, `ALL` for all together, and `PAN`.
 
     `PAN` is the mean change of the ground's velocity, pixels a frame, over cycles of `PERIOD` frames that show a texture.
@@ -147,12 +150,14 @@ def identity_drift(reading: Reading, num_first: int) -> dict[str, float]:
     Args:
         reading: of the whole video.
         num_first: frames of the first clip; a video that is no longer has no drift (NaN).
+        without: attributes that are not judged (NaN), because prompts change them.
     """
     look, later = look_of(reading[:num_first]), reading[num_first:]
     if not len(later):
         return dict.fromkeys((*ATTRIBUTES, ALL, PAN), float("nan"))
     found = {name: _mean(values) for name, values in distances(look, later).items()}
-    return found | {ALL: _mean(identity_over_time(look, later)), PAN: _pan_drift(look, later)}
+    found |= {ALL: _mean(identity_over_time(look, later, without)), PAN: _pan_drift(look, later)}
+    return found | dict.fromkeys(without, float("nan"))
 
 
 def _mean(values: np.ndarray) -> float:

@@ -204,7 +204,9 @@ def _read_frame(
     shape, xy, size = _fit_shape(np.where(own_HW, alpha_HW, 0.0))
     cover_HW = coverage(shape, xy[None], size * RADIUS)[0]
     behind = companion and (companion.colour_C, companion.x, companion.y)
-    subject_C = _colour_under(frame_HWC, cover_HW, compose(ground_C, ground_C, 0 * cover_HW[None], texture_HW[None], behind)[0])
+    subject_C = _colour_under(
+        frame_HWC, cover_HW, compose(ground_C, ground_C, 0 * cover_HW[None], texture_HW[None], behind)[0]
+    )
     ideal_HWC = compose(subject_C, ground_C, cover_HW[None], texture_HW[None], behind)[0]
     residual = float(np.sqrt(((frame_HWC - ideal_HWC) ** 2).mean()))
     values = Values(subject_C, ground_C, size, texture, companion)

@@ -60,9 +60,7 @@ def read_textures(light_FHW: np.ndarray, is_ground_FHW: np.ndarray) -> list[Text
     long_FA3 = _fit(mask_FN, light_FN, PERIODS["gradient"])
     return [
         _best(light_HW, is_ground_HW, short_A3, long_A3)
-        for light_HW, is_ground_HW, short_A3, long_A3 in zip(
-            light_FHW, is_ground_FHW, short_FA3, long_FA3, strict=True
-        )
+        for light_HW, is_ground_HW, short_A3, long_A3 in zip(light_FHW, is_ground_FHW, short_FA3, long_FA3, strict=True)
     ]
 
 

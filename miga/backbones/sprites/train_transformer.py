@@ -114,14 +114,15 @@ class TextToVideo(nn.Module):
         text = self.text_encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state * mask_BL[..., None]
         return self.transformer(x_BCFHW, timestep_B, text, return_dict=False)[0]
 
-
     def load_checkpoint(self, folder: Path) -> None:
         """Takes the weights of a checkpoint's folder, one with fewer words too: old words keep their embeddings.
 
         A new word begins at the unknown one's, which the others know how to read past.
         """
         self.transformer.load_state_dict(
-            WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32).state_dict()
+            WanTransformer3DModel.from_pretrained(
+                folder, subfolder="transformer", torch_dtype=torch.float32
+            ).state_dict()
         )
         saved = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32).state_dict()
         own = self.text_encoder.state_dict()
