@@ -97,8 +97,8 @@ def measure(
 
     "identity" to "pan": see `identity_drift`, without what a later prompt changes.
 
-    "S.C." to "O.S.": VBench's dimensions as `miga.metrics` has them, on the sprite world's own features; "later": of the
-    video without its first `FIRST_FRAMES` frames.
+    "S.C." to "O.S.": VBench's dimensions as `miga.metrics` has them, on the sprite world's own features; "later": of
+    the video without its first `FIRST_FRAMES` frames.
 
     Args:
         frames_FHWC: the video.
@@ -132,10 +132,9 @@ def measure(
         motions = [read_motion(reading.xy_F2[start : start + PERIOD]) for start in starts]
         values["same motion"] = float(np.mean([motion == motions[0] for motion in motions]))
     values |= identity_drift(reading, num_first, {name for change in changed for name in CHANGES[change]})
+    values |= _vbench(frames_FHWC, num_first)
     later = _vbench(frames_FHWC[FIRST_FRAMES:], num_first)
-    return (
-        values | _vbench(frames_FHWC, num_first) | {f"{name} later": later[name] for name in ("S.C.", "B.C.", "O.S.")}
-    )
+    return values | {f"{name} later": later[name] for name in ("S.C.", "B.C.", "O.S.")}
 
 
 def _vbench(frames_FHWC: np.ndarray, num_first: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a caption of the sprite world does not say, or says only sometimes: tints, size, light, a texture, a second object.
+"""What captions of the sprite world leave open, or name only sometimes: tints, size, light, texture, a second object.
 
 All of it is constant over a clip, so a long video that is consistent keeps it too. Everything is drawn from closed form
 and read back by value (`identity.py`).
@@ -197,41 +197,15 @@ def axes(angle: float) -> tuple[np.ndarray, np.ndarray]:
     return x * cos + y * sin, y * cos - x * sin
 
 
-def compose(
-    subject_C: np.ndarray,
-    ground_C: np.ndarray,
-    subject_FHW: np.ndarray,
-    texture_FHW: np.ndarray,
-    companion: tuple[np.ndarray, float, float] | None,
-) -> np.ndarray:
-    """Frames `[F, H, W, 3]` from what they are made of.
-
-    Args:
-        subject_C: the subject's colour as seen.
-        ground_C: the ground's.
-        subject_FHW: how much of each pixel the subject covers.
-        texture_FHW: what the texture adds to the ground, in all channels.
-        companion: colour, x and y of the second object.
-    """
-    behind = np.asarray(ground_C, np.float32) + texture_FHW[..., None]
-    if companion is not None:
-        colour_C, x, y = companion
-        cover = coverage("circle", np.array([[x, y]]), COMPANION_RADIUS)[..., None]
-        behind = cover * np.asarray(colour_C, np.float32) + (1.0 - cover) * behind
-    alpha = subject_FHW[..., None]
-    return (alpha * np.asarray(subject_C, np.float32) + (1.0 - alpha) * behind).astype(np.float32)
-
-
 def render_detailed(scene: Scene, placement: Placement, details: Details, num_frames: int) -> np.ndarray:
     """A clip of the world with its details: frames `[F, H, W, 3]`, float32 in [0, 1]."""
-    companion = details.companion and (details.companion_colour(), details.companion.x, details.companion.y)
-    return compose(
-        details.subject_colour(scene),
-        details.ground_colour(scene),
-        coverage(scene.shape, positions(scene, placement, num_frames), details.size * RADIUS),
-        details.texture.contrast * pattern(details.texture, num_frames),
-        companion,
-    )
+    behind = details.ground_colour(scene) + details.texture.contrast * pattern(details.texture, num_frames)[..., None]
+    if details.companion is not None:
+        middle = np.array([[details.companion.x, details.companion.y]])
+        cover = coverage("circle", middle, COMPANION_RADIUS)[..., None]
+        behind = cover * details.companion_colour() + (1.0 - cover) * behind
+    alpha = coverage(scene.shape, positions(scene, placement, num_frames), details.size * RADIUS)[..., None]
+    return (alpha * details.subject_colour(scene) + (1.0 - alpha) * behind).astype(np.float32)
 
 
 def _random_companion(scene: Scene, rng: np.random.Generator) -> Companion:

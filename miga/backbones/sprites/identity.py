@@ -1,9 +1,9 @@
-"""Identity drift in the sprite world: how far a video moves from what its first clip shows where captions leave it open.
+"""Identity drift in the sprite world: how far a video moves from what its first clip shows and captions leave open.
 
 Every attribute is measured by value, frame by frame, as a distance from the first clip. Distances of colour, light and
-texture are root mean squares in units of the [0, 1] pixel range, so they can be held against a residual. For one figure
-in all, each is divided by what two clips of one and the same full caption differ by on average (`SPREAD`): 0 is the same
-clip going on, 1 is another clip.
+texture are root mean squares in units of the [0, 1] pixel range, so they can be held against a residual. For one
+figure in all, each is divided by what two clips of one full caption differ by on average (`SPREAD`): 0 is the same clip
+going on, 1 is another clip.
 
 Legend: F frames, C = 3 (RGB).
 """
@@ -116,9 +116,9 @@ def _moved(before: Texture, after: Texture) -> np.ndarray:
 def distances(look: Look, reading: Reading) -> dict[str, np.ndarray]:
     """Distance of every frame from a look, by attribute, `[F]` each; NaN where a frame cannot tell.
 
-    "subject tint", "ground tint": of the colour, the change of light taken out; "brightness": change of the mean of both
-    colours; "size": of its logarithm; "texture": between the two patterns, moved over each other where a camera pans;
-    "second object": between the colours at the places where either has one. A subject that is lost has none.
+    "subject tint", "ground tint": of the colour, the change of light taken out; "brightness": change of the mean of
+    both colours; "size": of its logarithm; "texture": between the two patterns, moved over each other where a camera
+    pans; "second object": between the colours at the places where either has one. A subject that is lost has none.
     """
     rows = [_distances(look, values, xy_2) for values, xy_2 in zip(reading.values, reading.xy_F2, strict=True)]
     return {name: np.asarray([row[name] for row in rows]) for name in ATTRIBUTES}
@@ -145,7 +145,7 @@ def identity_over_time(look: Look, reading: Reading, without: Collection[str] = 
 def identity_drift(reading: Reading, num_first: int, without: Collection[str] = ()) -> dict[str, float]:
     """Mean distance from the first clip over all later frames, by attribute, `ALL` for all together, and `PAN`.
 
-    `PAN` is the mean change of the ground's velocity, pixels a frame, over cycles of `PERIOD` frames that show a texture.
+    `PAN` is the mean change of the ground's velocity, pixels a frame, over cycles of `PERIOD` frames with a texture.
 
     Args:
         reading: of the whole video.
@@ -208,19 +208,21 @@ def _turned_like(texture: Texture, other: Texture) -> Texture:
     """The same texture, written with the direction nearest the other's: each has two, of dots four."""
     step = np.pi / 2.0 if texture.kind == "dots" else np.pi
     while texture.angle - other.angle > step / 2.0:
-        texture = replace(texture, angle=texture.angle - step, **_quarter(texture, back=True))
+        texture = _turned(texture, back=True)
     while texture.angle - other.angle < -step / 2.0:
-        texture = replace(texture, angle=texture.angle + step, **_quarter(texture, back=False))
+        texture = _turned(texture, back=False)
     return texture
 
 
-def _quarter(texture: Texture, *, back: bool) -> dict[str, float]:
-    """Phases after a direction is turned by a quarter (dots) or half a turn."""
+def _turned(texture: Texture, *, back: bool) -> Texture:
+    """The same texture, its direction written a quarter (dots) or half a turn further, or less far."""
+    step = np.pi / 2.0 if texture.kind == "dots" else np.pi
+    angle = texture.angle + (-step if back else step)
     if texture.kind != "dots":
-        return {"phase": -texture.phase % 1.0}
+        return replace(texture, angle=angle, phase=-texture.phase % 1.0)
     if back:
-        return {"phase": -texture.across % 1.0, "across": texture.phase}
-    return {"phase": texture.across, "across": -texture.phase % 1.0}
+        return replace(texture, angle=angle, phase=-texture.across % 1.0, across=texture.phase)
+    return replace(texture, angle=angle, phase=texture.across, across=-texture.phase % 1.0)
 
 
 def _medoid(textures: Sequence[Texture], pans: bool) -> Texture:

@@ -21,7 +21,6 @@ from miga.backbones.sprites.details import (
     COMPANION_RADIUS,
     COMPANION_SPREAD,
     Texture,
-    compose,
     pattern,
 )
 from miga.backbones.sprites.texture_reader import read_textures
@@ -32,7 +31,7 @@ _GROUNDS: Final = np.asarray(list(GROUNDS.values()), np.float32) / 255.0
 STRONG: Final = 0.6
 """What part of the strongest difference from the ground a pixel of the subject shows."""
 STRONGEST_SHARE: Final = 0.04
-"""Share of the pixels that the strongest difference is read off: less than the smallest subject, more than a second object."""
+"""Share of pixels that the strongest difference is read off: less than a subject has, more than a second object."""
 MIN_CONTRAST: Final = 0.02
 MIN_TEXTURED_CONTRAST: Final = 0.2
 """Less than this from the ground is no subject where there is a texture."""
@@ -158,7 +157,7 @@ def _first_look(frame_HWC: np.ndarray) -> _FirstLook:
 
 
 def _distance(offset_HWC: np.ndarray) -> np.ndarray:
-    """How far colours lie from the ground's `[H, W]`; a difference in grey alone may be its texture: part is forgiven."""
+    """How far colours lie from the ground's, `[H, W]`; in grey part is forgiven, for that may be its texture."""
     grey_HW = offset_HWC.mean(-1)
     chroma_HW = ((offset_HWC - grey_HW[..., None]) ** 2).sum(-1)
     return np.sqrt(chroma_HW + 3.0 * np.maximum(np.abs(grey_HW) - TEXTURE_ROOM, 0.0) ** 2)
@@ -203,11 +202,11 @@ def _read_frame(
         own_HW &= (np.hypot(*_from(companion.x, companion.y)) > COMPANION_RADIUS + 1.0) | (cover_HW > 0.5)
     shape, xy, size = _fit_shape(np.where(own_HW, alpha_HW, 0.0))
     cover_HW = coverage(shape, xy[None], size * RADIUS)[0]
-    behind = companion and (companion.colour_C, companion.x, companion.y)
-    subject_C = _colour_under(
-        frame_HWC, cover_HW, compose(ground_C, ground_C, 0 * cover_HW[None], texture_HW[None], behind)[0]
-    )
-    ideal_HWC = compose(subject_C, ground_C, cover_HW[None], texture_HW[None], behind)[0]
+    if companion is not None:
+        disc_HW1 = coverage("circle", np.array([[companion.x, companion.y]]), COMPANION_RADIUS)[0][..., None]
+        behind_HWC = disc_HW1 * companion.colour_C.astype(np.float32) + (1.0 - disc_HW1) * behind_HWC
+    subject_C = _colour_under(frame_HWC, cover_HW, behind_HWC)
+    ideal_HWC = behind_HWC + cover_HW[..., None] * (subject_C.astype(np.float32) - behind_HWC)
     residual = float(np.sqrt(((frame_HWC - ideal_HWC) ** 2).mean()))
     values = Values(subject_C, ground_C, size, texture, companion)
     return _name_of(subject_C), shape, ground, xy, residual, values

@@ -1,7 +1,7 @@
 """Reads a ground's texture off frames: its kind, direction, phase and contrast, by least squares.
 
-Every direction's sine of a texture's period is fitted to the pixels of the ground; the exact pattern of the best of each
-kind is held against the frame, and the one that leaves least is what is read.
+Every direction's sine of a texture's period is fitted to the pixels of the ground; the exact pattern of the best of
+each kind is held against the frame, and the one that leaves least is what is read.
 
 Legend: F frames, N pixels of every second row and column, A directions.
 """

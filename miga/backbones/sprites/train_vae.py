@@ -145,7 +145,7 @@ def _new_vae() -> AutoencoderKLWan:
 def draw_batch(
     scenes: list[Scene], batch: int, num_frames: int, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random clips of the world `[B, 3, F, H, W]` in [-1, 1], and the weight of each pixel in the loss `[B, 1, F, H, W]`."""
+    """Random clips `[B, 3, F, H, W]` in [-1, 1], and the weight of each pixel in the loss `[B, 1, F, H, W]`."""
     clips, covers = [], []
     for index in rng.integers(len(scenes), size=batch):
         scene = scenes[int(index)]
