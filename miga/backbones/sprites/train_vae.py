@@ -16,6 +16,7 @@ Legend: `x_BCFHW` B clips, C channels, F frames or latents, H, W pixels or laten
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,10 +103,33 @@ def train_vae(
     vae = _new_vae() if begin_from is None else AutoencoderKLWan.from_pretrained(begin_from, subfolder="vae")
     vae = vae.to(device, torch.float32).train()
     num_short = SHORT_STEPS if begin_from is None else 0
+    schedule = Schedule(num_steps, LEARNING_RATE, num_warmup_steps=200 if begin_from is None else 50)
+    ema_decay = 0.998 if begin_from is None else 0.99
+    train("vae", vae, _loss_of(vae, "vae", seed, device, num_short), schedule, state_file, ema_decay=ema_decay)
+    _measure_latents(vae.eval(), training_scenes(), seed, device)
+    return vae
+
+
+def train_decoder(
+    vae: AutoencoderKLWan, state_file: Path, num_steps: int, seed: int, device: torch.device
+) -> AutoencoderKLWan:
+    """Trains the decoder alone (resuming from `state_file`): latents stay, and so does whatever was trained on them."""
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+    schedule = Schedule(num_steps, LEARNING_RATE, num_warmup_steps=50)
+    loss_of = _loss_of(vae.train(), "decoder", seed, device, num_short=0)
+    train("decoder", vae, loss_of, schedule, state_file, ema_decay=0.99)
+    return vae.eval()
+
+
+def _loss_of(
+    vae: AutoencoderKLWan, stage: str, seed: int, device: torch.device, num_short: int
+) -> Callable[[int], tuple[torch.Tensor, dict[str, float]]]:
+    """The loss of a step, and figures of it; the first `num_short` steps are of short clips alone."""
     scenes = training_scenes()
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        rng = step_rng(seed, "vae", step)
+        rng = step_rng(seed, stage, step)
         picked = 0 if step < num_short else int(rng.choice(len(CLIPS), p=CLIP_SHARES))
         batch, num_frames = CLIPS[picked]
         x, weight = (tensor.to(device) for tensor in draw_batch(scenes, batch, num_frames, rng))
@@ -122,10 +146,7 @@ def train_vae(
         psnr = float(10.0 * torch.log10(4.0 / squared.mean().detach().clamp_min(1e-8)))
         return loss, {"psnr": psnr, f"psnr{num_frames}": psnr, "z": float(z.detach().std())}
 
-    schedule = Schedule(num_steps, LEARNING_RATE, num_warmup_steps=200 if begin_from is None else 50)
-    train("vae", vae, loss_of, schedule, state_file, ema_decay=0.998 if begin_from is None else 0.99)
-    _measure_latents(vae.eval(), scenes, seed, device)
-    return vae
+    return loss_of
 
 
 def _new_vae() -> AutoencoderKLWan:
