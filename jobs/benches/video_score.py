@@ -16,7 +16,7 @@ from miga.backbones.sprites.identity import identity_drift
 from miga.backbones.sprites.scorer import motion_accuracy, read_frames, read_motion
 from miga.backbones.sprites.world import OMISSIBLE, PERIOD, Scene, change_one
 from miga.metrics.features import SpriteFeatures
-from miga.metrics.video import LongVideoMeter
+from miga.metrics.video import VideoMeter
 
 LOOKS: Final = ("colour", "ground", "shape")
 MEASURES: Final[dict[str, bool]] = {
@@ -52,8 +52,8 @@ MEASURES: Final[dict[str, bool]] = {
 FIRST_FRAMES: Final = 9
 """Frames that the measures called "later" leave out: those of a video's first three latents."""
 CHANGES: Final[dict[str, tuple[str, ...]]] = {
-    "colour": ("subject tint", "brightness"),
-    "ground": ("ground tint", "brightness"),
+    "colour": ("subject tint",),
+    "ground": ("ground tint",),
     "shape": ("size",),
     "motion": (),
 }
@@ -132,21 +132,25 @@ def measure(
         motions = [read_motion(reading.xy_F2[start : start + PERIOD]) for start in starts]
         values["same motion"] = float(np.mean([motion == motions[0] for motion in motions]))
     values |= identity_drift(reading, num_first, {name for change in changed for name in CHANGES[change]})
-    values |= _vbench(frames_FHWC, num_first)
-    later = _vbench(frames_FHWC[FIRST_FRAMES:], num_first)
-    return values | {f"{name} later": later[name] for name in ("S.C.", "B.C.", "O.S.")}
+    return values | _vbench(frames_FHWC)
 
 
-def _vbench(frames_FHWC: np.ndarray, num_first: int) -> dict[str, float]:
-    meter = LongVideoMeter(SpriteFeatures(), len(frames_FHWC), num_first)
-    meter.add(np.rint(frames_FHWC * 255.0).astype(np.uint8))
-    scores = meter.values()
+def _vbench(frames_FHWC: np.ndarray) -> dict[str, float]:
+    pixels_FHWC = np.rint(frames_FHWC * 255.0).astype(np.uint8)
+    whole, later = VideoMeter(), VideoMeter()
+    for number, seen in enumerate(zip(pixels_FHWC, *SpriteFeatures()(pixels_FHWC), strict=True)):
+        whole.add(*seen)
+        if number >= FIRST_FRAMES:
+            later.add(*seen)
     return {
-        "S.C.": scores["subject_consistency"],
-        "B.C.": scores["background_consistency"],
-        "M.S.": scores["motion_smoothness"],
-        "T.F.": scores["temporal_flicker"],
-        "O.S.": scores["overall"],
+        "S.C.": whole.scores.subject_consistency,
+        "B.C.": whole.scores.background_consistency,
+        "M.S.": whole.scores.motion_smoothness,
+        "T.F.": whole.scores.temporal_flicker,
+        "O.S.": whole.scores.overall,
+        "S.C. later": later.scores.subject_consistency,
+        "B.C. later": later.scores.background_consistency,
+        "O.S. later": later.scores.overall,
     }
 
 

@@ -113,14 +113,19 @@ def _moved(before: Texture, after: Texture) -> np.ndarray:
     return np.array([along * cos - across * sin, along * sin + across * cos])
 
 
-def distances(look: Look, reading: Reading) -> dict[str, np.ndarray]:
+def distances(look: Look, reading: Reading, without: Collection[str] = ()) -> dict[str, np.ndarray]:
     """Distance of every frame from a look, by attribute, `[F]` each; NaN where a frame cannot tell.
 
     "subject tint", "ground tint": of the colour, the change of light taken out; "brightness": change of the mean of
     both colours; "size": of its logarithm; "texture": between the two patterns, moved over each other where a camera
     pans; "second object": between the colours at the places where either has one. A subject that is lost has none.
+
+    Args:
+        look: what the first clip shows.
+        reading: of later frames.
+        without: attributes that prompts change; a tint that is one of them says nothing of the light either.
     """
-    rows = [_distances(look, values, xy_2) for values, xy_2 in zip(reading.values, reading.xy_F2, strict=True)]
+    rows = [_distances(look, values, xy_2, without) for values, xy_2 in zip(reading.values, reading.xy_F2, strict=True)]
     return {name: np.asarray([row[name] for row in rows]) for name in ATTRIBUTES}
 
 
@@ -134,7 +139,9 @@ def identity_over_time(look: Look, reading: Reading, without: Collection[str] = 
         reading: of later frames.
         without: attributes that are not to count.
     """
-    scaled = {name: np.minimum(values / SPREAD[name], 1.0) for name, values in distances(look, reading).items()}
+    scaled = {
+        name: np.minimum(values / SPREAD[name], 1.0) for name, values in distances(look, reading, without).items()
+    }
     if not np.isnan(look.size):
         is_lost = np.isnan([values.size for values in reading.values])
         for name in ("subject tint", "size"):
@@ -155,7 +162,7 @@ def identity_drift(reading: Reading, num_first: int, without: Collection[str] = 
     look, later = look_of(reading[:num_first]), reading[num_first:]
     if not len(later):
         return dict.fromkeys((*ATTRIBUTES, ALL, PAN), float("nan"))
-    found = {name: _mean(values) for name, values in distances(look, later).items()}
+    found = {name: _mean(values) for name, values in distances(look, later, without).items()}
     found |= {ALL: _mean(identity_over_time(look, later, without)), PAN: _pan_drift(look, later)}
     return found | dict.fromkeys(without, float("nan"))
 
@@ -173,9 +180,10 @@ def _pan_drift(look: Look, later: Reading) -> float:
     return float(np.mean([np.linalg.norm(pan_velocity(window) - look.velocity_2) for window in textured]))
 
 
-def _distances(look: Look, values: Values, xy_2: np.ndarray) -> dict[str, float]:
+def _distances(look: Look, values: Values, xy_2: np.ndarray, without: Collection[str]) -> dict[str, float]:
     change_2C = np.stack([values.subject_C - look.subject_C, values.ground_C - look.ground_C])
-    light = float(np.nanmean(change_2C))
+    tells_light = [name not in without for name in ("subject tint", "ground tint")]
+    light = float(np.nanmean(change_2C[tells_light])) if any(tells_light) else float("nan")
     subject_tint, ground_tint = np.sqrt(((change_2C - light) ** 2).mean(axis=1))
     return {
         "subject tint": float(subject_tint),
