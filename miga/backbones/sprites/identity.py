@@ -139,9 +139,8 @@ def identity_over_time(look: Look, reading: Reading, without: Collection[str] = 
         reading: of later frames.
         without: attributes that are not to count.
     """
-    scaled = {
-        name: np.minimum(values / SPREAD[name], 1.0) for name, values in distances(look, reading, without).items()
-    }
+    found = distances(look, reading, without)
+    scaled = {name: np.minimum(found[name] / SPREAD[name], 1.0) for name in ATTRIBUTES}
     if not np.isnan(look.size):
         is_lost = np.isnan([values.size for values in reading.values])
         for name in ("subject tint", "size"):

@@ -353,11 +353,16 @@ def score(frames_FHWC: np.ndarray, wanted: Scene | Sequence[Scene]) -> Score:
         frames_FHWC: the video.
         wanted: one scene, or one per frame where prompts change in turn.
     """
-    reading = read_frames(frames_FHWC)
-    scenes = [wanted] * len(reading) if isinstance(wanted, Scene) else list(wanted)
-    colour = np.array([seen == scene.colour for seen, scene in zip(reading.colour, scenes, strict=True)])
-    ground = np.array([seen == scene.ground for seen, scene in zip(reading.ground, scenes, strict=True)])
-    shape = np.array([seen == scene.shape for seen, scene in zip(reading.shape, scenes, strict=True)])
+    return score_reading(read_frames(frames_FHWC), wanted)
+
+
+def score_reading(reading: Reading, wanted: Scene | Sequence[Scene]) -> Score:
+    """`score` of frames that have been read already."""
+    scenes = [wanted] * len(reading) if isinstance(wanted, Scene) else wanted
+    colour, ground, shape = (
+        np.array([seen == getattr(scene, name) for seen, scene in zip(getattr(reading, name), scenes, strict=True)])
+        for name in ("colour", "ground", "shape")
+    )
     return Score(
         colour=float(colour.mean()),
         ground=float(ground.mean()),
