@@ -116,14 +116,16 @@ def mean_drift(clips: Sequence[Clip], num_first: int = NUM_FIRST) -> dict[str, f
 
 
 def _true_look(scene: Scene, details: Details) -> Look:
-    other, texture = details.companion, details.texture
+    texture, other, companion = details.texture, details.companion, None
+    if other is not None:
+        companion = SecondObject(details.companion_colour(), other.x, other.y, num_pixels=0)
     return Look(
         subject_C=details.subject_colour(scene),
         ground_C=details.ground_colour(scene),
         size=details.size,
         texture=texture,
         velocity_2=texture.speed * np.array([np.cos(texture.angle), np.sin(texture.angle)]),
-        companion=other and SecondObject(details.companion_colour(), other.x, other.y, num_pixels=0),
+        companion=companion,
     )
 
 
