@@ -259,7 +259,7 @@ def compare(
             for name in (*judged, *COSTS)
         ]
     }
-    first_ones = [against, *(profile for profile in profiles if profile != against)]
+    first_ones = sorted(profiles, key=lambda profile: profile != against)
     for number, one in enumerate(first_ones if every_pair else first_ones[:1]):
         others = [profile for profile in profiles if profile not in first_ones[: number + 1]]
         if others:

