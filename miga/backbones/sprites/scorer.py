@@ -10,7 +10,7 @@ Legend: `frames_FHWC` float32 in [0, 1]; positions in pixels, y down.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final
 
@@ -158,9 +158,14 @@ def _first_look(frame_HWC: np.ndarray) -> _FirstLook:
 
 def _distance(offset_HWC: np.ndarray) -> np.ndarray:
     """How far colours lie from the ground's, `[H, W]`; in grey part is forgiven, for that may be its texture."""
-    grey_HW = offset_HWC.mean(-1)
-    chroma_HW = ((offset_HWC - grey_HW[..., None]) ** 2).sum(-1)
+    grey_HW = (offset_HWC[..., 0] + offset_HWC[..., 1] + offset_HWC[..., 2]) / 3.0
+    chroma_HW = np.maximum(_dot(offset_HWC, offset_HWC) - 3.0 * grey_HW**2, 0.0)
     return np.sqrt(chroma_HW + 3.0 * np.maximum(np.abs(grey_HW) - TEXTURE_ROOM, 0.0) ** 2)
+
+
+def _dot(first_HWC: np.ndarray, second_HWC: np.ndarray) -> np.ndarray:
+    """Sum over channels of products, `[H, W]`."""
+    return np.asarray(np.einsum("hwc,hwc->hw", first_HWC, second_HWC))
 
 
 def _grown(is_set_HW: np.ndarray, steps: int) -> np.ndarray:
@@ -176,12 +181,24 @@ def _grown(is_set_HW: np.ndarray, steps: int) -> np.ndarray:
     return grown
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """A shape as it was fitted: its name, place and size, how much of each pixel it covers, and the second best."""
+
+    shape: str
+    xy: np.ndarray
+    size: float
+    cover_HW: np.ndarray
+    others: tuple[str, ...] = ()
+
+
 def _read_frame(
     frame_HWC: np.ndarray, look: _FirstLook, texture: Texture
 ) -> tuple[str, str, str, np.ndarray, float, Values]:
     texture_HW = texture.contrast * pattern(texture, 1)[0]
     flat_HWC = frame_HWC - texture_HW[..., None]
-    ground_C = np.median(flat_HWC[look.is_ground_HW] if look.is_ground_HW.any() else flat_HWC.reshape(-1, 3), axis=0)
+    ground_NC = flat_HWC[::2, ::2][look.is_ground_HW[::2, ::2]]
+    ground_C = np.median(ground_NC if len(ground_NC) else flat_HWC.reshape(-1, 3), axis=0)
     ground = list(GROUNDS)[int(np.argmin(((_GROUNDS - ground_C) ** 2).sum(1)))]
     nobody = Values(np.full(3, np.nan), ground_C, np.nan, texture, None)
     nowhere, flat_residual = np.full(2, np.nan), float(np.sqrt(((flat_HWC - ground_C) ** 2).mean()))
@@ -193,27 +210,25 @@ def _read_frame(
     alpha_HW = _alpha(frame_HWC - behind_HWC, look.subject_C - behind_HWC)
     if np.where(alpha_HW > MIN_ALPHA, alpha_HW, 0.0).sum() < MIN_PIXELS:
         return colour, "none", ground, nowhere, flat_residual, nobody
-    shape, xy, size = _fit_shape(_largest(np.where(alpha_HW > MIN_ALPHA, alpha_HW, 0.0)))
-    cover_HW = coverage(shape, xy[None], size * RADIUS)[0]
-    companion = _read_companion(frame_HWC, behind_HWC, cover_HW)
+    fit = _fit_shape(_largest(np.where(alpha_HW > MIN_ALPHA, alpha_HW, 0.0)))
+    companion = _read_companion(frame_HWC, behind_HWC, fit.cover_HW)
     # Once more, with the faint edges that the first fit left out, and without what is the second object's.
-    alpha_HW = np.where(_grown(cover_HW > 0.0, 1), alpha_HW, 0.0)
-    if companion is not None:
-        is_other_HW = (np.hypot(*_from(companion.x, companion.y)) < COMPANION_RADIUS + 1.0) & (cover_HW < 1.0)
-        for _ in range(2):  # there the fit itself stands in for what cannot be told
-            shape, xy, size = _fit_shape(np.where(is_other_HW, cover_HW, alpha_HW))
-            cover_HW = coverage(shape, xy[None], size * RADIUS)[0]
+    alpha_HW = np.where(_grown(fit.cover_HW > 0.0, 1), alpha_HW, 0.0)
+    likely = (fit.shape, *fit.others)
+    if companion is None:
+        fit = _fit_shape(alpha_HW, likely)
     else:
-        shape, xy, size = _fit_shape(alpha_HW)
-    cover_HW = coverage(shape, xy[None], size * RADIUS)[0]
+        is_other_HW = (np.hypot(*_from(companion.x, companion.y)) < COMPANION_RADIUS + 1.0) & (fit.cover_HW < 1.0)
+        for _ in range(2):  # there the fit itself stands in for what cannot be told
+            fit = _fit_shape(np.where(is_other_HW, fit.cover_HW, alpha_HW), likely)
     if companion is not None:
         disc_HW1 = coverage("circle", np.array([[companion.x, companion.y]]), COMPANION_RADIUS)[0][..., None]
         behind_HWC = disc_HW1 * companion.colour_C.astype(np.float32) + (1.0 - disc_HW1) * behind_HWC
-    subject_C = _colour_under(frame_HWC, cover_HW, behind_HWC)
-    ideal_HWC = behind_HWC + cover_HW[..., None] * (subject_C.astype(np.float32) - behind_HWC)
+    subject_C = _colour_under(frame_HWC, fit.cover_HW, behind_HWC)
+    ideal_HWC = behind_HWC + fit.cover_HW[..., None] * (subject_C.astype(np.float32) - behind_HWC)
     residual = float(np.sqrt(((frame_HWC - ideal_HWC) ** 2).mean()))
-    values = Values(subject_C, ground_C, size, texture, companion)
-    return _name_of(subject_C), shape, ground, xy, residual, values
+    values = Values(subject_C, ground_C, fit.size, texture, companion)
+    return _name_of(subject_C), fit.shape, ground, fit.xy, residual, values
 
 
 def _name_of(colour_C: np.ndarray) -> str:
@@ -222,35 +237,41 @@ def _name_of(colour_C: np.ndarray) -> str:
 
 def _alpha(offset_HWC: np.ndarray, whole_HWC: np.ndarray) -> np.ndarray:
     """What part of the whole way from the ground to the subject's colour each pixel went; 0 where it went elsewhere."""
-    length_HW = (whole_HWC**2).sum(-1)
-    alpha_HW = np.clip((offset_HWC * whole_HWC).sum(-1) / length_HW, 0.0, 1.0)
-    aside_HW = ((offset_HWC - alpha_HW[..., None] * whole_HWC) ** 2).sum(-1)
+    length_HW, along_HW = _dot(whole_HWC, whole_HWC), _dot(offset_HWC, whole_HWC)
+    alpha_HW = np.clip(along_HW / length_HW, 0.0, 1.0)
+    aside_HW = _dot(offset_HWC, offset_HWC) - 2.0 * alpha_HW * along_HW + alpha_HW**2 * length_HW
     return np.where(aside_HW < 0.2 * length_HW, alpha_HW, 0.0)
 
 
-def _fit_shape(alpha_HW: np.ndarray) -> tuple[str, np.ndarray, float]:
+def _fit_shape(alpha_HW: np.ndarray, shapes: Sequence[str] = SHAPES) -> _Fit:
     """The shape whose area and middle, set to what is seen, leaves least; its place, and its size in `RADIUS`."""
     pixel = np.arange(SIZE) + 0.5
     area = float(alpha_HW.sum())
     centroid = np.array([(alpha_HW * pixel).sum(), (alpha_HW * pixel[:, None]).sum()]) / area
-    candidates = []
-    for shape in SHAPES:
+    fits = []
+    for shape in shapes:
         full_area, offset = _area_and_offset(shape)
         size = float(np.sqrt(area / full_area))
         xy = centroid - size * offset
-        left = float(((coverage(shape, xy[None], size * RADIUS)[0] - alpha_HW) ** 2).sum())
-        candidates.append((left, shape, xy, size))
-    _, shape, xy, size = min(candidates, key=lambda candidate: candidate[0])
-    return shape, xy, size
+        cover_HW = coverage(shape, xy[None], size * RADIUS)[0]
+        fits.append((float(((cover_HW - alpha_HW) ** 2).sum()), _Fit(shape, xy, size, cover_HW)))
+    fits.sort(key=lambda fit: fit[0])
+    return replace(fits[0][1], others=tuple(fit.shape for _, fit in fits[1:2]))
 
 
 def _largest(alpha_HW: np.ndarray) -> np.ndarray:
     """Without what lies further from the middle of most of it than any shape reaches."""
     for _ in range(2):
-        y, x = np.nonzero(alpha_HW)
-        far_HW = np.hypot(*_from(float(np.median(x)) + 0.5, float(np.median(y)) + 0.5)) > 1.45 * RADIUS
+        x, y = (_middle((alpha_HW > 0.0).sum(axis)) for axis in (0, 1))
+        far_HW = np.hypot(*_from(x, y)) > 1.45 * RADIUS
         alpha_HW = np.where(far_HW, 0.0, alpha_HW)
     return alpha_HW
+
+
+def _middle(counts_N: np.ndarray) -> float:
+    """The median, in pixels, of so many pixels in each column or row."""
+    sums_N = np.cumsum(counts_N)
+    return float(np.searchsorted(sums_N, sums_N[-1] / 2.0)) + 0.5
 
 
 def _from(x: float, y: float) -> tuple[np.ndarray, np.ndarray]:
@@ -270,10 +291,11 @@ def _area_and_offset(shape: str) -> tuple[float, np.ndarray]:
 
 def _colour_under(frame_HWC: np.ndarray, cover_HW: np.ndarray, behind_HWC: np.ndarray) -> np.ndarray:
     """The colour that explains the pixels a subject covers, by least squares."""
-    weight_HW1 = cover_HW[..., None]
-    return np.asarray(
-        (weight_HW1 * (frame_HWC - (1.0 - weight_HW1) * behind_HWC)).sum((0, 1)) / max((weight_HW1**2).sum(), 1e-6)
-    )
+    # frame = behind + cover * (colour - behind), so cover * (frame - behind) + cover² * behind = cover² * colour.
+    cover_HW = cover_HW.astype(np.float32)
+    squared_HW = cover_HW**2
+    wanted_C = np.einsum("hw,hwc->c", cover_HW, frame_HWC - behind_HWC) + np.einsum("hw,hwc->c", squared_HW, behind_HWC)
+    return np.asarray(wanted_C / max(float(squared_HW.sum()), 1e-6))
 
 
 def _read_companion(frame_HWC: np.ndarray, behind_HWC: np.ndarray, cover_HW: np.ndarray) -> SecondObject | None:
