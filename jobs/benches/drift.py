@@ -16,7 +16,7 @@ import torch
 from jobs.benches.line_file import LineFile
 from jobs.benches.quality import KEY_NAMES, VideoJob, VideoMaker, make_all, plan
 from jobs.benches.statistics import mean_interval
-from jobs.benches.video_score import caption_of, omitted
+from jobs.benches.video_score import caption_of
 from jobs.profiles.choice import parse_profile
 from miga.backbones.registry import load_spec
 from miga.backbones.sprites.identity import identity_over_time, look_of
@@ -78,7 +78,7 @@ class DriftMaker(VideoMaker):
         """Identity and residual of the video, means of every cycle of `PERIOD` frames after the first clip."""
         spec = self.backbone.spec
         scene = held_out_scenes(job.prompt + 1, seed=1)[job.prompt]
-        caption = caption_of(scene, job.prompt, omitted(job.captions, job.prompt))
+        caption = caption_of(scene, job.prompt, job.captions)
         readings = [
             read_frames(step.frames / np.float32(255.0))
             for step in make_video(

@@ -45,7 +45,7 @@ class VideoJob:
         config: digest of its settings.
         model: revision of the model.
         dtype: of the network.
-        captions: "full", "partial", "empty" or "turns" (two full ones).
+        captions: "full", "partial", "empty", "turns" (two full ones) or "details" (texture and second object named).
         latents: length.
         prompt: number of the held-out scene.
         seed: of the video among those of its prompt.
@@ -182,7 +182,7 @@ class VideoMaker:
         scene = held_out_scenes(job.prompt + 1, seed=1)[job.prompt]
         open_names = omitted(job.captions, job.prompt)
         scenes = scenes_in_turn(job.captions, scene, job.prompt)
-        captions = [caption_of(each, job.prompt, open_names) for each in scenes]
+        captions = [caption_of(each, job.prompt, job.captions) for each in scenes]
         started_s = time.process_time()
         frames = []
         for step in make_video(

@@ -12,9 +12,10 @@ from typing import Final
 
 import numpy as np
 
+from miga.backbones.sprites.details import TEXTURES
 from miga.backbones.sprites.identity import identity_drift
 from miga.backbones.sprites.scorer import motion_accuracy, read_frames, read_motion
-from miga.backbones.sprites.world import OMISSIBLE, PERIOD, Scene, change_one
+from miga.backbones.sprites.world import COLOURS, OMISSIBLE, PERIOD, Scene, change_one
 from miga.metrics.features import SpriteFeatures
 from miga.metrics.video import VideoMeter
 
@@ -64,10 +65,10 @@ def omitted(mode: str, prompt: int) -> tuple[str, ...]:
     """What the caption of a prompt leaves open; of "partial" ones at least one of `OMISSIBLE`, the same every time.
 
     Args:
-        mode: "full", "partial", "empty" (then everything is left open, shape too) or "turns" (nothing is left open).
+        mode: "full", "partial", "empty" (then everything is left open, shape too), "turns" or "details" (nothing is).
         prompt: number of the prompt.
     """
-    if mode in ("full", "turns"):
+    if mode in ("full", "turns", "details"):
         return ()
     if mode == "empty":
         return (*LOOKS, "motion")
@@ -80,9 +81,23 @@ def scenes_in_turn(mode: str, scene: Scene, prompt: int) -> list[Scene]:
     return [scene, change_one(scene, np.random.default_rng([prompt, 2]))] if mode == "turns" else [scene]
 
 
-def caption_of(scene: Scene, prompt: int, open_names: Collection[str]) -> str:
-    """The scene in words, its wording chosen by the prompt's number; no words at all where its shape is left open."""
-    return "" if "shape" in open_names else scene.caption(prompt % 3, open_names)
+def caption_of(scene: Scene, prompt: int, mode: str = "full") -> str:
+    """The scene in words, its wording chosen by the prompt's number.
+
+    Args:
+        scene: what it says.
+        prompt: its number.
+        mode: as in `omitted`; of "empty" there are no words at all, of "details" the ground's texture is named as well,
+            and in every second prompt a second object.
+    """
+    open_names = omitted(mode, prompt)
+    if "shape" in open_names:
+        return ""
+    if mode != "details":
+        return scene.caption(prompt % 3, open_names)
+    texture = list(TEXTURES.values())[prompt // 2 % len(TEXTURES)]
+    others = [colour for colour in COLOURS if colour != scene.colour]
+    return scene.caption(prompt % 3, texture=texture, companion=others[prompt % len(others)] if prompt % 2 else "")
 
 
 def measure(

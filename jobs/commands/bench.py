@@ -48,9 +48,9 @@ def add(commands: Any) -> None:
     quality.add_argument("--every-pair", action="store_true", help="compare the others with each other too")
     quality.add_argument(
         "--captions",
-        choices=("full", "partial", "empty", "turns"),
+        choices=("full", "partial", "empty", "turns", "details"),
         default="full",
-        help="how much of the scene a prompt names; turns: two full prompts, one attribute apart",
+        help="how much a prompt names; turns: two full prompts, one attribute apart; details: a texture as well",
     )
     quality.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network")
     quality.add_argument("--processes", type=int, help="videos made at a time, one thread each (default: cores)")
@@ -70,7 +70,10 @@ def add(commands: Any) -> None:
         help=PROFILE_HELP,
     )
     drift.add_argument(
-        "--captions", choices=("full", "partial", "empty"), default="partial", help="how much of the scene they name"
+        "--captions",
+        choices=("full", "partial", "empty", "details"),
+        default="partial",
+        help="how much a prompt names; details: a texture as well",
     )
     drift.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the network")
     drift.add_argument("--processes", type=int, help="videos made at a time, one thread each (default: cores)")

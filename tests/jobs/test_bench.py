@@ -31,7 +31,7 @@ from jobs.profiles.choice import parse_profile
 from jobs.shared.table import format_table
 from miga.backbones.registry import load_spec
 from miga.backbones.sprites.identity import ALL, ATTRIBUTES, PAN
-from miga.backbones.sprites.world import OMISSIBLE, Placement, Scene, held_out_scenes, render
+from miga.backbones.sprites.world import OMISSIBLE, Placement, Scene, held_out_scenes, parse_caption, render
 from miga.errors import ConfigError, InputError, UsageError
 from miga.profiles import resolve_config
 from tests.pace import paced
@@ -211,12 +211,12 @@ def test_captions_name_what_is_not_left_open() -> None:
     left_open = set()
     for prompt in range(40):
         assert omitted("full", prompt) == ()
-        assert caption_of(SCENE, prompt, omitted("empty", prompt)) == ""
+        assert caption_of(SCENE, prompt, "empty") == ""
         names = omitted("partial", prompt)
         assert names
         assert names == omitted("partial", prompt)
         assert set(names) <= set(OMISSIBLE)
-        caption = caption_of(SCENE, prompt, names)
+        caption = caption_of(SCENE, prompt, "partial")
         assert {name for name, word in words.items() if word not in caption} == set(names)
         left_open.add(names)
     assert len(left_open) == 2 ** len(OMISSIBLE) - 1
@@ -329,6 +329,16 @@ def test_profiles_are_compared_measure_by_measure() -> None:
     assert "cpu s" not in by_name
     assert {row["measure"]: row for row in means}["calls"]["paper (6)"].startswith("100.0000")
     assert "3 videos are not made yet" in next(iter(compare(rows, ["fifo", "paper"], "paper", 3)))
+
+
+def test_captions_name_details_too_where_they_are_asked_to() -> None:
+    captions = [caption_of(SCENE, prompt, "details") for prompt in range(6)]
+    assert [word for word in ("striped", "dotted", "shaded") if any(word in caption for caption in captions)] == [
+        "striped", "dotted", "shaded"
+    ]  # fmt: skip
+    assert ["small" in caption for caption in captions] == [False, True] * 3
+    assert {parse_caption(caption) for caption in captions} == {SCENE}
+    assert not any("small red" in caption for caption in captions)
 
 
 def test_every_pair_is_compared_once_and_measures_an_older_line_lacks_are_left_out() -> None:
