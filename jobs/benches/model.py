@@ -7,30 +7,43 @@ from typing import Any
 
 from miga.backbones.registry import load_backbone
 from miga.backbones.sprites.evaluate import (
-    base_clip_scores,
+    base_clips,
+    detail_errors,
+    mean_drift,
     share_all_right,
     share_of_frames,
-    vae_scores,
-    world_scores,
+    vae_clips,
+    world_clips,
 )
 from miga.backbones.sprites.world import held_out_scenes
 from miga.profiles import resolve_config
 
 
 def bench_model(num_prompts: int) -> dict[str, list[dict[str, Any]]]:
-    """Shares of frames (world, VAE) and of clips (base model) that show what they should."""
+    """Shares of frames (world, VAE) and of clips (base model) that show what they should, and errors of details."""
     backbone = load_backbone("sprites", device="cpu")
     config = resolve_config("paper", backbone.spec)
     started_s = time.monotonic()
-    clips = base_clip_scores(backbone, config, held_out_scenes(num_prompts, seed=0))
+    made = base_clips(backbone, config, held_out_scenes(num_prompts, seed=0))
     clip_s = (time.monotonic() - started_s) / num_prompts
-    rows: list[dict[str, Any]] = [
-        {"what": "drawn by the world, frames", **share_of_frames(world_scores(num_prompts))},
-        {"what": "after the VAE, frames", **share_of_frames(vae_scores(backbone, num_prompts))},
-        {"what": f"base clip ({clip_s:.1f} s each), frames", **share_of_frames(clips)},
-        {"what": "base clip, whole clips", **_renamed(share_all_right(clips))},
+    drawn, decoded = world_clips(num_prompts), vae_clips(backbone, num_prompts)
+    scores = [clip.score for clip in made]
+    shares: list[dict[str, Any]] = [
+        {"what": "drawn by the world, frames", **share_of_frames([clip.score for clip in drawn])},
+        {"what": "after the VAE, frames", **share_of_frames([clip.score for clip in decoded])},
+        {"what": f"base clip ({clip_s:.1f} s each), frames", **share_of_frames(scores)},
+        {"what": "base clip, whole clips", **_renamed(share_all_right(scores))},
     ]
-    return {f"{num_prompts} clips of held-out scenes": rows}
+    details: list[dict[str, Any]] = [
+        {"what": "drawn by the world, from what was drawn", **detail_errors(drawn)},
+        {"what": "after the VAE, from what was drawn", **detail_errors(decoded)},
+        {"what": "after the VAE, from a clip's first frames", **mean_drift(decoded)},
+        {"what": "base clip, from its own first frames", **mean_drift(made)},
+    ]
+    return {
+        f"{num_prompts} clips of held-out scenes": shares,
+        "Distances by attribute; identity: 0 is the same clip, 1 another": details,
+    }
 
 
 def _renamed(values: dict[str, float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,12 +20,13 @@ import numpy as np
 import torch
 
 from jobs.benches.line_file import LineFile
-from jobs.benches.video_score import MEASURES, caption_of, measure, omitted
+from jobs.benches.video_score import MEASURES, caption_of, measure, omitted, scenes_in_turn
 from jobs.profiles.choice import parse_profile
 from miga.allocator import keep_heap_steady
 from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.sprites.world import held_out_scenes
 from miga.errors import MigaError, UsageError
+from miga.metrics.sprites import wanted_scenes
 from miga.video import make_video
 from pipeline.evaluation.paired import mean_interval, paired_difference, verdict
 from pipeline.terminal import say
@@ -44,7 +45,7 @@ class VideoJob:
         config: digest of its settings.
         model: revision of the model.
         dtype: of the network.
-        captions: "full", "partial" or "empty".
+        captions: "full", "partial", "empty", "turns" (two full ones) or "details" (texture and second object named).
         latents: length.
         prompt: number of the held-out scene.
         seed: of the video among those of its prompt.
@@ -77,12 +78,12 @@ def bench_quality(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]
         made = lines.read()
         todo = [job for job in jobs if lines.key(asdict(job)) not in made]
         if todo and not options.read_only:
-            _make_all(path, jobs, min(len(todo), options.processes or os.cpu_count() or 1))
+            make_all(make_missing, path, jobs, min(len(todo), options.processes or os.cpu_count() or 1))
         made = lines.read()
     rows = [made[key] for key in map(lines.key, map(asdict, jobs)) if key in made]
     if not rows:
         raise UsageError(f"{path} holds none of these videos", "leave out --read-only to make them")
-    return compare(rows, profiles, options.against, len(jobs) - len(rows))
+    return compare(rows, profiles, options.against, len(jobs) - len(rows), every_pair=options.every_pair)
 
 
 def plan(options: argparse.Namespace, profiles: Sequence[str]) -> list[VideoJob]:
@@ -117,12 +118,19 @@ def plan(options: argparse.Namespace, profiles: Sequence[str]) -> list[VideoJob]
     ]
 
 
-def _make_all(path: Path, jobs: Sequence[VideoJob], num_processes: int) -> None:
+def make_all(
+    make: Callable[[Path, Sequence[VideoJob]], None], path: Path, jobs: Sequence[VideoJob], num_processes: int
+) -> None:
+    """Makes what the file lacks in so many processes, each of which is given all jobs and takes what is free.
+
+    Raises:
+        MigaError: if one of them fails.
+    """
     if num_processes == 1:
-        make_missing(path, jobs)
+        make(path, jobs)
         return
     start = multiprocessing.get_context("spawn").Process
-    workers = [start(target=make_missing, args=(path, jobs)) for _ in range(num_processes)]
+    workers = [start(target=make, args=(path, jobs)) for _ in range(num_processes)]
     try:
         for worker in workers:
             worker.start()
@@ -173,13 +181,14 @@ class VideoMaker:
         backbone = self.backbone
         scene = held_out_scenes(job.prompt + 1, seed=1)[job.prompt]
         open_names = omitted(job.captions, job.prompt)
-        caption = caption_of(scene, job.prompt, open_names)
+        scenes = scenes_in_turn(job.captions, scene, job.prompt)
+        captions = [caption_of(each, job.prompt, job.captions) for each in scenes]
         started_s = time.process_time()
         frames = []
         for step in make_video(
             backbone,
             parse_profile(job.profile, backbone.spec),
-            backbone.encode_prompts([caption]),
+            backbone.encode_prompts(captions),
             self.negative,
             job.latents,
             seed=job.prompt + 1_000_000 * job.seed,
@@ -189,9 +198,16 @@ class VideoMaker:
                 frames.append(step.frames)
         cpu_s = time.process_time() - started_s
         num_first = backbone.spec.num_frames(backbone.spec.window)
-        values = measure(np.concatenate(frames) / np.float32(255.0), scene, open_names, num_first)
+        video_FHWC = np.concatenate(frames) / np.float32(255.0)
+        wanted = wanted_scenes(
+            scenes,
+            len(video_FHWC),
+            frames_first_latent=backbone.spec.frames_first_latent,
+            frames_per_latent=backbone.spec.frames_per_latent,
+        )
+        values = measure(video_FHWC, wanted, open_names, num_first)
         return {
-            "caption": caption,
+            "caption": captions[0] if len(captions) == 1 else captions,
             "scene": asdict(scene),
             **{name: None if math.isnan(value) else round(value, 6) for name, value in values.items()},
             "calls": num_calls,
@@ -202,14 +218,25 @@ class VideoMaker:
 
 
 def compare(
-    rows: Sequence[Mapping[str, Any]], profiles: Sequence[str], against: str, num_missing: int = 0
+    rows: Sequence[Mapping[str, Any]],
+    profiles: Sequence[str],
+    against: str,
+    num_missing: int = 0,
+    *,
+    every_pair: bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Means per profile, and paired differences from one of them, each with its interval over prompts."""
+    """Means per profile, and paired differences, each with its interval over prompts.
+
+    Args:
+        rows: lines of the file.
+        profiles: columns.
+        against: the profile that the others are held against.
+        num_missing: videos that are still to be made.
+        every_pair: whether the others are held against each other too, each pair once.
+    """
     values = {
         (profile, name): {
-            (row["prompt"], row["seed"]): math.nan if row[name] is None else float(row[name])
-            for row in rows
-            if row["profile"] == profile
+            (row["prompt"], row["seed"]): _number(row.get(name)) for row in rows if row["profile"] == profile
         }
         for profile in profiles
         for name in (*MEASURES, *COSTS)
@@ -232,13 +259,20 @@ def compare(
             for name in (*judged, *COSTS)
         ]
     }
-    if len(profiles) > 1:
-        others = [profile for profile in profiles if profile != against]
-        tables[f"Difference from {against}, same prompts and seeds"] = [
-            {"measure": name, **{other: _difference(values, other, against, name) for other in others}}
-            for name in judged
-        ]
+    first_ones = sorted(profiles, key=lambda profile: profile != against)
+    for number, one in enumerate(first_ones if every_pair else first_ones[:1]):
+        others = [profile for profile in profiles if profile not in first_ones[: number + 1]]
+        if others:
+            tables[f"Difference from {one}, same prompts and seeds"] = [
+                {"measure": name, **{other: _difference(values, other, one, name) for other in others}}
+                for name in judged
+            ]
     return tables
+
+
+def _number(value: float | None) -> float:
+    """A measure as it stands in a line; NaN for none, and for one that an older line lacks."""
+    return math.nan if value is None else float(value)
 
 
 def _difference(

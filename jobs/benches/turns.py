@@ -18,13 +18,13 @@ import numpy as np
 
 from jobs.benches.line_file import LineFile
 from jobs.benches.quality import KEY_NAMES, VideoJob, VideoMaker, plan
-from jobs.benches.statistics import mean_interval, paired_difference, verdict
 from jobs.benches.video_score import LOOKS, caption_of, omitted
 from jobs.profiles.choice import parse_profile
 from miga.backbones.sprites.scorer import read_frames
 from miga.backbones.sprites.world import COLOURS, GROUNDS, SHAPES, Scene, held_out_scenes
 from miga.errors import UsageError
 from miga.video import make_video
+from pipeline.evaluation.paired import mean_interval, paired_difference, verdict
 from pipeline.terminal import say
 
 HELD: Final = 16

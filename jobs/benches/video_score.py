@@ -12,10 +12,12 @@ from typing import Final
 
 import numpy as np
 
+from miga.backbones.sprites.details import TEXTURES
+from miga.backbones.sprites.identity import identity_drift
 from miga.backbones.sprites.scorer import motion_accuracy, read_frames, read_motion
-from miga.backbones.sprites.world import OMISSIBLE, PERIOD, Scene
+from miga.backbones.sprites.world import COLOURS, OMISSIBLE, PERIOD, Scene, change_one
 from miga.metrics.features import SpriteFeatures
-from miga.metrics.video import LongVideoMeter
+from miga.metrics.video import VideoMeter
 
 LOOKS: Final = ("colour", "ground", "shape")
 MEASURES: Final[dict[str, bool]] = {
@@ -35,18 +37,38 @@ MEASURES: Final[dict[str, bool]] = {
     "M.S.": True,
     "T.F.": True,
     "O.S.": True,
+    "S.C. later": True,
+    "B.C. later": True,
+    "O.S. later": True,
+    "identity": False,
+    "subject tint": False,
+    "ground tint": False,
+    "brightness": False,
+    "size": False,
+    "texture": False,
+    "second object": False,
+    "pan": False,
 }
 """All measures, and whether more of it is better."""
+FIRST_FRAMES: Final = 9
+"""Frames that the measures called "later" leave out: those of a video's first three latents."""
+CHANGES: Final[dict[str, tuple[str, ...]]] = {
+    "colour": ("subject tint",),
+    "ground": ("ground tint",),
+    "shape": ("size",),
+    "motion": (),
+}
+"""What a prompt changes beside the attribute that it names: the video's identity is judged without that."""
 
 
 def omitted(mode: str, prompt: int) -> tuple[str, ...]:
     """What the caption of a prompt leaves open; of "partial" ones at least one of `OMISSIBLE`, the same every time.
 
     Args:
-        mode: "full", "partial" or "empty" (then everything is left open, shape too).
+        mode: "full", "partial", "empty" (then everything is left open, shape too), "turns" or "details" (nothing is).
         prompt: number of the prompt.
     """
-    if mode == "full":
+    if mode in ("full", "turns", "details"):
         return ()
     if mode == "empty":
         return (*LOOKS, "motion")
@@ -54,39 +76,68 @@ def omitted(mode: str, prompt: int) -> tuple[str, ...]:
     return tuple(name for bit, name in enumerate(OMISSIBLE) if chosen >> bit & 1)
 
 
-def caption_of(scene: Scene, prompt: int, open_names: Collection[str]) -> str:
-    """The scene in words, its wording chosen by the prompt's number; no words at all where its shape is left open."""
-    return "" if "shape" in open_names else scene.caption(prompt % 3, open_names)
+def scenes_in_turn(mode: str, scene: Scene, prompt: int) -> list[Scene]:
+    """The scenes that a video shows one after the other: two, one attribute apart, where prompts take turns."""
+    return [scene, change_one(scene, np.random.default_rng([prompt, 2]))] if mode == "turns" else [scene]
+
+
+def caption_of(scene: Scene, prompt: int, mode: str = "full") -> str:
+    """The scene in words, its wording chosen by the prompt's number.
+
+    Args:
+        scene: what it says.
+        prompt: its number.
+        mode: as in `omitted`; of "empty" there are no words at all, of "details" the ground's texture is named as well,
+            and in every second prompt a second object.
+    """
+    open_names = omitted(mode, prompt)
+    if "shape" in open_names:
+        return ""
+    if mode != "details":
+        return scene.caption(prompt % 3, open_names)
+    texture = list(TEXTURES.values())[prompt // 2 % len(TEXTURES)]
+    others = [colour for colour in COLOURS if colour != scene.colour]
+    return scene.caption(prompt % 3, texture=texture, companion=others[prompt % len(others)] if prompt % 2 else "")
 
 
 def measure(
-    frames_FHWC: np.ndarray, scene: Scene, open_names: Collection[str] = (), num_first: int = 45
+    frames_FHWC: np.ndarray, wanted: Scene | Sequence[Scene], open_names: Collection[str] = (), num_first: int = 45
 ) -> dict[str, float]:
     """Every measure of `MEASURES`; NaN where a video is not judged by it.
 
     "colour", "ground", "shape", "all right": share of frames that show what the caption names; "motion": of cycles.
     "same ...": share of frames that look as most of the first clip does, and of cycles that move as the first one does.
-    Where a caption leaves something open, only that is held against the beginning; where it names all, everything is.
+    Where a caption leaves something open, only that is held against the beginning; where it names all, everything that
+    no later prompt changes.
 
-    "S.C." to "O.S.": VBench's dimensions as `miga.metrics` has them, on the sprite world's own features.
+    "identity" to "pan": see `identity_drift`, without what a later prompt changes.
+
+    "S.C." to "O.S.": VBench's dimensions as `miga.metrics` has them, on the sprite world's own features; "later": of
+    the video without its first `FIRST_FRAMES` frames.
 
     Args:
         frames_FHWC: the video.
-        scene: what the full caption would say.
+        wanted: what the full caption would say, or one scene per frame where prompts take turns.
         open_names: attributes that the caption leaves open.
         num_first: frames of the first clip.
     """
     reading = read_frames(frames_FHWC)
+    scenes = [wanted] * len(reading) if isinstance(wanted, Scene) else list(wanted)
+    changed = [name for name in (*LOOKS, "motion") if len({getattr(scene, name) for scene in scenes}) > 1]
     values = dict.fromkeys(MEASURES, math.nan)
     seen = {name: np.asarray(getattr(reading, name)) for name in LOOKS}
-    right = {name: seen[name] == getattr(scene, name) for name in LOOKS if name not in open_names}
+    right = {
+        name: seen[name] == np.asarray([getattr(scene, name) for scene in scenes])
+        for name in LOOKS
+        if name not in open_names
+    }
     values |= {name: float(is_right.mean()) for name, is_right in right.items()}
     if right:
         values["all right"] = float(np.logical_and.reduce(list(right.values())).mean())
     if "motion" not in open_names:
-        values["motion"] = motion_accuracy(reading, [scene] * len(reading))
+        values["motion"] = motion_accuracy(reading, scenes)
     values["residual"] = float(reading.residual_F.mean())
-    judged = open_names or (*LOOKS, "motion")
+    judged = set(open_names or (*LOOKS, "motion")).difference(changed)
     same = {name: seen[name] == _most_common(seen[name][:num_first].tolist()) for name in LOOKS if name in judged}
     values |= {f"same {name}": float(is_same.mean()) for name, is_same in same.items()}
     if same:
@@ -95,19 +146,26 @@ def measure(
         starts = range(0, max(1, len(reading) - PERIOD + 1), PERIOD // 2)
         motions = [read_motion(reading.xy_F2[start : start + PERIOD]) for start in starts]
         values["same motion"] = float(np.mean([motion == motions[0] for motion in motions]))
-    return values | _vbench(frames_FHWC, num_first)
+    values |= identity_drift(reading, num_first, {name for change in changed for name in CHANGES[change]})
+    return values | _vbench(frames_FHWC)
 
 
-def _vbench(frames_FHWC: np.ndarray, num_first: int) -> dict[str, float]:
-    meter = LongVideoMeter(SpriteFeatures(), len(frames_FHWC), num_first)
-    meter.add(np.rint(frames_FHWC * 255.0).astype(np.uint8))
-    scores = meter.values()
+def _vbench(frames_FHWC: np.ndarray) -> dict[str, float]:
+    pixels_FHWC = np.rint(frames_FHWC * 255.0).astype(np.uint8)
+    whole, later = VideoMeter(), VideoMeter()
+    for number, seen in enumerate(zip(pixels_FHWC, *SpriteFeatures()(pixels_FHWC), strict=True)):
+        whole.add(*seen)
+        if number >= FIRST_FRAMES:
+            later.add(*seen)
     return {
-        "S.C.": scores["subject_consistency"],
-        "B.C.": scores["background_consistency"],
-        "M.S.": scores["motion_smoothness"],
-        "T.F.": scores["temporal_flicker"],
-        "O.S.": scores["overall"],
+        "S.C.": whole.scores.subject_consistency,
+        "B.C.": whole.scores.background_consistency,
+        "M.S.": whole.scores.motion_smoothness,
+        "T.F.": whole.scores.temporal_flicker,
+        "O.S.": whole.scores.overall,
+        "S.C. later": later.scores.subject_consistency,
+        "B.C. later": later.scores.background_consistency,
+        "O.S. later": later.scores.overall,
     }
 
 

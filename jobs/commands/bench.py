@@ -41,11 +41,36 @@ def add(commands: Any) -> None:
     model.add_argument("--prompts", type=int, default=64, help="held-out scenes (default: 64)")
 
     quality = _add(benches, "quality", _quality, "long videos of held-out prompts, profile against profile")
-    _add_comparison(quality)
+    _add_comparison(quality, ("full", "partial", "empty", "turns", "details"))
+    quality.add_argument("--every-pair", action="store_true", help="compare the others with each other too")
     quality.add_argument("--processes", type=int, help="videos made at a time, one thread each (default: cores)")
 
     turns = _add(benches, "turns", _turns, "two prompts in turn: what they name changes, what they leave open stays")
-    _add_comparison(turns)
+    _add_comparison(turns, ("full", "partial", "empty"))
+
+    drift = _add(benches, "drift", _drift, "identity over the time of long videos of held-out prompts, as a plot")
+    drift.add_argument("--prompts", type=int, default=4, help="held-out prompts (default: 4)")
+    drift.add_argument("--frames", type=int, default=4001, help="length of the videos (default: 4001)")
+    drift.add_argument(
+        "--profiles",
+        nargs="+",
+        default=["fifo", "paper", "released", "swift"],
+        metavar="PROFILE",
+        help=PROFILE_HELP,
+    )
+    drift.add_argument(
+        "--captions",
+        choices=("full", "partial", "empty", "details"),
+        default="partial",
+        help="how much a prompt names; details: a texture as well",
+    )
+    drift.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the network")
+    drift.add_argument("--processes", type=int, help="videos made at a time, one thread each (default: cores)")
+    drift.add_argument(
+        "--out", metavar="FILE.jsonl", help="a line per finished video: what is there already is not made again"
+    )
+    drift.add_argument("--read-only", action="store_true", help="make none, show what --out holds")
+    drift.add_argument("--plot", metavar="FILE.png", help="where the plot goes")
 
     memory = _add(benches, "memory", _memory, "resident memory of a worker over the length of one video")
     memory.add_argument("--profiles", nargs="+", default=["paper", "swift"], metavar="PROFILE", help=PROFILE_HELP)
@@ -151,7 +176,7 @@ def _add(benches: Any, name: str, bench: Bench, help_text: str) -> argparse.Argu
     return parser
 
 
-def _add_comparison(bench: argparse.ArgumentParser) -> None:
+def _add_comparison(bench: argparse.ArgumentParser, captions: Sequence[str]) -> None:
     """What a bench of videos takes that holds profiles against each other."""
     bench.add_argument("--prompts", type=int, default=32, help="held-out prompts (default: 32)")
     bench.add_argument("--first-prompt", type=int, default=0, help="leave out those before it (default: 0)")
@@ -162,7 +187,10 @@ def _add_comparison(bench: argparse.ArgumentParser) -> None:
     )
     bench.add_argument("--against", default="paper", metavar="PROFILE", help="what the others are compared with")
     bench.add_argument(
-        "--captions", choices=("full", "partial", "empty"), default="full", help="how much of the scene a prompt names"
+        "--captions",
+        choices=captions,
+        default="full",
+        help="how much a prompt names; turns: two full prompts, one attribute apart; details: a texture as well",
     )
     bench.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network")
     bench.add_argument(
@@ -209,6 +237,12 @@ def _turns(options: argparse.Namespace) -> Tables:
     from jobs.benches.turns import bench_turns
 
     return bench_turns(options)
+
+
+def _drift(options: argparse.Namespace) -> Tables:
+    from jobs.benches.drift import bench_drift
+
+    return bench_drift(options)
 
 
 def _memory(options: argparse.Namespace) -> Tables:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from miga.backbones.sprites.scorer import Reading, Score, motion_accuracy, read_frames
+from miga.backbones.sprites.scorer import Reading, read_frames, score_reading
 from miga.backbones.sprites.world import SIZE, Scene, parse_caption
 from miga.metrics.features import Frames
 from miga.prompts import PromptTrack
@@ -32,22 +32,6 @@ def wanted_scenes(
     track = PromptTrack.spread(scenes, num_latents)
     latents = (max(0, -(-(frame + 1 - frames_first_latent) // frames_per_latent)) for frame in range(num_frames))
     return [scenes[track.index(latent)] for latent in latents]
-
-
-def score_reading(reading: Reading, wanted: Sequence[Scene]) -> Score:
-    """`miga.backbones.sprites.scorer.score` for frames that have been read already, one wanted scene each."""
-    colour, ground, shape = (
-        np.array([seen == getattr(scene, name) for seen, scene in zip(getattr(reading, name), wanted, strict=True)])
-        for name in ("colour", "ground", "shape")
-    )
-    return Score(
-        colour=float(colour.mean()),
-        ground=float(ground.mean()),
-        shape=float(shape.mean()),
-        motion=motion_accuracy(reading, wanted),
-        all_right=float((colour & ground & shape).mean()),
-        residual=float(reading.residual_F.mean()),
-    )
 
 
 class SpriteMeter:
@@ -78,7 +62,7 @@ class SpriteMeter:
         Raises:
             ValueError: if more or fewer frames came than scenes are wanted.
         """
-        whole = _joined(self._readings)
+        whole = Reading.joined(self._readings)
         if len(whole) != len(self._wanted):
             raise ValueError(f"{len(whole)} frames came of a video of {len(self._wanted)}")
         values = asdict(score_reading(whole, self._wanted))
@@ -88,16 +72,3 @@ class SpriteMeter:
         clip = self._clip_frames
         drift = float(right[-clip:].mean() - right[:clip].mean()) if clip < len(right) else float("nan")
         return {**values, "right_drift": drift}
-
-
-def _joined(readings: Sequence[Reading]) -> Reading:
-    def names(attribute: str) -> tuple[str, ...]:
-        return tuple(name for reading in readings for name in getattr(reading, attribute))
-
-    return Reading(
-        names("colour"),
-        names("shape"),
-        names("ground"),
-        np.concatenate([reading.xy_F2 for reading in readings]),
-        np.concatenate([reading.residual_F for reading in readings]),
-    )

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ import pytest
 import torch
 
 from jobs.benches.device_clock import process_memory_bytes
+from jobs.benches.drift import draw_drift, drift_table
 from jobs.benches.line_file import LineFile
 from jobs.benches.memory import MemoryMark, bench_memory
 from jobs.benches.quality import KEY_NAMES, compare
 from jobs.benches.run_share import ModuleClock
-from jobs.benches.video_score import MEASURES, caption_of, measure, omitted
+from jobs.benches.video_score import MEASURES, caption_of, measure, omitted, scenes_in_turn
 from jobs.cli import main
 from jobs.profiles.choice import parse_profile
 from jobs.shared.table import format_table
 from miga.backbones.registry import load_spec
-from miga.backbones.sprites.world import OMISSIBLE, Placement, Scene, held_out_scenes, render
+from miga.backbones.sprites.identity import ALL, ATTRIBUTES, PAN
+from miga.backbones.sprites.world import OMISSIBLE, Placement, Scene, held_out_scenes, parse_caption, render
 from miga.errors import ConfigError, InputError, UsageError
 from miga.profiles import resolve_config
 from pipeline.evaluation.paired import Interval, mean_interval, paired_difference, verdict
@@ -145,9 +148,13 @@ def test_a_video_of_the_world_itself_is_right_and_stays_the_same() -> None:
     values = measure(drawn((SCENE, 144)), SCENE)
     assert list(values) == list(MEASURES)
     assert values.pop("residual") < 0.02
+    drift = {name: values.pop(name) for name in (*ATTRIBUTES, ALL)}
+    assert max(drift.values()) < 0.005
+    assert math.isnan(values.pop(PAN))  # a plain ground does not show it
     vbench = {name: values.pop(name) for name in ("S.C.", "B.C.", "M.S.", "T.F.", "O.S.")}
+    later = [values.pop(f"{name} later") for name in ("S.C.", "B.C.", "O.S.")]
     assert values == dict.fromkeys(values, 1.0)
-    assert min(vbench.values()) > 0.99  # a subject that moves flickers a little at its edges
+    assert min(*vbench.values(), *later) > 0.99  # a subject that moves flickers a little at its edges
     assert vbench["O.S."] == pytest.approx(sum(value for name, value in vbench.items() if name != "O.S.") / 4)
 
 
@@ -180,9 +187,23 @@ def test_motion_is_held_against_the_first_cycle() -> None:
 def test_what_a_caption_leaves_open_is_only_held_against_the_beginning() -> None:
     values = measure(drawn((SCENE, 96)), Scene("red", "circle", "pink", "still"), open_names=("ground", "motion"))
     judged = {name for name, value in values.items() if not math.isnan(value)}
-    vbench = {"S.C.", "B.C.", "M.S.", "T.F.", "O.S."}
+    vbench = {"S.C.", "B.C.", "M.S.", "T.F.", "O.S.", "S.C. later", "B.C. later", "O.S. later", *ATTRIBUTES, ALL}
     assert judged == {"colour", "shape", "all right", "residual", "same ground", "all same", "same motion"} | vbench
     assert values["all right"] == values["same ground"] == values["same motion"] == 1.0
+
+
+def test_prompts_in_turn_are_judged_by_what_neither_changes() -> None:
+    """Half the video in another colour, as asked: everything named is right, and the rest is as it was."""
+    scene, other = scenes_in_turn("turns", SCENE, prompt=4)
+    assert sum(a != b for a, b in zip(asdict(scene).values(), asdict(other).values(), strict=True)) == 1
+    assert scenes_in_turn("full", SCENE, prompt=4) == [SCENE]
+    blue = Scene("blue", "circle", "grey", "horizontal")
+    values = measure(drawn((SCENE, 96), (blue, 48)), [SCENE] * 96 + [blue] * 48)
+    assert values["all right"] == values["colour"] == values["motion"] == 1.0
+    assert values["all same"] == values["same shape"] == values["same ground"] == 1.0
+    assert math.isnan(values["same colour"])
+    assert math.isnan(values["subject tint"])
+    assert values["identity"] < 0.005
 
 
 def test_captions_name_what_is_not_left_open() -> None:
@@ -190,12 +211,12 @@ def test_captions_name_what_is_not_left_open() -> None:
     left_open = set()
     for prompt in range(40):
         assert omitted("full", prompt) == ()
-        assert caption_of(SCENE, prompt, omitted("empty", prompt)) == ""
+        assert caption_of(SCENE, prompt, "empty") == ""
         names = omitted("partial", prompt)
         assert names
         assert names == omitted("partial", prompt)
         assert set(names) <= set(OMISSIBLE)
-        caption = caption_of(SCENE, prompt, names)
+        caption = caption_of(SCENE, prompt, "partial")
         assert {name for name, word in words.items() if word not in caption} == set(names)
         left_open.add(names)
     assert len(left_open) == 2 ** len(OMISSIBLE) - 1
@@ -310,6 +331,36 @@ def test_profiles_are_compared_measure_by_measure() -> None:
     assert "3 videos are not made yet" in next(iter(compare(rows, ["fifo", "paper"], "paper", 3)))
 
 
+def test_captions_name_details_too_where_they_are_asked_to() -> None:
+    captions = [caption_of(SCENE, prompt, "details") for prompt in range(6)]
+    assert [word for word in ("striped", "dotted", "shaded") if any(word in caption for caption in captions)] == [
+        "striped", "dotted", "shaded"
+    ]  # fmt: skip
+    assert ["small" in caption for caption in captions] == [False, True] * 3
+    assert {parse_caption(caption) for caption in captions} == {SCENE}
+    assert not any("small red" in caption for caption in captions)
+
+
+def test_every_pair_is_compared_once_and_measures_an_older_line_lacks_are_left_out() -> None:
+    rows = [line(profile, prompt) for profile in ("fifo", "paper", "swift") for prompt in range(3)]
+    for row in rows:
+        del row["identity"]
+    tables = compare(rows, ["fifo", "paper", "swift"], "paper", every_pair=True)
+    _, from_paper, from_fifo = tables.values()
+    assert [list(table[0]) for table in (from_paper, from_fifo)] == [["measure", "fifo", "swift"], ["measure", "swift"]]
+    assert "identity" not in {row["measure"] for row in from_paper}
+
+
+def test_drift_is_told_in_four_parts_and_drawn(tmp_path: Path) -> None:
+    """Seven cycles: parts of two, two, two and one; a prompt's own rise is the mean's where it is alone."""
+    key = dict(zip(KEY_NAMES, ("swift", "", "", "bfloat16", "partial", 96, 0, 0), strict=True))
+    rows = [{**key, "first frames": 45, "identity": [0.0, 0.2, 0.2, 0.4, 0.4, 0.6, 0.8], "residual": [0.03] * 7}]
+    (table,) = drift_table(rows, ["swift"]).values()
+    assert [cell.split(" ")[0] for cell in list(table[0].values())[1:]] == ["0.1000", "0.3000", "0.5000", "0.8000"]
+    draw_drift(rows, ["swift", "fifo"], tmp_path / "plots" / "drift.png")
+    assert (tmp_path / "plots" / "drift.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_tables_hold_every_column() -> None:
     table = format_table([{"a": 1, "b": 0.5}, {"a": 20, "c": math.nan}])
     assert [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()] == [
@@ -412,7 +463,8 @@ def test_quality_makes_videos_once_and_reads_them_back(
     def make(self: Any, job: Any) -> dict[str, Any]:
         made.append((job.profile, job.prompt, job.seed))
         scene = held_out_scenes(job.prompt + 1, seed=1)[job.prompt]
-        values = measure(drawn((scene, 96)), scene)
+        measured = measure(drawn((scene, 96)), scene)
+        values = {name: None if math.isnan(value) else value for name, value in measured.items()}
         return {**values, "calls": 1, "searches": 0, "corrections": 0, "cpu s": 0.0}
 
     monkeypatch.setattr("jobs.benches.quality.VideoMaker.__init__", lambda self, dtype: None)

@@ -6,15 +6,19 @@ Long videos are measured through the whole sampler by `jobs/benches/quality.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 
 from miga.backbones.base import Backbone
-from miga.backbones.sprites.scorer import Score, score
+from miga.backbones.sprites.details import Details, render_detailed
+from miga.backbones.sprites.identity import ALL, ATTRIBUTES, Look, distances, identity_drift
+from miga.backbones.sprites.scorer import Reading, Score, SecondObject, read_frames, score_reading
 from miga.backbones.sprites.train_vae import clips_to_tensor
 from miga.backbones.sprites.training import step_rng
-from miga.backbones.sprites.world import Placement, Scene, all_scenes, held_out_scenes, render
+from miga.backbones.sprites.world import Placement, Scene, all_scenes
 from miga.backbones.wan.backbone import WanBackbone
 from miga.base_clip import advance_base_clip, start_base_clip
 from miga.config import SamplerConfig
@@ -23,37 +27,63 @@ from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
 from miga.solvers import UniPCSolver
 
-NUM_FRAMES = 45
+NUM_FRAMES: Final = 45
+NUM_FIRST: Final = 13
+"""Frames that a short clip's identity is held against."""
 
 
-def world_scores(num_scenes: int, seed: int = 0, num_frames: int = NUM_FRAMES) -> list[Score]:
-    """Scores of clips drawn by the world itself: what the scorer gets wrong on its own."""
-    return [score(frames, scene) for scene, frames in _drawn(all_scenes(), num_scenes, seed, num_frames)]
+@dataclass(frozen=True)
+class Clip:
+    """A clip of the evaluation.
+
+    Attributes:
+        scene: what was asked for.
+        reading: what is read off it.
+        details: what else it was drawn with, if the world has drawn it.
+    """
+
+    scene: Scene
+    reading: Reading
+    details: Details | None = None
+
+    @property
+    def score(self) -> Score:
+        """Against the scene."""
+        return score_reading(self.reading, self.scene)
+
+
+def world_clips(num_scenes: int, seed: int = 0, num_frames: int = NUM_FRAMES) -> list[Clip]:
+    """Clips drawn by the world itself: what the scorer gets wrong on its own."""
+    return [
+        Clip(scene, read_frames(frames), details)
+        for scene, details, frames in _drawn(all_scenes(), num_scenes, seed, num_frames)
+    ]
 
 
 @torch.inference_mode()
-def vae_scores(backbone: WanBackbone, num_scenes: int, seed: int = 0, num_frames: int = NUM_FRAMES) -> list[Score]:
-    """Scores of held-out clips after the VAE's round trip, decoded as the sampler decodes them."""
+def vae_clips(backbone: WanBackbone, num_scenes: int, seed: int = 0, num_frames: int = NUM_FRAMES) -> list[Clip]:
+    """Held-out clips after the VAE's round trip, decoded as the sampler decodes them."""
     assert backbone.vae is not None, "loaded without the VAE"
     scenes = [scene for scene in all_scenes() if scene.held_out]
-    scores = []
-    for scene, frames in _drawn(scenes, num_scenes, seed, num_frames):
+    clips = []
+    for scene, details, frames in _drawn(scenes, num_scenes, seed, num_frames):
         latent_dist = backbone.vae.encode(clips_to_tensor(frames[None]).to(backbone.device)).latent_dist
         mean, std = (
             torch.tensor(backbone.vae.config[name], device=backbone.device).view(-1, 1, 1, 1)
             for name in ("latents_mean", "latents_std")
         )
         x_FCHW = ((latent_dist.mode()[0] - mean) / std).transpose(0, 1)
-        scores.append(score(backbone.frame_decoder().decode(x_FCHW).numpy() / np.float32(255.0), scene))
-    return scores
+        decoded = backbone.frame_decoder().decode(x_FCHW).numpy() / np.float32(255.0)
+        clips.append(Clip(scene, read_frames(decoded), details))
+    return clips
 
 
 @torch.inference_mode()
-def base_clip_scores(backbone: Backbone, config: SamplerConfig, scenes: Sequence[Scene], seed: int = 0) -> list[Score]:
-    """Scores of the base model's own short clips, one per scene, each with a seed and a wording of its own."""
+def base_clips(backbone: Backbone, config: SamplerConfig, scenes: Sequence[Scene], seed: int = 0) -> list[Clip]:
+    """The base model's own short clips, one per scene, each with a seed and a wording of its own."""
     denoiser = backbone.denoiser(config)
     (negative,) = backbone.encode_prompts([backbone.spec.negative_prompt])
-    scores = []
+    clips = []
     for number, scene in enumerate(scenes):
         (embedding,) = backbone.encode_prompts([scene.caption(number % 3)])
         stepper = Stepper(
@@ -66,8 +96,37 @@ def base_clip_scores(backbone: Backbone, config: SamplerConfig, scenes: Sequence
         clip = start_base_clip(config, stepper)
         for _ in range(config.num_steps):
             clip = advance_base_clip(clip, config, stepper)
-        scores.append(score(backbone.frame_decoder().decode(clip.x_FCHW).numpy() / np.float32(255.0), scene))
-    return scores
+        frames = backbone.frame_decoder().decode(clip.x_FCHW).numpy() / np.float32(255.0)
+        clips.append(Clip(scene, read_frames(frames)))
+    return clips
+
+
+def detail_errors(clips: Sequence[Clip]) -> dict[str, float]:
+    """Mean distance, by attribute, between the details that clips were drawn with and what is read off their frames."""
+    found = [
+        distances(_true_look(clip.scene, clip.details), clip.reading) for clip in clips if clip.details is not None
+    ]
+    return {name: float(np.nanmean(np.concatenate([one[name] for one in found]))) for name in ATTRIBUTES}
+
+
+def mean_drift(clips: Sequence[Clip], num_first: int = NUM_FIRST) -> dict[str, float]:
+    """Mean identity drift of short clips from their own first frames, by attribute and in all."""
+    found = [identity_drift(clip.reading, num_first) for clip in clips]
+    return {name: float(np.nanmean([one[name] for one in found])) for name in (*ATTRIBUTES, ALL)}
+
+
+def _true_look(scene: Scene, details: Details) -> Look:
+    texture, other, companion = details.texture, details.companion, None
+    if other is not None:
+        companion = SecondObject(details.companion_colour(), other.x, other.y, num_pixels=0)
+    return Look(
+        subject_C=details.subject_colour(scene),
+        ground_C=details.ground_colour(scene),
+        size=details.size,
+        texture=texture,
+        velocity_2=texture.speed * np.array([np.cos(texture.angle), np.sin(texture.angle)]),
+        companion=companion,
+    )
 
 
 def share_all_right(scores: Sequence[Score]) -> dict[str, float]:
@@ -88,10 +147,11 @@ def share_of_frames(scores: Sequence[Score]) -> dict[str, float]:
     return {name: float(np.nanmean([getattr(clip, name) for clip in scores])) for name in names}
 
 
-def _drawn(scenes: Sequence[Scene], num_scenes: int, seed: int, num_frames: int) -> Iterator[tuple[Scene, np.ndarray]]:
+def _drawn(
+    scenes: Sequence[Scene], num_scenes: int, seed: int, num_frames: int
+) -> Iterator[tuple[Scene, Details, np.ndarray]]:
     rng = step_rng(seed, "evaluate", 0)
     for index in rng.permutation(len(scenes))[:num_scenes]:
-        yield scenes[index], render(scenes[index], Placement.random(rng), num_frames)
-
-
-__all__ = ["base_clip_scores", "held_out_scenes", "share_all_right", "share_of_frames", "vae_scores", "world_scores"]
+        scene = scenes[index]
+        placement, details = Placement.random(rng), Details.random(scene, rng)
+        yield scene, details, render_detailed(scene, placement, details, num_frames)

@@ -9,6 +9,8 @@ Legend: `x_BCFHW` B clips, C channels, F latents, H, W latent cells, normalised 
 from __future__ import annotations
 
 import math
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +21,8 @@ from torch import nn
 from tqdm import tqdm
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
-from miga.backbones.sprites.train_vae import Z_DIM, training_scenes
+from miga.backbones.sprites.details import TEXTURES, Details, render_detailed
+from miga.backbones.sprites.train_vae import Z_DIM, clips_to_tensor, training_scenes
 from miga.backbones.sprites.training import Schedule, step_rng, train
 from miga.backbones.sprites.world import (
     COLOURS,
@@ -30,7 +33,6 @@ from miga.backbones.sprites.world import (
     TEMPLATES,
     Placement,
     Scene,
-    render,
 )
 from miga.backbones.wan.padding import use_compact_padding
 from miga.backbones.wan.spec import NUM_TEXT_TOKENS
@@ -38,6 +40,8 @@ from miga.backbones.wan.spec import NUM_TEXT_TOKENS
 NUM_FRAMES: Final = 45
 """Length of a training clip: 12 latents, the only length the model learns."""
 TEXT_DIM: Final = 64
+UNKNOWN_ID: Final = 2
+"""Number of the unknown token."""
 TRANSFORMER_CONFIG: Final[dict[str, Any]] = {
     "patch_size": [1, 2, 2],
     "num_attention_heads": 6,
@@ -53,10 +57,17 @@ TRANSFORMER_CONFIG: Final[dict[str, Any]] = {
     "rope_max_seq_len": 64,
 }
 BATCH: Final = 32
+CHUNK: Final = 64
+"""Clips encoded into one file."""
+LEARNING_RATE: Final = 1.5e-3
 EMPTY_CAPTION_SHARE: Final = 0.1
 """Share of clips shown without their caption: what classifier-free guidance steers away from."""
 PARTIAL_CAPTION_SHARE: Final = 0.2
 """Share of captions that leave something open: each of `OMISSIBLE` with even odds."""
+NAMED_DETAIL_SHARE: Final = 0.5
+"""Share of captions that name a texture, and of those that name a second object, where a clip shows it."""
+LATER_WORDS: Final = (*TEXTURES.values(), "small", "dot")
+"""Words that came to the grammar later: they stand behind the others, so that those keep their numbers."""
 UNKNOWN_WORD_SHARE: Final = 0.02
 """Share of words replaced by the unknown token, so that prompts beyond the grammar do not derail the model."""
 
@@ -66,7 +77,7 @@ def build_tokenizer() -> T5TokenizerFast:
     phrases = [*COLOURS, *GROUNDS, *SHAPES, *MOTIONS.values(), *TEMPLATES]
     words = sorted({word for phrase in phrases for word in phrase.replace(",", " ").split() if "{" not in word})
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), (",", -2.0)]
-    vocabulary += [(f"▁{word}", -2.0) for word in words]
+    vocabulary += [(f"▁{word}", -2.0) for word in (*words, *LATER_WORDS)]
     return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=NUM_TEXT_TOKENS)
 
 
@@ -103,76 +114,147 @@ class TextToVideo(nn.Module):
         text = self.text_encoder(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state * mask_BL[..., None]
         return self.transformer(x_BCFHW, timestep_B, text, return_dict=False)[0]
 
+    def load_checkpoint(self, folder: Path) -> None:
+        """Takes the weights of a checkpoint's folder, one with fewer words too: old words keep their embeddings.
+
+        A new word begins at the unknown one's, which the others know how to read past.
+        """
+        self.transformer.load_state_dict(
+            WanTransformer3DModel.from_pretrained(
+                folder, subfolder="transformer", torch_dtype=torch.float32
+            ).state_dict()
+        )
+        saved = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder", dtype=torch.float32).state_dict()
+        own = self.text_encoder.state_dict()
+        unknown = saved["shared.weight"][UNKNOWN_ID]
+        for name in ("shared.weight", "encoder.embed_tokens.weight"):
+            num_new = len(own[name]) - len(saved.get(name, own[name]))
+            if num_new and name in saved:
+                begin = unknown + 0.1 * unknown.std() * torch.randn(num_new, len(unknown))
+                saved[name] = torch.cat([saved[name], begin])
+        self.text_encoder.load_state_dict(saved)
+
+
+@dataclass(frozen=True)
+class EncodedClips:
+    """Training clips as latents.
+
+    Attributes:
+        x_NCFHW: latents of N clips, float16, normalised.
+        scenes: what each shows, as an index into `training_scenes()`.
+        textures: kind of each one's texture.
+        companions: colour of each one's second object; "" where there is none.
+    """
+
+    x_NCFHW: torch.Tensor
+    scenes: list[int]
+    textures: list[str]
+    companions: list[str]
+
 
 @torch.no_grad()
-def encode_clips(vae: AutoencoderKLWan, num_clips: int, seed: int, file: Path) -> tuple[torch.Tensor, list[int]]:
-    """Latents `[clips, C, F, H, W]` (float16, normalised) of random training clips, and the scene of each.
+def encode_clips(vae: AutoencoderKLWan, num_clips: int, seed: int, folder: Path) -> EncodedClips:
+    """Random training clips, encoded; they are kept in `folder`, a file for `CHUNK` of them, and read from there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chunks = []
+    for number in tqdm(range(math.ceil(num_clips / CHUNK)), desc="encode clips", mininterval=5.0):
+        file = folder / f"{number:05d}.pt"
+        if not file.exists():
+            temporary = file.with_suffix(".tmp")
+            torch.save(_encode_chunk(vae, step_rng(seed, "clips", number)), temporary)
+            os.replace(temporary, file)
+        chunks.append(torch.load(file, weights_only=True))
+    return EncodedClips(
+        x_NCFHW=torch.cat([chunk["x"] for chunk in chunks]),
+        scenes=[value for chunk in chunks for value in chunk["scenes"]],
+        textures=[value for chunk in chunks for value in chunk["textures"]],
+        companions=[value for chunk in chunks for value in chunk["companions"]],
+    )
 
-    They are kept in `file`, and read from there the next time.
-    """
+
+def _encode_chunk(vae: AutoencoderKLWan, rng: np.random.Generator) -> dict[str, Any]:
     scenes = training_scenes()
-    if file.exists():
-        saved = torch.load(file, weights_only=True)
-        return saved["x"], saved["scene"]
     mean, std = (torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
-    chunks, picked = [], []
-    for batch in tqdm(range(math.ceil(num_clips / 16)), desc="encode clips", mininterval=5.0):
-        rng = step_rng(seed, "clips", batch)
-        indices = [int(index) for index in rng.integers(len(scenes), size=16)]
-        clips = torch.cat([_clip(scenes[index], Placement.random(rng)) for index in indices]).to(vae.device)
+    chunk: dict[str, Any] = {"x": [], "scenes": [], "textures": [], "companions": []}
+    for index in rng.integers(len(scenes), size=CHUNK):
+        scene = scenes[int(index)]
+        placement, details = Placement.random(rng), Details.random(scene, rng)
+        clip = clips_to_tensor(render_detailed(scene, placement, details, NUM_FRAMES)[None]).to(vae.device)
         with torch.autocast(vae.device.type, dtype=torch.bfloat16):
-            z = vae.encode(clips).latent_dist.mode()
-        chunks.append(((z.float().cpu() - mean) / std).half())
-        picked += indices
-    x = torch.cat(chunks)
-    torch.save({"x": x, "scene": picked}, file)
-    return x, picked
+            z = vae.encode(clip).latent_dist.mode()
+        chunk["x"].append(((z.float().cpu() - mean) / std).half())
+        chunk["scenes"].append(int(index))
+        chunk["textures"].append(details.texture.kind)
+        chunk["companions"].append(details.companion.colour if details.companion else "")
+    return {**chunk, "x": torch.cat(chunk["x"])}
 
 
-def _clip(scene: Scene, placement: Placement) -> torch.Tensor:
-    frames = torch.from_numpy(render(scene, placement, NUM_FRAMES))
-    return frames.permute(3, 0, 1, 2)[None] * 2.0 - 1.0
-
-
-def _caption(scene: Scene, rng: np.random.Generator) -> str:
+def random_caption(scene: Scene, texture: str, companion: str, rng: np.random.Generator) -> str:
+    """A caption as training shows it: sometimes none, sometimes with things left open."""
     if rng.random() < EMPTY_CAPTION_SHARE:
         return ""
     omit = [name for name in OMISSIBLE if rng.random() < 0.5] if rng.random() < PARTIAL_CAPTION_SHARE else []
-    return scene.caption(int(rng.integers(len(TEMPLATES))), omit)
+    named_texture = TEXTURES.get(texture, "") if rng.random() < NAMED_DETAIL_SHARE else ""
+    named_companion = companion if rng.random() < NAMED_DETAIL_SHARE else ""
+    return scene.caption(int(rng.integers(len(TEMPLATES))), omit, texture=named_texture, companion=named_companion)
 
 
 def train_transformer(
-    vae: AutoencoderKLWan, clips_file: Path, state_file: Path, num_clips: int, num_steps: int, seed: int
+    vae: AutoencoderKLWan,
+    clips: EncodedClips,
+    state_file: Path,
+    num_steps: int,
+    seed: int,
+    *,
+    begin_from: Path | None = None,
+    batch: int = BATCH,
+    stop_at: int | None = None,
 ) -> tuple[WanTransformer3DModel, UMT5EncoderModel, T5TokenizerFast]:
     """Trains denoiser and text encoder (resuming from `state_file`) on clips encoded once.
+
+    Args:
+        vae: whose device is trained on.
+        clips: to learn from.
+        state_file: where training is kept; it goes on from there if it exists.
+        num_steps: of the learning rate's schedule.
+        seed: of everything random.
+        begin_from: a checkpoint's folder, to train on from its weights; None begins from nothing.
+        batch: clips a step.
+        stop_at: stop after so many steps of the schedule.
 
     Returns:
         The transformer, the text encoder, both with averaged weights, and the tokenizer.
     """
     device = vae.device
-    latents, scene_of = encode_clips(vae, num_clips, seed, clips_file)
     scenes = training_scenes()
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    model = TextToVideo(tokenizer).to(device)
+    model = TextToVideo(tokenizer)
+    if begin_from is not None:
+        model.load_checkpoint(begin_from)
+    model = model.to(device).train()
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = step_rng(seed, "transformer", step)
-        picked = rng.integers(len(latents), size=BATCH)
-        captions = [_caption(scenes[scene_of[index]], rng) for index in picked]
+        picked = [int(index) for index in rng.integers(len(clips.scenes), size=batch)]
+        captions = [
+            random_caption(scenes[clips.scenes[index]], clips.textures[index], clips.companions[index], rng)
+            for index in picked
+        ]
         tokens = tokenizer(captions, padding="longest", return_tensors="pt")
         ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
         unknown = torch.from_numpy(rng.random(tuple(ids.shape)) < UNKNOWN_WORD_SHARE).to(device)
-        ids = torch.where(unknown & (ids > 2), tokenizer.unk_token_id, ids)
+        ids = torch.where(unknown & (ids > UNKNOWN_ID), UNKNOWN_ID, ids)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        clean = latents[torch.from_numpy(picked)].float().to(device)
+        clean = clips.x_NCFHW[picked].float().to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
-        sigma = torch.sigmoid(0.4 + 1.3 * torch.randn(BATCH, generator=generator)).to(device)
+        sigma = torch.sigmoid(0.4 + 1.3 * torch.randn(batch, generator=generator)).to(device)
         noised = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
         with torch.autocast(device.type, dtype=torch.bfloat16):
             velocity = model(noised, 1000.0 * sigma, ids, mask)
         loss = nn.functional.mse_loss(velocity.float(), noise - clean)
         return loss, {"loss": float(loss.detach())}
 
-    train("transformer", model, loss_of, Schedule(num_steps, 1.5e-3), state_file, ema_decay=0.999, muon=True)
+    schedule = Schedule(num_steps, LEARNING_RATE, num_warmup_steps=200 if begin_from is None else 50)
+    train("transformer", model, loss_of, schedule, state_file, ema_decay=0.999, muon=True, stop_at=stop_at)
     return model.transformer.eval(), model.text_encoder.eval(), tokenizer

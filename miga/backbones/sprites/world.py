@@ -1,7 +1,8 @@
 """The sprite world: one coloured shape moving on a coloured ground, drawn from closed form.
 
 The embedded backbone is trained on this world, and because every frame is a function of five attributes its
-quality can be measured exactly (`scorer.py`) instead of guessed by another network.
+quality can be measured exactly (`scorer.py`) instead of guessed by another network. What captions do not name is
+in `details.py`.
 
 Legend: `frames_FHWC` are F frames of H x W pixels, C = 3 (RGB), float32 in [0, 1].
 """
@@ -72,11 +73,22 @@ class Scene:
     ground: str
     motion: str
 
-    def caption(self, template: int = 0, omit: Collection[str] = ()) -> str:
-        """The scene in the words of `TEMPLATES[template]`, some of `OMISSIBLE` left open."""
+    def caption(self, template: int = 0, omit: Collection[str] = (), *, texture: str = "", companion: str = "") -> str:
+        """The scene in the words of `TEMPLATES[template]`, some of `OMISSIBLE` left open.
+
+        Args:
+            template: which wording.
+            omit: what is left open.
+            texture: a word for the ground's texture ("striped"); it goes with the ground's colour.
+            companion: colour of a second, smaller object, if it is to be named.
+        """
         words = {"colour": self.colour, "shape": self.shape, "motion": MOTIONS[self.motion]}
         subject = " ".join(["a", *(word for name, word in words.items() if name not in omit)])
-        return subject if "ground" in omit else TEMPLATES[template].format(subject=subject, ground=self.ground)
+        if companion:
+            subject += f" and a small {companion} dot"
+        if "ground" in omit:
+            return subject
+        return TEMPLATES[template].format(subject=subject, ground=f"{texture} {self.ground}".strip())
 
     @property
     def held_out(self) -> bool:
@@ -160,20 +172,20 @@ def positions(scene: Scene, placement: Placement, num_frames: int) -> np.ndarray
     return np.stack([placement.x + x, placement.y + y], axis=1)
 
 
-def coverage(shape: str, xy_F2: np.ndarray) -> np.ndarray:
+def coverage(shape: str, xy_F2: np.ndarray, radius: float = RADIUS) -> np.ndarray:
     """How much of each pixel the shape covers, `[F, H, W]` in [0, 1], edges one pixel soft."""
     pixel = np.arange(SIZE) + 0.5
     x = pixel[None, None, :] - xy_F2[:, 0, None, None]
     y = pixel[None, :, None] - xy_F2[:, 1, None, None]
     r = np.hypot(x, y)
     outside = {
-        "circle": lambda: r - RADIUS,
-        "square": lambda: np.maximum(abs(x), abs(y)) - 0.87 * RADIUS,
-        "triangle": lambda: np.maximum(y - 0.7 * RADIUS, (abs(x) * np.sqrt(3.0) - y) / 2.0 - 0.65 * RADIUS),
+        "circle": lambda: r - radius,
+        "square": lambda: np.maximum(abs(x), abs(y)) - 0.87 * radius,
+        "triangle": lambda: np.maximum(y - 0.7 * radius, (abs(x) * np.sqrt(3.0) - y) / 2.0 - 0.65 * radius),
         "cross": lambda: np.minimum(
-            np.maximum(abs(x) - 0.33 * RADIUS, abs(y) - RADIUS), np.maximum(abs(y) - 0.33 * RADIUS, abs(x) - RADIUS)
+            np.maximum(abs(x) - 0.33 * radius, abs(y) - radius), np.maximum(abs(y) - 0.33 * radius, abs(x) - radius)
         ),
-        "ring": lambda: abs(r - 0.75 * RADIUS) - 0.27 * RADIUS,
+        "ring": lambda: abs(r - 0.75 * radius) - 0.27 * radius,
     }[shape]()
     return np.clip(0.5 - outside, 0.0, 1.0).astype(np.float32)
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanPipeline
+from transformers import T5TokenizerFast, UMT5EncoderModel
 
 from miga.backbones.registry import load_backbone
-from miga.backbones.sprites.evaluate import base_clip_scores, vae_scores
+from miga.backbones.sprites.evaluate import base_clips, vae_clips
 from miga.backbones.sprites.family import CHECKPOINT as FOLDER
+from miga.backbones.sprites.train_transformer import UNKNOWN_ID, TextToVideo, build_tokenizer
 from miga.backbones.sprites.world import held_out_scenes
 from miga.backbones.wan.backbone import WanBackbone
 from miga.base_clip import advance_base_clip, start_base_clip
@@ -80,7 +82,7 @@ def test_one_window_at_uniform_levels_equals_diffusers_own_pipeline(backbone: Wa
 @pytest.mark.slow  # of the checkpoint, not of the program
 def test_the_vae_keeps_what_the_scorer_reads(backbone: WanBackbone) -> None:
     """At least 98 % of frames right, beyond the longest clips it was trained on too."""
-    scores = vae_scores(backbone, 3, num_frames=93)
+    scores = [clip.score for clip in vae_clips(backbone, 3, num_frames=93)]
     assert np.mean([one.all_right for one in scores]) >= 0.98
     assert np.mean([one.motion for one in scores]) >= 0.98
 
@@ -88,8 +90,26 @@ def test_the_vae_keeps_what_the_scorer_reads(backbone: WanBackbone) -> None:
 @pytest.mark.slow
 def test_the_base_model_makes_held_out_prompts(backbone: WanBackbone) -> None:
     """A sample of what `jobs.bench model` measures on 64 prompts (there: at least 90 %)."""
-    scores = base_clip_scores(backbone, resolve_config("paper", backbone.spec), held_out_scenes(64, seed=0)[:3])
-    assert [one.all_right for one in scores] == [1.0] * 3
+    clips = base_clips(backbone, resolve_config("paper", backbone.spec), held_out_scenes(64, seed=0)[:3])
+    assert [clip.score.all_right for clip in clips] == [1.0] * 3
+
+
+def test_training_goes_on_from_the_shipped_weights() -> None:
+    """Old words keep their numbers and embeddings, new ones come behind them; a caption of old words means the same."""
+    shipped = T5TokenizerFast.from_pretrained(FOLDER / "tokenizer")
+    tokenizer = build_tokenizer()
+    assert shipped.get_vocab().items() <= tokenizer.get_vocab().items()
+    model = TextToVideo(tokenizer).eval()
+    model.load_checkpoint(FOLDER)
+    encoder = UMT5EncoderModel.from_pretrained(FOLDER / "text_encoder", dtype=torch.float32).eval()
+    ids = tokenizer([PROMPT], return_tensors="pt").input_ids
+    assert ids.tolist() == shipped([PROMPT], return_tensors="pt").input_ids.tolist()
+    with torch.no_grad():
+        found, expected = (one(input_ids=ids).last_hidden_state for one in (model.text_encoder, encoder))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert tokenizer.unk_token_id not in tokenizer(["a small red dot on a striped grey ground"]).input_ids[0]
+    assert tokenizer.unk_token_id == UNKNOWN_ID
+    assert UNKNOWN_ID in tokenizer(["a panda"]).input_ids[0]
 
 
 def test_training_resumes_exactly(tmp_path: Path) -> None:
