@@ -176,7 +176,7 @@ def _add(benches: Any, name: str, bench: Bench, help_text: str) -> argparse.Argu
     return parser
 
 
-def _add_comparison(bench: argparse.ArgumentParser, captions: Sequence[str]) -> None:
+def _add_comparison(bench: argparse.ArgumentParser, captions: tuple[str, ...]) -> None:
     """What a bench of videos takes that holds profiles against each other."""
     bench.add_argument("--prompts", type=int, default=32, help="held-out prompts (default: 32)")
     bench.add_argument("--first-prompt", type=int, default=0, help="leave out those before it (default: 0)")
@@ -190,7 +190,8 @@ def _add_comparison(bench: argparse.ArgumentParser, captions: Sequence[str]) -> 
         "--captions",
         choices=captions,
         default="full",
-        help="how much a prompt names; turns: two full prompts, one attribute apart; details: a texture as well",
+        help="how much of the scene a prompt names"
+        + ("; turns: two full prompts, one attribute apart; details: a texture as well" if "turns" in captions else ""),
     )
     bench.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network")
     bench.add_argument(
