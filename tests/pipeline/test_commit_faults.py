@@ -22,9 +22,10 @@ from pipeline.storage import bucket
 from pipeline.storage import local as storage_local
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
-from pipeline.storage.s3 import S3Storage
+from pipeline.storage.open import open_storage
 from pipeline.upkeep.collect_garbage import collect_garbage
 from pipeline.upkeep.verify import verify
+from tests.fake_clouds import FakeCloud
 from tests.faulty_s3 import FaultyS3
 from tests.made_run import PER_SHARD, MadeRun, make_run, video_bytes
 
@@ -190,19 +191,27 @@ def test_a_disk_that_is_full_from_any_write_on(
     assert fails_from > 25, "it failed at every write in turn"
 
 
+@pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.s3), "gs", "az"])
+def root(request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue(f"{request.param}_root")
+    return found
+
+
 @pytest.fixture
-def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+def proxy(root: str, fake_clouds: dict[str, FakeCloud], monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
     monkeypatch.setattr(bucket, "_FIRST_PAUSE_S", 0.01)
-    with FaultyS3(os.environ["AWS_ENDPOINT_URL"]) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    server = fake_clouds.get(root.partition("://")[0])
+    with FaultyS3(os.environ["AWS_ENDPOINT_URL"] if server is None else server.url) as proxy:
+        leading = {"AWS_ENDPOINT_URL": proxy.url} if server is None else server.environment(proxy.url)
+        for name, value in leading.items():
+            monkeypatch.setenv(name, value)
         yield proxy
 
 
-@pytest.mark.s3
 @pytest.mark.slow
-def test_a_bucket_that_is_full_from_any_write_on(plan: MadeRun, proxy: FaultyS3, s3_root: str, tmp_path: Path) -> None:
+def test_a_bucket_that_is_full_from_any_write_on(plan: MadeRun, proxy: FaultyS3, root: str, tmp_path: Path) -> None:
     for fails_from in range(0, 1000, 4):
-        storage = S3Storage(f"{s3_root}/{fails_from}", patience_s=60)
+        storage = open_storage(f"{root}/{fails_from}", patience_s=60)
         passed = proxy.fail("slow", times=fails_from, method="PUT|POST")
         full = proxy.fail("full", times=10**6, method="PUT|POST")
         error = end_of(storage, plan, tmp_path)
@@ -217,11 +226,10 @@ def test_a_bucket_that_is_full_from_any_write_on(plan: MadeRun, proxy: FaultyS3,
     assert fails_from >= 8, "it failed at every fourth write in turn"
 
 
-@pytest.mark.s3
 @pytest.mark.parametrize("kind", ["busy", "reset", "lose"])
 @pytest.mark.sampled(2)
 def test_every_write_goes_wrong_once(
-    plan: MadeRun, proxy: FaultyS3, s3_root: str, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
+    plan: MadeRun, proxy: FaultyS3, root: str, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each request to write fails at its first try, and is made again."""
     seen: set[tuple[str, str]] = set()
@@ -236,7 +244,7 @@ def test_every_write_goes_wrong_once(
         return next_fault(method, target)
 
     monkeypatch.setattr(proxy, "next_fault", first_time)
-    storage = S3Storage(s3_root, patience_s=60)
+    storage = open_storage(root, patience_s=60)
     work(storage, plan, tmp_path)
     assert len(seen) >= 9
     check_end(storage, plan)
