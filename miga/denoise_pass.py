@@ -242,9 +242,8 @@ class Stepper:
         """What a window shows, levels and positions; no latent is looked at."""
         level_F = queue.level_F[window.positions]
         chosen = [anchors[number] for number in window.anchors]
-        levels = [int(anchor.level_F[0]) for anchor in chosen]
-        if self.noises_anchors:
-            levels = [level or int(level_F.min()) for level in levels]
+        told = int(level_F.min()) if self.noises_anchors else 0  # of clean ones
+        levels = [told if self._is_clean(anchor) else int(anchor.level_F[0]) for anchor in chosen]
         position_F = None
         if self.max_gap > 1:
             places = [*(anchor.first for anchor in chosen), *(queue.first + each for each in window.positions)]
@@ -259,10 +258,14 @@ class Stepper:
 
         Its noise is the same at whatever level and in whatever pass.
         """
-        if level == int(anchor.level_F[0]):
+        if level in (0, int(anchor.level_F[0])):
             return anchor.x_FCHW
         noise_1CHW = self.noise("anchor", [anchor.first]).to(anchor.like)
         return self.schedule.add_noise(anchor.x_FCHW, noise_1CHW, torch.tensor([level]))
+
+    def _is_clean(self, anchor: FrameQueue) -> bool:
+        """Whether no step could take noise off it any more; some schedules have two such levels (decisions/0009)."""
+        return bool(self.schedule.sigma[anchor.level_F[0]] == self.schedule.sigma[0])
 
     def apply(self, queue: FrameQueue, plan: Sequence[Window], outputs: Sequence[torch.Tensor]) -> FrameQueue:
         """What a pass keeps after its step, from the results of its calls."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from miga.queue import FrameQueue, map_queues
 from miga.virtual_time import VirtualExecutor
 from miga.wavefront import materialised
 from miga.windows import plan_pass
-from tests.miga.closed_form import SHAPE, MixingDenoiser, make_config, make_sampler, sample
+from tests.miga.closed_form import SHAPE, MixingDenoiser, make_config, make_sampler, profile_config, sample
 from tests.miga.reference_long_range import RememberingReference
 
 MEANS = [0.5, -1.0, 0.2]
@@ -149,6 +150,35 @@ def test_gone_on_with_from_every_checkpoint(
         assert (finished is None) == (expected is None)
         assert finished is None or expected is None or torch.equal(finished, expected)
         assert state.trace == expected_state.trace
+
+
+RELEASED = [
+    {"guidance_from": "head:1,nearest:1"},
+    {"guidance_from": "anchors:1,nearest:1", "guidance_anchors": "first", "anchor_level": "window"},
+    {"guidance_from": "anchors", "released_branch": "videocrafter2", "solver": "ddim", "anchor_level": "window"},
+]
+
+
+@pytest.mark.parametrize("changes", RELEASED, ids=lambda changes: changes["guidance_from"])
+def test_the_authors_program_takes_it_too(changes: dict[str, Any]) -> None:
+    """As many calls, another video; with helpers and gone on with the same."""
+    config = profile_config("released", **changes)
+    num_latents = 60 if config.guidance_anchors == "first" else 25
+    straight = list(new_sampler(config, num_latents).run())
+    expected = torch.cat([finished for _, finished in straight if finished is not None])
+    published = new_sampler(profile_config("released", **changes | {"guidance_from": "nearest"}), num_latents)
+    assert not torch.allclose(sample(published), expected, atol=1e-4)
+    sampler = new_sampler(config, num_latents)
+    state, parts = sampler.start(), []
+    while not sampler.is_done(state):
+        sampler = new_sampler(config, num_latents)
+        state, finished = sampler.advance(pickle.loads(pickle.dumps(state)))
+        parts += [] if finished is None else [finished]
+    assert torch.equal(torch.cat(parts), expected)
+    denoiser = PlacedDenoiser(config)
+    executor = VirtualExecutor(3, lambda call: run_call(denoiser, call), lambda call: 1.0)
+    lazy = [finished for _, finished in new_sampler(config, num_latents, executor).run() if finished is not None]
+    assert torch.equal(torch.cat(lazy), expected)
 
 
 def test_windows_in_batches_are_told_their_positions() -> None:
