@@ -26,6 +26,7 @@ from pipeline.storage.base import Storage
 from pipeline.storage.bucket import patience_of_environment
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import is_in_bucket, open_storage
+from pipeline.terminal import on_one_line
 
 FAST: Final = "fast"
 ALL: Final = "vbench"
@@ -113,7 +114,7 @@ def evaluate(
         "without_video": videos.num_without,
         "evaluated_now": num_made,
         "failed": len(totals.failed),
-        "failures": [{"row": row, "id": name, "reason": error} for row, name, error in totals.failed[:5]],
+        "failures": [{"row": row, "id": name, "reason": on_one_line(error)} for row, name, error in totals.failed[:5]],
         "measures": [
             asdict(figure) for figure in totals.figures() if any(is_of(figure.measure, name) for name in measures)
         ],

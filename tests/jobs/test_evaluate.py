@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ from actors.worker.evaluation import EvaluationWorker
 from miga.evaluation.networks.raft import Raft
 from pipeline.evaluation.evaluator import EvaluationSettings, Evaluator
 from pipeline.storage.local import LocalStorage
+from pipeline.storage.open import open_storage
 from tests.cli import run
 from tests.made_run import make_run
 from tests.pipeline.evaluation.videos import make_video
@@ -222,6 +224,23 @@ def test_it_lists_metrics_and_their_weights(capsys: pytest.CaptureFixture[str]) 
     assert "motion_smoothness" in out
     assert "CC-BY-NC-4.0: not for commercial use" in out
     assert run(capsys, "evaluate")[0] == 2
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_a_run_in_a_bucket(in_process: list, capsys: pytest.CaptureFixture[str], tmp_path: Path, s3_root: str) -> None:
+    address = f"{s3_root}/run"
+    storage = open_storage(address)
+    make_run(storage, tmp_path, 4)
+    status, out, error = run(capsys, "evaluate", address, "--json")
+    assert status == 0, error
+    assert json.loads(out)["page"] is None
+    table = pq.read_table(io.BytesIO(storage.read_bytes("evaluation/results.parquet")))
+    assert sorted(set(table["measure"].to_pylist())) == ["sampler_consistency", "temporal_flickering"]
+    assert len(list(storage.list("evaluation/features"))) == 4  # rows have videos of four shades
+    assert len(in_process) == 4
+    status, out, _ = run(capsys, "evaluate", address, "--json")
+    assert (status, json.loads(out)["evaluated_now"]) == (0, 0)
 
 
 @pytest.mark.ray
