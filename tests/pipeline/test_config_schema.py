@@ -99,7 +99,7 @@ def test_defaults_are_those_of_the_type() -> None:
 
     def check(part: dict[str, Any], values: dict[str, Any]) -> None:
         for name, entry in part["properties"].items():
-            if isinstance(values[name], dict) and name != "sampler":
+            if isinstance(values[name], dict) and "properties" in entry and name != "sampler":
                 check(entry, values[name])
             elif name != "sampler":
                 assert entry["default"] == ("none" if values[name] is None else values[name]), name
