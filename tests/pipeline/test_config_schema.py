@@ -99,9 +99,11 @@ def test_defaults_are_those_of_the_type() -> None:
 
     def check(part: dict[str, Any], values: dict[str, Any]) -> None:
         for name, entry in part["properties"].items():
-            if isinstance(values[name], dict) and "properties" in entry and name != "sampler":
+            if values[name] == {}:
+                assert (entry["type"], entry.get("default", {})) == ("object", {}), name
+            elif isinstance(values[name], dict):
                 check(entry, values[name])
-            elif name != "sampler":
+            else:
                 assert entry["default"] == ("none" if values[name] is None else values[name]), name
 
     check(schema, defaults)
@@ -110,7 +112,7 @@ def test_defaults_are_those_of_the_type() -> None:
 def test_every_key_has_its_text() -> None:
     schema = config_schema()
     sections = [schema, *(entry for entry in schema["properties"].values() if "properties" in entry)]
-    assert len(sections) == 5
+    assert len(sections) == 6
     for section in sections:
         for name, entry in section["properties"].items():
             assert len(entry["description"]) > 10, name
