@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from miga.outside_data import OutsideDataError, parse_json_object
 from pipeline.config import QualityConfig
+from pipeline.records.run_folder import path_in_out
 from pipeline.rows import SEED_LIMIT, ManifestRow
 
 TRY_NAME: Final = re.compile(r"try-(\d{2,3})\.json", re.ASCII)
@@ -171,7 +172,7 @@ def _values(each: Try, quality: QualityConfig) -> dict[str, Any]:
         "seed": each.seed,
         "key": each.row.key,
         "attempt": each.row.attempt,
-        "uri": each.row.uri,
+        "video": path_in_out(each.row.uri) if each.row.uri else None,
         "sha256": each.row.sha256,
         "scores": {name: score for name, score in each.scores.items() if math.isfinite(score)},
         "beyond": list(judged.words),

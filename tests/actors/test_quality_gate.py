@@ -72,11 +72,11 @@ def check(cluster: FakeCluster) -> list[ManifestRow]:
         assert row.final_consistency == (SCORES[row.row][KEPT[row.row]],)
         assert [each["number"] for each in values["tries"]] == list(range(len(SCORES[row.row])))
         assert [each["scores"]["final_consistency"] for each in values["tries"]] == SCORES[row.row]
-        assert len({each["uri"] for each in values["tries"]}) == len(values["tries"])
+        assert len({each["video"] for each in values["tries"]}) == len(values["tries"])
         assert values["good"] == (row.row != 2)
-        assert row.uri == values["tries"][KEPT[row.row]]["uri"]
+        assert row.uri == cluster.storage.uri(values["tries"][KEPT[row.row]]["video"])
         for each in values["tries"]:
-            assert Path(each["uri"]).exists()
+            assert cluster.storage.exists(each["video"])
     assert verify(cluster.storage, prompts=str(cluster.plan.prompts.path), quick=True).faults == []
     return rows
 

@@ -99,9 +99,11 @@ def test_defaults_are_those_of_the_type() -> None:
 
     def check(part: dict[str, Any], values: dict[str, Any]) -> None:
         for name, entry in part["properties"].items():
-            if isinstance(values[name], dict) and name != "sampler":
+            if values[name] == {}:
+                assert (entry["type"], entry.get("default", {})) == ("object", {}), name
+            elif isinstance(values[name], dict):
                 check(entry, values[name])
-            elif name != "sampler":
+            else:
                 assert entry["default"] == ("none" if values[name] is None else values[name]), name
 
     check(schema, defaults)

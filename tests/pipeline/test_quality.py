@@ -32,7 +32,7 @@ def row(seed: int = 5, **changes: Any) -> ManifestRow:
     values: dict[str, Any] = {
         "key": f"{seed:064x}", "id": "x", "row": 3, "shard": 0, "status": "ok", "prompts": ("a cat",), "seed": seed,
         "profile": "p", "model": "m", "model_revision": "r", "config": "{}", "config_hash": "h", "version": "0",
-        "created_at": datetime(2024, 1, 1, tzinfo=UTC), "uri": f"/out/video/00000/{seed}.mp4", "sha256": "ab",
+        "created_at": datetime(2024, 1, 1, tzinfo=UTC), "uri": f"/out/video/00000/{seed}-e1a1.mp4", "sha256": "ab",
         "attempt": 1,
     }  # fmt: skip
     return ManifestRow(**(values | changes))
