@@ -7,7 +7,7 @@ number of denoise steps a latent still has to take (`T` = pure noise, 0 = clean)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -20,6 +20,31 @@ Condition: TypeAlias = Any
 
 Component: TypeAlias = Literal["tokenizer", "text", "denoiser", "vae"]
 """A part that can be loaded on its own: "tokenizer" only checks prompts, "text" encodes them too."""
+
+
+ImageInput: TypeAlias = Literal["", "channels", "first_latent"]
+"""How a network takes a picture: not at all, as channels behind its latents (`image_condition.py`), or as a first
+latent that is clean already."""
+
+
+@dataclass(frozen=True)
+class ClipLayout:
+    """A video of clips, each decoded by itself, of which some frames are left out where they meet.
+
+    Attributes:
+        num_latents: of a clip.
+        drop_head: frames that every clip but the first begins with and the video leaves out.
+        drop_tail: frames that every clip but the last ends with and the video leaves out.
+    """
+
+    num_latents: int
+    drop_head: int = 0
+    drop_tail: int = 0
+
+    @property
+    def overlap(self) -> int:
+        """Frames that a further clip does not add."""
+        return self.drop_head + self.drop_tail
 
 
 @dataclass(frozen=True)
@@ -42,6 +67,12 @@ class BackboneSpec:
         sampler: settings of the model's own for `SamplerConfig`, over those of its family.
         noise_schedule: what it was trained with: "flow" (flow matching, which ends at no noise), "ddim" (Stable
             Diffusion's betas, which end above it), or "" where that is known once it is loaded.
+        image_input: how the network takes a picture.
+        needs_image: whether it makes nothing without one.
+        takes_last_image: whether it takes the last frame too.
+        expert_boundary: share of the noise (of 1000 time steps) from which on another network of the model's two is
+            asked; None for one network.
+        clips: how a video is made of clips (of the method; none of a model's own).
     """
 
     family: str
@@ -61,18 +92,31 @@ class BackboneSpec:
     forward_flops: float = 0.0
     sampler: dict[str, Any] = field(default_factory=dict)
     noise_schedule: Literal["flow", "ddim", ""] = ""
+    image_input: ImageInput = ""
+    needs_image: bool = False
+    takes_last_image: bool = False
+    expert_boundary: float | None = None
+    clips: ClipLayout | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one latent."""
         return self.latent_channels, self.latent_height, self.latent_width
 
+    @property
+    def num_condition_channels(self) -> int:
+        """Channels that the network takes behind those of a latent: which frames are given, and their latents."""
+        return self.frames_per_latent + self.latent_channels if self.image_input == "channels" else 0
+
     def num_latents(self, num_frames: int) -> int:
         """Latents that decode to `num_frames` frames.
 
         Raises:
-            ValueError: if the VAE cannot make exactly that many, naming the nearest counts that it can.
+            ValueError: if the VAE, or a chain of clips, cannot make exactly that many, naming the nearest counts that
+                can be made.
         """
+        if self.clips is not None:
+            return self._num_latents_of_clips(self.clips, num_frames)
         whole, rest = divmod(num_frames - self.frames_first_latent, self.frames_per_latent)
         if num_frames < self.frames_first_latent or rest:
             nearest = max(0, whole) * self.frames_per_latent + self.frames_first_latent
@@ -88,8 +132,37 @@ class BackboneSpec:
         return whole + 1
 
     def num_frames(self, num_latents: int) -> int:
-        """Frames that `num_latents` latents decode to."""
+        """Frames that `num_latents` latents decode to; of a chain, those of whole clips."""
+        if self.clips is None:
+            return self._decoded(num_latents)
+        clip = self._decoded(self.clips.num_latents)
+        num_clips = max(1, -(-num_latents // self.clips.num_latents))
+        return clip + (num_clips - 1) * (clip - self.clips.overlap)
+
+    def of_clips(self, clips: ClipLayout | None) -> BackboneSpec:
+        """The spec where videos are made of clips; a default length that they cannot make becomes the nearest."""
+        if clips is None:
+            return self
+        spec = replace(self, clips=clips)
+        clip = self._decoded(clips.num_latents)
+        num_further = max(0, round((self.default_num_frames - clip) / (clip - clips.overlap)))
+        return replace(spec, default_num_frames=clip + num_further * (clip - clips.overlap))
+
+    def _decoded(self, num_latents: int) -> int:
         return self.frames_first_latent + (num_latents - 1) * self.frames_per_latent
+
+    def _num_latents_of_clips(self, clips: ClipLayout, num_frames: int) -> int:
+        clip = self._decoded(clips.num_latents)
+        new = clip - clips.overlap
+        num_further, rest = divmod(num_frames - clip, new)
+        if num_frames < clip or rest:
+            below = clip + max(0, num_further) * new
+            near = f"{below}" if num_frames < clip else f"{below} or {below + new}"
+            raise ValueError(
+                f"num_frames {num_frames} cannot be made: a chain of clips makes {clip} + {new}k frames; the nearest is "
+                f"{near}"
+            )
+        return (num_further + 1) * clips.num_latents
 
 
 class Denoiser(Protocol):

@@ -89,7 +89,12 @@ class PretrainedBackbone(ABC):
             backbone.network = cls.load_network(folder, device, dtype)
         if "vae" in folders:
             backbone.vae = load_component(cls.vae_class, "vae", folder, torch.float32).to(device)
+        backbone.load_more(folder, dtype, components)
         return backbone
+
+    def load_more(self, folder: Path, dtype: torch.dtype, components: Sequence[Component]) -> None:
+        """Loads what only some models of the family have."""
+        return
 
     @classmethod
     def _folders(cls, components: Sequence[Component]) -> list[str]:

@@ -40,6 +40,18 @@ def decode_one(
     return pixels, cache
 
 
+@torch.no_grad()
+def encode_frames(vae: AutoencoderKLWan, frames_FCHW: torch.Tensor) -> torch.Tensor:
+    """Normalised latents `[F, C, H, W]`, float32, of frames of -1 ... 1: the posterior's mean, as pipelines take it."""
+    video = frames_FCHW.transpose(0, 1)[None].to(vae.device, vae.dtype)
+    latents_BCFHW = vae.encode(video).latent_dist.mode().float()
+    mean, std = (
+        torch.tensor(values, device=vae.device).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return ((latents_BCFHW - mean) * (1.0 / std))[0].transpose(0, 1)
+
+
 class WanFrameDecoder:
     """See `miga.backbones.base.FrameDecoder`. Holds its own cache of features, so several may share a VAE.
 
