@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final, Literal
 
+from miga.clips import ClipLayout
 from miga.errors import ConfigError
 
 SolverName = Literal["unipc", "ddim", "euler", "renoise"]
@@ -50,6 +51,7 @@ class SamplerConfig:
     """
 
     takes_wan_program_steps: ClassVar[bool] = False
+    takes_even_steps: ClassVar[bool] = False
 
     profile: str
     method: str
@@ -84,6 +86,11 @@ class SamplerConfig:
     def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """What follows from the other settings, for those that nobody has set. All shared ones are among `values`."""
         return {}
+
+    @property
+    def clips(self) -> ClipLayout | None:
+        """How a video is made of clips that are decoded one by one; None where it is decoded as one."""
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in field order."""

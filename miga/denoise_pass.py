@@ -17,6 +17,7 @@ import torch
 
 from miga.backbones.base import BranchedDenoiser, Condition, Denoiser
 from miga.consistency import Judge, judge_consistency
+from miga.image_condition import WindowPictures
 from miga.noise import NoiseSource
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
@@ -100,6 +101,7 @@ class Stepper:
         candidate: which candidate of a search its noise is for.
         part: which part of the method its passes are, for whoever reads the plan (`plan.py`).
         judge: answers the evaluations of searches.
+        pictures: what windows show of given pictures; None if there are none.
     """
 
     schedule: NoiseSchedule
@@ -111,6 +113,7 @@ class Stepper:
     candidate: int = 0
     part: str = "passes"
     judge: Judge = judge_consistency
+    pictures: WindowPictures | None = None
 
     def in_part(self, part: str) -> Stepper:
         """The same, its passes those of another part."""
@@ -153,17 +156,30 @@ class Stepper:
     def calls(self, queue: FrameQueue, plan: Sequence[Window]) -> list[WindowCall]:
         """The calls of a pass."""
         return [
-            WindowCall(
-                x_FCHW=queue.x_FCHW[window.positions] if window.guidance else queue.x_FCHW[window.start : window.stop],
-                level_F=queue.level_F[window.positions],
-                condition=self.prompts.at(queue.first + window.keep_start),
+            self.call_of(
+                queue.x_FCHW[window.positions] if window.guidance else queue.x_FCHW[window.start : window.stop],
+                queue,
+                window,
             )
             for window in plan
         ]
 
+    def call_of(self, x_FCHW: torch.Tensor, queue: FrameQueue, window: Window) -> WindowCall:
+        """The call of one window, whose latents these are."""
+        level_F = queue.level_F[window.positions]
+        if self.pictures is not None:
+            x_FCHW, level_F = self.pictures.show(x_FCHW, level_F, window.indices(queue.first))
+        return WindowCall(x_FCHW, level_F, self.prompts.at(queue.first + window.keep_start))
+
+    def kept_of(self, output_FCHW: torch.Tensor, queue: FrameQueue, window: Window) -> torch.Tensor:
+        """The clean latents that a window keeps of the result of its call."""
+        if self.pictures is not None:
+            output_FCHW = self.pictures.keep(output_FCHW, window.indices(queue.first))
+        return output_FCHW[window.kept]
+
     def apply(self, queue: FrameQueue, plan: Sequence[Window], outputs: Sequence[torch.Tensor]) -> FrameQueue:
         """What a pass keeps after its step, from the results of its calls."""
-        clean = torch.cat([output[window.kept] for output, window in zip(outputs, plan, strict=True)])
+        clean = torch.cat([self.kept_of(output, queue, window) for output, window in zip(outputs, plan, strict=True)])
         return self.step(queue[plan[0].keep_start : plan[-1].keep_stop], clean)
 
     def step(self, queue: FrameQueue, clean_FCHW: torch.Tensor) -> FrameQueue:

@@ -17,7 +17,8 @@ from miga.base_clip import advance_base_clip, base_clip_stepper, start_base_clip
 from miga.config import SamplerConfig
 from miga.consistency import Judge, judge_consistency
 from miga.denoise_pass import RunWindows, Stepper, WindowCall, run_in_batches
-from miga.errors import NonFiniteError, UsageError
+from miga.errors import BadRowError, NonFiniteError, UsageError
+from miga.image_condition import Pictures, shown_in_windows
 from miga.methods import methods
 from miga.methods.base import Begin, Features
 from miga.noise import NoiseSource
@@ -123,8 +124,10 @@ class Sampler:
             `grow_all`.
         features: what the candidates of a beam search are judged by; by default the latents themselves.
         judge: answers the evaluations of searches; by default the consistency score.
+        pictures: those that the video begins (and ends) with; None if there are none.
 
     Raises:
+        BadRowError: if the method or the model cannot make a video with the pictures, or without.
         ValueError: if `num_latents` is no whole number above 0.
         ConfigError: if the denoiser's schedule is not one that the config's solver can step through.
         UsageError: if features are given to a method without a beam search.
@@ -142,6 +145,7 @@ class Sampler:
         features: Features | None = None,
         executor: WindowExecutor | None = None,
         judge: Judge = judge_consistency,
+        pictures: Pictures | None = None,
     ) -> None:
         if num_latents is not None and (type(num_latents) is not int or num_latents < 1):
             raise ValueError(f"num_latents must be at least 1, a whole number, not {num_latents!r}")
@@ -154,13 +158,17 @@ class Sampler:
             assert run_windows is None, "windows run in one place"
             assert grow_all is None, "candidates grow where windows run"
             self._run = self.wavefront.run_windows
-        self._is_lazy = self.wavefront is not None and methods()[config.method].is_lazy
+        kind = methods()[config.method]
+        self._is_lazy = self.wavefront is not None and kind.is_lazy
         check_steps(config, denoiser.schedule)
         solver = make_solver(config.solver, denoiser.schedule, config.eta)
-        self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted, judge=judge)
+        if kind.needs_picture:
+            _require_picture(config, pictures)
+        shown = None if kind.needs_picture else shown_in_windows(config, pictures)
+        self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted, judge=judge, pictures=shown)
         if self.wavefront is not None and self._is_lazy:
             self.stepper = LazyStepper.of(self.stepper, self.wavefront, self._count)
-        self.course = VideoCourse(config, Begin(self.stepper, num_latents, grow_all, features))
+        self.course = VideoCourse(config, Begin(self.stepper, num_latents, grow_all, features, pictures))
 
     @property
     def method(self) -> Any:
@@ -253,6 +261,29 @@ class Sampler:
 
     def _count(self, num_calls: int) -> None:
         self.num_calls += num_calls
+
+
+def _require_picture(config: SamplerConfig, pictures: Pictures | None) -> None:
+    """Refuses a chain without a picture, or with a last one.
+
+    Raises:
+        BadRowError: naming what to give.
+    """
+    if pictures is None:
+        raise BadRowError(
+            f"profile {config.profile!r} begins with a picture, and none is given", "give the row an image, or --image"
+        )
+    if pictures.backbone.spec.image_input != "channels":
+        raise BadRowError(
+            f"profile {config.profile!r} needs an image-to-video model that takes a condition beside its latents, and "
+            f"{pictures.backbone.spec.name!r} is none",
+            "take one such as Wan-AI/Wan2.2-I2V-A14B-Diffusers, or another profile",
+        )
+    if pictures.last_CHW is not None and not pictures.backbone.spec.takes_last_image:
+        raise BadRowError(
+            f"{pictures.backbone.spec.name!r} takes no last_image",
+            "leave it out, or take a model that is made for it, as Wan-AI/Wan2.2-I2V-A14B-Diffusers is",
+        )
 
 
 def finite_latents(queue: FrameQueue) -> torch.Tensor:

@@ -19,6 +19,8 @@ from typing import Literal, Protocol, TypeAlias
 import torch
 
 from miga.backbones.base import BackboneSpec, Condition
+from miga.config import SamplerConfig
+from miga.errors import BadRowError
 
 Fill: TypeAlias = Literal["zeros", "reference"]
 """What stands where no frame is given: mid grey, or a reference picture over and over."""
@@ -212,9 +214,7 @@ class Channels:
 
     Attributes:
         y_FCHW: of a clip.
-        start: place in the video of its first latent; latents elsewhere are shown `beyond`.
-        beyond_CHW: the condition of a latent that y says nothing of; None: as y's last one, but unmarked.
-        num_channels: of a latent.
+        start: place in the video of its first latent.
     """
 
     y_FCHW: torch.Tensor
@@ -224,9 +224,34 @@ class Channels:
         self, x_FCHW: torch.Tensor, level_F: torch.Tensor, indices: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `WindowPictures.show`."""
-        places = [min(max(index - self.start, 0), len(self.y_FCHW) - 1) for index in indices]
+        places = [index - self.start for index in indices]
+        assert 0 <= min(places) <= max(places) < len(self.y_FCHW), "windows lie within the clip"
         return torch.cat([x_FCHW, self.y_FCHW[places].to(x_FCHW)], dim=1), level_F
 
     def keep(self, clean_FCHW: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
         """See `WindowPictures.keep`."""
         return clean_FCHW
+
+
+def shown_in_windows(config: SamplerConfig, pictures: Pictures | None) -> WindowPictures | None:
+    """What windows of a video are shown of its pictures.
+
+    Raises:
+        BadRowError: if such a video cannot be made.
+    """
+    if pictures is None:
+        return None
+    spec = pictures.backbone.spec
+    if spec.image_input == "channels":
+        raise BadRowError(
+            f"{spec.name!r} was never shown a window that does not begin with the picture, and profile "
+            f"{config.profile!r} makes such ones",
+            "take a chain of clips, such as profile chain or svi-shot; or a model that holds its first latent, as "
+            "Wan-AI/Wan2.2-TI2V-5B-Diffusers does",
+        )
+    if pictures.last_CHW is not None:
+        raise BadRowError(
+            f"{spec.name!r} takes no last_image in profile {config.profile!r}",
+            "leave it out, or take a model that is made for it, as Wan-AI/Wan2.2-I2V-A14B-Diffusers is",
+        )
+    return HeldFirst(pictures.anchor_1CHW)

@@ -213,16 +213,14 @@ class LazyStepper(Stepper):
     def _node(self, queue: LazyQueue, window: Window) -> _Node:
         kept = queue[window.keep_start : window.keep_stop]
         seen = queue.at(window.positions)
-        level_F = queue.level_F[window.positions]
-        condition = self.prompts.at(kept.first)
 
         def call() -> WindowCall:
-            return WindowCall(
-                torch.cat([block.value.x_FCHW[start:stop] for block, start, stop in seen]), level_F, condition
-            )
+            x_FCHW = torch.cat([block.value.x_FCHW[start:stop] for block, start, stop in seen])
+            return self.call_of(x_FCHW, queue, window)
 
         def step(clean_FCHW: torch.Tensor) -> FrameQueue:
-            return self.step(kept.materialised(), clean_FCHW[window.kept].to(queue.like.device))
+            clean_FCHW = self.kept_of(clean_FCHW.to(queue.like.device), queue, window)
+            return self.step(kept.materialised(), clean_FCHW)
 
         # the noisiest first: the tail is what the next pass's judgement waits for, and what has furthest to go
         steps_taken = self.schedule.num_steps - int(kept.level_F[0])

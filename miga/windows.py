@@ -33,6 +33,10 @@ class Window(NamedTuple):
         """Positions of the latents the network sees, in order."""
         return [*self.guidance, *range(self.start, self.stop)]
 
+    def indices(self, first: int) -> list[int]:
+        """Index in the video of every latent that the network sees, in a queue whose head is latent `first`."""
+        return [first + position for position in self.positions]
+
     @property
     def kept(self) -> slice:
         """Where the kept latents stand in the network's input."""

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
+from miga.clips import ClipLayout
 from miga.config import SamplerConfig
 from miga.schedule import NoiseSchedule
 
@@ -25,26 +26,6 @@ Component: TypeAlias = Literal["tokenizer", "text", "denoiser", "vae"]
 ImageInput: TypeAlias = Literal["", "channels", "first_latent"]
 """How a network takes a picture: not at all, as channels behind its latents (`image_condition.py`), or as a first
 latent that is clean already."""
-
-
-@dataclass(frozen=True)
-class ClipLayout:
-    """A video of clips, each decoded by itself, of which some frames are left out where they meet.
-
-    Attributes:
-        num_latents: of a clip.
-        drop_head: frames that every clip but the first begins with and the video leaves out.
-        drop_tail: frames that every clip but the last ends with and the video leaves out.
-    """
-
-    num_latents: int
-    drop_head: int = 0
-    drop_tail: int = 0
-
-    @property
-    def overlap(self) -> int:
-        """Frames that a further clip does not add."""
-        return self.drop_head + self.drop_tail
 
 
 @dataclass(frozen=True)
@@ -116,7 +97,8 @@ class BackboneSpec:
                 can be made.
         """
         if self.clips is not None:
-            return self._num_latents_of_clips(self.clips, num_frames)
+            clips = self.clips
+            return clips.num_clips(num_frames, self._decoded(clips.num_latents)) * clips.num_latents
         whole, rest = divmod(num_frames - self.frames_first_latent, self.frames_per_latent)
         if num_frames < self.frames_first_latent or rest:
             nearest = max(0, whole) * self.frames_per_latent + self.frames_first_latent
@@ -135,34 +117,19 @@ class BackboneSpec:
         """Frames that `num_latents` latents decode to; of a chain, those of whole clips."""
         if self.clips is None:
             return self._decoded(num_latents)
-        clip = self._decoded(self.clips.num_latents)
         num_clips = max(1, -(-num_latents // self.clips.num_latents))
-        return clip + (num_clips - 1) * (clip - self.clips.overlap)
+        return self.clips.num_frames(num_clips, self._decoded(self.clips.num_latents))
 
     def of_clips(self, clips: ClipLayout | None) -> BackboneSpec:
         """The spec where videos are made of clips; a default length that they cannot make becomes the nearest."""
         if clips is None:
             return self
-        spec = replace(self, clips=clips)
         clip = self._decoded(clips.num_latents)
         num_further = max(0, round((self.default_num_frames - clip) / (clip - clips.overlap)))
-        return replace(spec, default_num_frames=clip + num_further * (clip - clips.overlap))
+        return replace(self, clips=clips, default_num_frames=clips.num_frames(num_further + 1, clip))
 
     def _decoded(self, num_latents: int) -> int:
         return self.frames_first_latent + (num_latents - 1) * self.frames_per_latent
-
-    def _num_latents_of_clips(self, clips: ClipLayout, num_frames: int) -> int:
-        clip = self._decoded(clips.num_latents)
-        new = clip - clips.overlap
-        num_further, rest = divmod(num_frames - clip, new)
-        if num_frames < clip or rest:
-            below = clip + max(0, num_further) * new
-            near = f"{below}" if num_frames < clip else f"{below} or {below + new}"
-            raise ValueError(
-                f"num_frames {num_frames} cannot be made: a chain of clips makes {clip} + {new}k frames; the nearest is "
-                f"{near}"
-            )
-        return (num_further + 1) * clips.num_latents
 
 
 class Denoiser(Protocol):

@@ -10,11 +10,11 @@ from typing import Final
 from miga.config import SamplerConfig
 from miga.entry_points import registered
 from miga.errors import ConfigError
-from miga.methods import fifo, miga, released, scalingnoise, unified
+from miga.methods import chain, fifo, miga, released, scalingnoise, unified
 from miga.methods.base import Method
 
 GROUP: Final = "miga.methods"
-_OURS: Final = (miga.METHOD, released.METHOD, fifo.METHOD, scalingnoise.METHOD, unified.METHOD)
+_OURS: Final = (miga.METHOD, released.METHOD, fifo.METHOD, scalingnoise.METHOD, unified.METHOD, chain.METHOD)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import torch
 
 from miga.config import SamplerConfig
 from miga.denoise_pass import Stepper
+from miga.image_condition import Pictures
 from miga.methods.shared_settings import SHARED_PUBLISHED, shared_in_proportion
 from miga.queue import FrameQueue
 from miga.reflection import GrowAll
@@ -51,12 +52,14 @@ class Begin:
         num_latents: of the video; None if it has no end.
         grow_all: grows the candidates of a search elsewhere; None: here, side by side.
         features: what candidates are judged by, where the method takes such; None: the latents themselves.
+        pictures: those of the video; None where there are none, and where nothing looks at latents (a plan).
     """
 
     stepper: Stepper
     num_latents: int | None
     grow_all: GrowAll | None = None
     features: Features | None = None
+    pictures: Pictures | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Method:
         needs_base_clip: whether it starts from a clean clip of one window.
         takes_features: whether `Begin.features` means anything to it.
         is_lazy: whether windows of several of its passes may run at once; not where a pass looks at what it made.
+        needs_picture: whether it makes nothing without a first picture, and shows pictures itself.
         had_other_name: whether settings are its own that an earlier version noted under another method's name.
     """
 
@@ -106,4 +110,5 @@ class Method:
     needs_base_clip: bool = True
     takes_features: bool = False
     is_lazy: bool = True
+    needs_picture: bool = False
     had_other_name: Callable[[Mapping[str, Any]], bool] = lambda values: False

@@ -195,6 +195,7 @@ class WanBackbone(PretrainedBackbone):
             guided_levels,
             self.turn,
             self.low_noise_guidance,
+            self.spec.image_input == "first_latent",
         )
 
     def condition(self, prompt_embedding: torch.Tensor, negative_embedding: torch.Tensor) -> WanCondition:
@@ -214,8 +215,7 @@ class WanBackbone(PretrainedBackbone):
 
     def decode_frames(self, x_FCHW: torch.Tensor) -> torch.Tensor:
         """See `miga.image_condition.ImageBackbone.decode_frames`."""
-        frames_FHWC = self.frame_decoder().decode_float(x_FCHW)
-        return (frames_FHWC.permute(0, 3, 1, 2) * 2.0 - 1.0).to(self.device)
+        return self.frame_decoder().decode_pixels(x_FCHW)
 
     def image_tokens(self, frames_FCHW: torch.Tensor) -> torch.Tensor | None:
         """See `miga.image_condition.ImageBackbone.image_tokens`: CLIP's, of one picture, or of the first and the last."""

@@ -46,6 +46,7 @@ class WanDenoiser(GuidedDenoiser):
             two of Wan2.2: of a window that holds levels of both, both are asked, and every latent gets the answer of
             its own.
         low_noise_guidance: guidance scale of the second, as a share of the first one's; never below 1.
+        clean_at_0: whether the network was trained to see clean latents at time step 0; else they have level 1's.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class WanDenoiser(GuidedDenoiser):
         guided_levels: tuple[int, int] | None = None,
         turn: Turn = nullcontext,
         low_noise_guidance: float = 1.0,
+        clean_at_0: bool = False,
     ) -> None:
         self.experts = transformer if isinstance(transformer, Experts) else Experts(transformer)
         for network in self.experts.all:
@@ -65,6 +67,9 @@ class WanDenoiser(GuidedDenoiser):
         self._num_channels = config.out_channels or config.in_channels
         self._num_input_channels = config.in_channels
         self._reads_tokens = config.image_dim is not None
+        self._timestep_of_level = schedule.timestep.clone()  # float32 or whole numbers: bfloat16 rounds 993 to 992
+        if clean_at_0:
+            self._timestep_of_level[0] = 0
         self._expert_of_level = self.experts.number_of(schedule)
         self._low_guidance_scale = max(1.0, guidance_scale * low_noise_guidance) if guidance_scale > 1.0 else 1.0
         super().__init__(schedule, window, guidance_scale, guided_levels, turn)
@@ -80,7 +85,7 @@ class WanDenoiser(GuidedDenoiser):
         """Velocity `[B, C, F, H, W]`, float32, under the prompt (branch 0) or the negative prompt (1)."""
         self._check(x_BFCHW, conditions)
         level_BF = level_BF.cpu()
-        timestep_BF = self.schedule.timestep[level_BF]  # float32 or whole numbers: bfloat16 rounds 993 to 992
+        timestep_BF = self._timestep_of_level[level_BF]
         expert_BF = self._expert_of_level[level_BF]
         with self.turn():
             answers = {

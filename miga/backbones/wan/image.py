@@ -49,9 +49,7 @@ class ImageReader:
     def tokens(self, frames_FCHW: torch.Tensor) -> torch.Tensor:
         """Tokens `[F * L, D]`, float32, picture by picture."""
         side = self.encoder.config.image_size
-        pixels = functional.interpolate(
-            frames_FCHW.float(), size=(side, side), mode="bicubic", align_corners=False
-        )
+        pixels = functional.interpolate(frames_FCHW.float(), size=(side, side), mode="bicubic", align_corners=False)
         mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
         pixels = ((pixels * 0.5 + 0.5) - mean) / std
         found = self.encoder(pixels.to(self.encoder.device, self.encoder.dtype), output_hidden_states=True)

@@ -633,7 +633,11 @@ def spec_of_folder(folder: Path, name: str) -> BackboneSpec:
     file = folder / "transformer" / "config.json"
     for key, is_other, wanted in (
         ("patch_size", transformer.patch_size[0] != 1, "[1, rows, columns]"),
-        ("out_channels", (transformer.out_channels or transformer.in_channels) != vae.z_dim, f"{vae.z_dim}, a latent's"),
+        (
+            "out_channels",
+            (transformer.out_channels or transformer.in_channels) != vae.z_dim,
+            f"{vae.z_dim}, a latent's",
+        ),
     ):
         if is_other:
             raise ModelError(f"{str(file)!r}: {key} is {getattr(transformer, key)}, not {wanted}", hint=_SUPPORTED)
@@ -696,7 +700,8 @@ def _expert_boundary(folder: Path, transformer: WanTransformerConfig, pipeline: 
     second = _transformer_config(folder, "transformer_2")
     if second != transformer:
         raise ModelError(
-            f"the two transformers of {str(folder)!r} are not of one size", hint="they are of two models: download again"
+            f"the two transformers of {str(folder)!r} are not of one size",
+            hint="they are of two models: download again",
         )
     return pipeline.boundary_ratio
 
@@ -751,6 +756,4 @@ def _check_pipeline(folder: Path) -> None:
     kind = class_name_of(index)
     _check_mmdit(kind, folder)
     if kind not in ("WanPipeline", "WanImageToVideoPipeline"):
-        raise ModelError(
-            f"{str(folder)!r} is a {kind}, not a WanPipeline or WanImageToVideoPipeline", hint=_SUPPORTED
-        )
+        raise ModelError(f"{str(folder)!r} is a {kind}, not a WanPipeline or WanImageToVideoPipeline", hint=_SUPPORTED)

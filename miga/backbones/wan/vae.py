@@ -83,11 +83,18 @@ class WanFrameDecoder:
         cell = self.vae.config.scale_factor_spatial
         return torch.zeros(0, x_FCHW.shape[2] * cell, x_FCHW.shape[3] * cell, 3)
 
-    @torch.no_grad()
+    def decode_pixels(self, x_FCHW: torch.Tensor) -> torch.Tensor:
+        """Frames float32 `[F, 3, H, W]` in [-1, 1] on the VAE's device, as the VAE gives them."""
+        return torch.cat([self._pixels_next(x_CHW)[0].transpose(0, 1) for x_CHW in x_FCHW])
+
     def _decode_next(self, x_CHW: torch.Tensor) -> torch.Tensor:
+        pixels = self._pixels_next(x_CHW)
+        return (pixels[0].permute(1, 2, 3, 0) * 0.5 + 0.5).clamp(0.0, 1.0)
+
+    @torch.no_grad()
+    def _pixels_next(self, x_CHW: torch.Tensor) -> torch.Tensor:
         z = x_CHW[None, :, None].to(self.vae.device, self.vae.dtype)
         z = z / (1.0 / self._std) + self._mean  # the pipeline's rounding
         with self.turn():
             pixels, self._features = decode_one(self.vae, z, self._features)
-        pixels = pixels.float().clamp(-1.0, 1.0)
-        return (pixels[0].permute(1, 2, 3, 0) * 0.5 + 0.5).clamp(0.0, 1.0)
+        return pixels.float().clamp(-1.0, 1.0)

@@ -50,7 +50,9 @@ def test_which_expert_a_lora_is_for(tmp_path: Path) -> None:
     def experts(*texts: str, has_two: bool = True) -> list[Lora]:
         return for_experts(find_loras(texts), "the model", has_two=has_two)
 
-    high, low, style = (str(tmp_path / f"{name}.safetensors") for name in ("SVI_high_noise_lora", "svi-low-noise", "style"))
+    high, low, style = (
+        str(tmp_path / f"{name}.safetensors") for name in ("SVI_high_noise_lora", "svi-low-noise", "style")
+    )
     assert [lora.expert for lora in experts(high, low, f"both={style}:0.5")] == ["high", "low", "both"]
     assert [lora.expert for lora in experts(f"low={high}")] == ["low"]
     assert len({lora.label for lora in experts(f"low={style}", f"high={style}", f"both={style}")}) == 3
