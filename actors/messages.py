@@ -83,6 +83,7 @@ class VideoTask:
         epoch: of the run's lease, which names them.
         resume_from: path of the last part of a checkpoint to start from; None: from nothing.
         latents_path: where its finished latents go; None: they are not kept.
+        image, last_image: pictures that it begins and ends with, fitted to its frames, as PNGs; None for none.
     """
 
     row: int
@@ -95,6 +96,8 @@ class VideoTask:
     epoch: int = 1
     resume_from: str | None = None
     latents_path: str | None = None
+    image: bytes | None = None
+    last_image: bytes | None = None
 
 
 class _Packed:

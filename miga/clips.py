@@ -43,6 +43,6 @@ class ClipLayout:
         below = clip_frames + max(0, num_further) * new
         near = f"{below}" if num_frames < clip_frames else f"{below} or {below + new}"
         raise ValueError(
-            f"num_frames {num_frames} cannot be made: a chain of clips makes {clip_frames} + {new}k frames; the nearest is "
-            f"{near}"
+            f"num_frames {num_frames} cannot be made: a chain of clips makes {clip_frames} + {new}k frames; the "
+            f"nearest is {near}"
         )

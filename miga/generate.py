@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from miga.backbones.base import Denoiser
+from miga.backbones.base import BackboneSpec, Denoiser
 from miga.base_clip import advance_base_clip, base_clip_stepper, start_base_clip
 from miga.config import SamplerConfig
 from miga.consistency import Judge, judge_consistency
 from miga.denoise_pass import RunWindows, Stepper, WindowCall, run_in_batches
-from miga.errors import BadRowError, NonFiniteError, UsageError
-from miga.image_condition import Pictures, shown_in_windows
+from miga.errors import NonFiniteError, UsageError
+from miga.image_condition import HeldFirst, PictureRules, Pictures, picture_rules, require_pictures
 from miga.methods import methods
 from miga.methods.base import Begin, Features
 from miga.noise import NoiseSource
@@ -127,7 +127,7 @@ class Sampler:
         pictures: those that the video begins (and ends) with; None if there are none.
 
     Raises:
-        BadRowError: if the method or the model cannot make a video with the pictures, or without.
+        BadRowError: if no video can be made with the pictures, or without.
         ValueError: if `num_latents` is no whole number above 0.
         ConfigError: if the denoiser's schedule is not one that the config's solver can step through.
         UsageError: if features are given to a method without a beam search.
@@ -162,9 +162,11 @@ class Sampler:
         self._is_lazy = self.wavefront is not None and kind.is_lazy
         check_steps(config, denoiser.schedule)
         solver = make_solver(config.solver, denoiser.schedule, config.eta)
-        if kind.needs_picture:
-            _require_picture(config, pictures)
-        shown = None if kind.needs_picture else shown_in_windows(config, pictures)
+        if pictures is not None:
+            require_pictures(rules_of_pictures(pictures.backbone.spec, config), pictures)
+        elif kind.needs_picture:
+            require_pictures(PictureRules(is_needed=True), None)
+        shown = None if pictures is None or kind.needs_picture else HeldFirst(pictures.anchor())
         self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted, judge=judge, pictures=shown)
         if self.wavefront is not None and self._is_lazy:
             self.stepper = LazyStepper.of(self.stepper, self.wavefront, self._count)
@@ -263,27 +265,13 @@ class Sampler:
         self.num_calls += num_calls
 
 
-def _require_picture(config: SamplerConfig, pictures: Pictures | None) -> None:
-    """Refuses a chain without a picture, or with a last one.
+def rules_of_pictures(spec: BackboneSpec, config: SamplerConfig) -> PictureRules:
+    """Which pictures a model takes in a profile.
 
     Raises:
-        BadRowError: naming what to give.
+        ConfigError: if the two do not go together, with or without pictures.
     """
-    if pictures is None:
-        raise BadRowError(
-            f"profile {config.profile!r} begins with a picture, and none is given", "give the row an image, or --image"
-        )
-    if pictures.backbone.spec.image_input != "channels":
-        raise BadRowError(
-            f"profile {config.profile!r} needs an image-to-video model that takes a condition beside its latents, and "
-            f"{pictures.backbone.spec.name!r} is none",
-            "take one such as Wan-AI/Wan2.2-I2V-A14B-Diffusers, or another profile",
-        )
-    if pictures.last_CHW is not None and not pictures.backbone.spec.takes_last_image:
-        raise BadRowError(
-            f"{pictures.backbone.spec.name!r} takes no last_image",
-            "leave it out, or take a model that is made for it, as Wan-AI/Wan2.2-I2V-A14B-Diffusers is",
-        )
+    return picture_rules(spec, config, makes_chains=methods()[config.method].needs_picture)
 
 
 def finite_latents(queue: FrameQueue) -> torch.Tensor:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 
 from miga.backbones.base import BackboneSpec, Condition
 from miga.config import SamplerConfig
-from miga.errors import BadRowError
+from miga.errors import BadRowError, ConfigError
 
 Fill: TypeAlias = Literal["zeros", "reference"]
 """What stands where no frame is given: mid grey, or a reference picture over and over."""
@@ -155,12 +155,25 @@ class Pictures:
     last_CHW: torch.Tensor | None = None
     _kept: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
-    def anchor_1CHW(self) -> torch.Tensor:
-        """The first picture's latent, encoded once."""
+    def anchor(self) -> torch.Tensor:
+        """The first picture's latent `[1, C, H, W]`, encoded once."""
         if "anchor" not in self._kept:
             self._kept["anchor"] = self.backbone.encode_frames(self.first_CHW[None])
         return self._kept["anchor"]
+
+
+def pictures_of(backbone: Any, first_CHW: torch.Tensor | None, last_CHW: torch.Tensor | None = None) -> Pictures | None:
+    """The pictures of a video on the backbone's device; None if there are none.
+
+    Raises:
+        BadRowError: if there is a last one alone.
+    """
+    if first_CHW is None:
+        if last_CHW is not None:
+            raise BadRowError("there is a last_image, and no image", "give both, or leave the last one out")
+        return None
+    device = backbone.device
+    return Pictures(backbone, first_CHW.to(device), None if last_CHW is None else last_CHW.to(device))
 
 
 class WindowPictures(Protocol):
@@ -233,25 +246,66 @@ class Channels:
         return clean_FCHW
 
 
-def shown_in_windows(config: SamplerConfig, pictures: Pictures | None) -> WindowPictures | None:
-    """What windows of a video are shown of its pictures.
+@dataclass(frozen=True)
+class PictureRules:
+    """Which pictures a model takes in a profile; a reason not to take one is empty where it is taken.
+
+    Attributes:
+        why_no_first: why no first picture is taken.
+        why_no_last: why no last one is.
+        is_needed: whether there is no video without a first one.
+    """
+
+    why_no_first: str = ""
+    why_no_last: str = ""
+    is_needed: bool = False
+
+
+def picture_rules(spec: BackboneSpec, config: SamplerConfig, *, makes_chains: bool) -> PictureRules:
+    """What is known of a model and a profile, before any picture is.
+
+    Args:
+        spec: of the model.
+        config: the profile's settings.
+        makes_chains: whether its method shows pictures itself, clip by clip.
 
     Raises:
-        BadRowError: if such a video cannot be made.
+        ConfigError: if the two do not go together, with or without pictures.
     """
-    if pictures is None:
-        return None
-    spec = pictures.backbone.spec
+    if makes_chains:
+        if spec.image_input != "channels":
+            raise ConfigError(
+                f"profile {config.profile!r} makes chains of an image-to-video model's clips, and {spec.name!r} is "
+                "none that takes a condition beside its latents",
+                "take one such as Wan-AI/Wan2.2-I2V-A14B-Diffusers, or another profile",
+            )
+        by_frames = getattr(config, "num_motion_frames", 1) > 0
+        why_no_last = "" if spec.takes_last_image else f"{spec.name!r} was trained with a first picture alone"
+        return PictureRules("", why_no_last if by_frames else f"profile {config.profile!r} hands latents over", True)
     if spec.image_input == "channels":
-        raise BadRowError(
+        raise ConfigError(
             f"{spec.name!r} was never shown a window that does not begin with the picture, and profile "
             f"{config.profile!r} makes such ones",
-            "take a chain of clips, such as profile chain or svi-shot; or a model that holds its first latent, as "
-            "Wan-AI/Wan2.2-TI2V-5B-Diffusers does",
+            "take a chain of its clips, such as profile 'chain' or 'svi-shot'; or a model that holds its first latent, "
+            "as Wan-AI/Wan2.2-TI2V-5B-Diffusers does",
         )
-    if pictures.last_CHW is not None:
-        raise BadRowError(
-            f"{spec.name!r} takes no last_image in profile {config.profile!r}",
-            "leave it out, or take a model that is made for it, as Wan-AI/Wan2.2-I2V-A14B-Diffusers is",
-        )
-    return HeldFirst(pictures.anchor_1CHW)
+    why_no_first = "" if spec.image_input else f"{spec.name!r} takes no pictures"
+    return PictureRules(why_no_first, f"profile {config.profile!r} takes a first picture alone")
+
+
+def require_pictures(rules: PictureRules, pictures: Pictures | None) -> None:
+    """Whether a video can be made with these pictures.
+
+    Raises:
+        BadRowError: if not, naming what to do.
+    """
+    if pictures is None:
+        if rules.is_needed:
+            raise BadRowError(
+                "this video begins with a picture, and none is given", "give the row an image, or --image"
+            )
+        return
+    if rules.why_no_first:
+        raise BadRowError(f"image: {rules.why_no_first}", "leave it out")
+    if pictures.last_CHW is not None and rules.why_no_last:
+        raise BadRowError(f"last_image: {rules.why_no_last}", "leave it out")

@@ -1,7 +1,7 @@
 """A user's picture, from whatever it is given as to the pixels of a frame; what cannot be one is refused by name.
 
-- Turned as its EXIF says; colours brought to sRGB where it carries a profile; CMYK, grey, palettes and 16 bits made 8-bit
-  RGB. What is transparent lies on white.
+- Turned as its EXIF says; colours brought to sRGB where it carries a profile; CMYK, grey, palettes and 16 bits made
+  8-bit RGB. What is transparent lies on white.
 - Scaled until it covers the frame, both sides alike, and cut to the frame around its middle.
 - Refused: files that are no picture, or broken, or cut off; moving ones; numbers without a known range (32-bit and
   floating-point files); what is too large to be meant.
@@ -17,13 +17,15 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms, ImageOps
 
 from miga.errors import BadRowError
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_BYTES: Final = 256 << 20
 MAX_PIXELS: Final = 200_000_000
@@ -49,6 +51,8 @@ class Picture:
 
     def fitted(self, height: int, width: int) -> torch.Tensor:
         """The picture as a frame `[C, H, W]`, float32, -1 ... 1: covered, and cut around the middle."""
+        import torch  # whoever only reads prompt files needs none
+
         frame = ImageOps.fit(self.rgb, (width, height), method=Image.Resampling.BICUBIC, centering=(0.5, 0.5))
         pixels = torch.from_numpy(np.array(frame, dtype=np.float32))
         return pixels.permute(2, 0, 1) / 127.5 - 1.0

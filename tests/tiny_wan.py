@@ -144,9 +144,16 @@ def build_tiny_image_wan(folder: Path, kind: str, *, settings: dict[str, Any] | 
     index = json.loads((folder / "model_index.json").read_text())
     if kind.endswith("a14b"):
         build_transformer(seed=5, **overrides).save_pretrained(folder / "transformer_2")
-        index |= {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.9 if takes_image else 0.875}
+        index |= {
+            "transformer_2": ["diffusers", "WanTransformer3DModel"],
+            "boundary_ratio": 0.9 if takes_image else 0.875,
+        }
     if takes_image:
-        index |= {"_class_name": "WanImageToVideoPipeline", "image_encoder": [None, None], "image_processor": [None, None]}
+        index |= {
+            "_class_name": "WanImageToVideoPipeline",
+            "image_encoder": [None, None],
+            "image_processor": [None, None],
+        }
     if kind == "i2v":
         torch.manual_seed(3)
         CLIPVisionModel(CLIPVisionConfig(**CLIP_CONFIG)).eval().save_pretrained(folder / "image_encoder")

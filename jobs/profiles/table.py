@@ -65,7 +65,9 @@ def _cell(settings: dict[str, Any], field: str) -> str:
 
 
 def _calls(name: str, spec: BackboneSpec) -> str:
-    count = count_calls(resolve_config(name, spec), spec.num_latents(spec.default_num_frames))
+    config = resolve_config(name, spec)
+    spec = spec.of_clips(config.clips)
+    count = count_calls(config, spec.num_latents(spec.default_num_frames))
     return str(count.total) if count.most == count.total else f"{count.total} to {count.most}"
 
 

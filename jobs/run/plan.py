@@ -19,8 +19,10 @@ from miga.backbones.options import configured_spec
 from miga.backbones.registry import check_schedule, check_weights, is_on_hub, load_backbone, load_spec
 from miga.config import SamplerConfig
 from miga.errors import BadRowError, MigaError, UsageError
+from miga.generate import rules_of_pictures
 from miga.profiles import resolve_config
 from pipeline.config import RunConfig
+from pipeline.prompts.images import RowImages
 from pipeline.prompts.read import count_rows, read_prompts
 from pipeline.prompts.source import PromptFile, look_at
 from pipeline.records.run_folder import RunRecord, fingerprint
@@ -64,6 +66,7 @@ class Plan:
             check_num_frames=lambda count: why_not(self.spec, count),
             check_prompt=self.check_prompt if judge_prompts else None,
             read_ahead=read_ahead,
+            images=row_images(self.prompts.path, self.spec, self.sampler) if judge_prompts else None,
         )
 
     def lengths(self, num_last: int = 1000) -> tuple[Counter[int], Sequence[int]]:
@@ -111,6 +114,8 @@ def resolve_settings(config: RunConfig) -> tuple[BackboneSpec, SamplerConfig, in
     check_attention_backend(config.attention)
     spec = configured_spec(load_spec(config.model, config.revision), model_options(config), config.revision)
     sampler = resolve_config(config.profile, spec, config.sampler)
+    rules_of_pictures(spec, sampler)
+    spec = spec.of_clips(sampler.clips)
     num_frames = spec.default_num_frames if config.num_frames is None else config.num_frames
     if reason := why_not(spec, num_frames):
         raise UsageError(reason, "choose one of those for --num-frames")
@@ -139,6 +144,13 @@ def why_not(spec: BackboneSpec, num_frames: int) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def row_images(prompts: str, spec: BackboneSpec, sampler: SamplerConfig) -> RowImages:
+    """What reads the pictures of a prompt file's rows, and says which rows cannot be made with theirs, or without."""
+    rules = rules_of_pictures(spec, sampler)
+    takes = {"image": rules.why_no_first, "last_image": rules.why_no_last}
+    return RowImages(prompts, takes, ("image",) if rules.is_needed else ())
 
 
 class PromptChecker:

@@ -23,9 +23,9 @@ Component: TypeAlias = Literal["tokenizer", "text", "denoiser", "vae"]
 """A part that can be loaded on its own: "tokenizer" only checks prompts, "text" encodes them too."""
 
 
-ImageInput: TypeAlias = Literal["", "channels", "first_latent"]
-"""How a network takes a picture: not at all, as channels behind its latents (`image_condition.py`), or as a first
-latent that is clean already."""
+ImageInput: TypeAlias = Literal["", "channels", "first_latent", "held"]
+"""How a network takes a picture: not at all; as channels behind its latents (`image_condition.py`); as a first latent
+that is clean already, at time step 0, as it was trained; or so though it was trained on text alone, "held" clean."""
 
 
 @dataclass(frozen=True)

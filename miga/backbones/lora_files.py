@@ -77,8 +77,8 @@ def for_experts(loras: Sequence[Lora], model: str, *, has_two: bool) -> list[Lor
     if not has_two:
         if named_ones := [lora for lora in loras if lora.expert]:
             raise ModelError(
-                f"LoRA {named_ones[0].name!r} is said to be for the {named_ones[0].expert!r} expert, and {model!r} has one "
-                "network",
+                f"LoRA {named_ones[0].name!r} is said to be for the {named_ones[0].expert!r} expert, and {model!r} "
+                "has one network",
                 "leave that out",
             )
         return list(loras)

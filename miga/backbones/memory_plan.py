@@ -187,9 +187,10 @@ def plan_memory(
     """The first of these that fits: everything as it is; the VAE in bfloat16; the transformer in fp8; both.
 
     In that order, because the VAE's dtype costs no time and fp8 weights are rounded harder. Of a model with two
-    networks, one at a time is on the card before fp8 is thought of: that costs moving them, and rounds nothing. Of each, latents are
-    decoded beside the network's calls if there is room for both at once, else in turn with them, which changes no
-    result. VAE tiles are no choice: what is large is the cache between latents, and tiles together need as much of it.
+    networks, one at a time is on the card before fp8 is thought of: that costs moving them, and rounds nothing. Of
+    each, latents are decoded beside the network's calls if there is room for both at once, else in turn with them,
+    which changes no result. VAE tiles are no choice: what is large is the cache between latents, and tiles together
+    need as much of it.
 
     Args:
         architecture: of the model.

@@ -173,7 +173,7 @@ def exact_target(x_BCFHW: torch.Tensor, clean_BCFHW: torch.Tensor, sigma: float,
 
 
 def residual(prediction_BCFHW: torch.Tensor, target_BCFHW: torch.Tensor) -> torch.Tensor:
-    """What the forward pass erred by, r = v^ - v. Errors follow from it: -s r of the clean latents, (1-s) r of noise."""
+    """What the forward pass erred by, r = v^ - v: of the clean latents that is an error -s r, of the noise (1-s) r."""
     return prediction_BCFHW.detach() - target_BCFHW
 
 
@@ -191,7 +191,7 @@ def weighted_loss(prediction_BCFHW: torch.Tensor, target_BCFHW: torch.Tensor, we
 def training_schedule(num_timesteps: int = 1000, shift: float = 5.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sigmas, time steps and weights that training draws from, each `[num_timesteps]`, the noisiest first.
 
-    s = shift u / (1 + (shift - 1) u) of u = 1, ..., 1/N. The weight is a bell around t = 500, 0 at the first, of mean 1.
+    s = shift u / (1 + (shift - 1) u) of u = 1, ..., 1/N. The weight is a bell around t = 500: 0 at the first, mean 1.
     """
     u = torch.linspace(1.0, 0.0, num_timesteps + 1)[:-1]
     sigma = shift * u / (1.0 + (shift - 1.0) * u)

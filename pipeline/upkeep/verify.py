@@ -27,7 +27,7 @@ from pipeline.prompts.source import look_at
 from pipeline.records.manifest import REPAIR, SCHEMA, SIDECAR_NAME, BrokenFile, Manifest, read_manifest
 from pipeline.records.references import VIDEO_NAME, latents_name, shard_files, shards_of, video_name
 from pipeline.records.run_folder import RunRecord, manifest_path, open_state_path, read_run, shard_of
-from pipeline.rows import BadRow, ManifestRow, PromptRow, video_key
+from pipeline.rows import BadRow, ManifestRow, PromptRow
 from pipeline.storage.base import FileInfo, Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.upkeep.trust import prompts_of
@@ -377,7 +377,7 @@ def faults_of(row: ManifestRow, record: RunRecord) -> Iterator[str]:
     if row.seed is None or row.num_frames is None:
         yield "it has no seed or no length"
         return
-    key = video_key(row.prompts, row.negative_prompt, row.seed, row.num_frames, record.sampler, record.model_revision)
+    key = record.key_of(row, row.seed, row.num_frames)
     if row.key != key:
         yield f"its key is {row.key[:16]}…, but what it was made of gives {key[:16]}…"
 
@@ -389,6 +389,8 @@ def difference(asked: PromptRow | BadRow, row: ManifestRow, record: RunRecord) -
     pairs: dict[str, tuple[object, object]] = {"id": (asked.id, row.id), "prompts": (asked.prompts, row.prompts)}
     if row.seed is not None:  # the model refused the row otherwise: it was never asked for as a video
         pairs["negative_prompt"] = (asked.negative_prompt, row.negative_prompt)
+        pairs["image"] = (asked.image, row.image)
+        pairs["last_image"] = (asked.last_image, row.last_image)
         pairs["seed"] = (asked.seed, row.seed)
         if record.settings.num_frames is not None:
             pairs["num_frames"] = (asked.num_frames, row.num_frames)

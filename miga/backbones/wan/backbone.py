@@ -218,7 +218,7 @@ class WanBackbone(PretrainedBackbone):
         return self.frame_decoder().decode_pixels(x_FCHW)
 
     def image_tokens(self, frames_FCHW: torch.Tensor) -> torch.Tensor | None:
-        """See `miga.image_condition.ImageBackbone.image_tokens`: CLIP's, of one picture, or of the first and the last."""
+        """See `miga.image_condition.ImageBackbone.image_tokens`: CLIP's, picture by picture."""
         return None if self.image_reader is None else self.image_reader.tokens(frames_FCHW)
 
     def with_image(self, condition: WanCondition, tokens_LD: torch.Tensor | None) -> WanCondition:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from shlex import quote
@@ -93,7 +93,7 @@ class WanArchitecture:
         text_width, frequency_width: what text and time step come in as.
         has_cross_attention_norm: whether cross-attention has a normalisation with weights.
         most_patches: tokens of a frame's side that positions exist for.
-        vae_parameters, text_parameters: weights of the VAE (with what reads pictures beside it) and of the text encoder.
+        vae_parameters, text_parameters: weights of the VAE (and of what reads pictures) and of the text encoder.
         vae_cache_per_cell, vae_peak_per_cell: numbers that decoding one latent at a time keeps per latent cell, and
             the most that it needs beside while it works.
     """
@@ -370,7 +370,7 @@ def spec_of(
     settings: Settings,
     architecture: WanArchitecture,
     frames_per_latent: int = 4,
-    image: ImageUse = ImageUse(),  # noqa: B008 (a value)
+    image: ImageUse = ImageUse(),
     expert_boundary: float | None = None,
 ) -> BackboneSpec:
     """The spec of a model of that architecture under those settings."""
@@ -663,7 +663,8 @@ def _image_use(folder: Path, name: str, transformer: WanTransformerConfig, vae: 
     reads_tokens = transformer.image_dim is not None
     if reads_tokens != (transformer.added_kv_proj_dim is not None):
         raise ModelError(
-            f"{str(file)!r}: image_dim is {transformer.image_dim}, and added_kv_proj_dim {transformer.added_kv_proj_dim}",
+            f"{str(file)!r}: image_dim is {transformer.image_dim}, and added_kv_proj_dim is "
+            f"{transformer.added_kv_proj_dim}",
             hint="both say that the model reads pictures, or neither: download it again",
         )
     with_condition = 2 * vae.z_dim + vae.frames_per_latent

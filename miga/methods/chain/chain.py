@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from miga.denoise_pass import Stepper
-from miga.errors import BadRowError
 from miga.image_condition import Channels, Pictures, condition_of_frames, condition_of_latents
 from miga.methods.base import Begin
 from miga.methods.chain.settings import ChainSettings
@@ -46,17 +45,7 @@ class Chain:
     begin: Begin
 
     def start(self, clean_FCHW: object = None) -> ChainState:
-        """The first clip, of noise, under the picture alone.
-
-        Raises:
-            BadRowError: if the video is to end with a picture, and clips hand latents over.
-        """
-        pictures = self.begin.pictures
-        if pictures is not None and pictures.last_CHW is not None and not self.config.num_motion_frames:
-            raise BadRowError(
-                f"profile {self.config.profile!r} hands latents over and takes no last_image",
-                "leave it out, or take a profile that hands frames over, such as chain",
-            )
+        """The first clip, of noise, under the picture alone."""
         return self._clip(0, None)
 
     def advance(self, state: ChainState) -> tuple[ChainState, FrameQueue | None]:
@@ -119,7 +108,7 @@ class Chain:
 
     def _after_latents(self, pictures: Pictures, before_FCHW: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """The condition behind the last latents of a clip, and the picture."""
-        anchor_1CHW = pictures.anchor_1CHW
+        anchor_1CHW = pictures.anchor()
         motion_FCHW = anchor_1CHW[:0] if before_FCHW is None else before_FCHW[-self.config.num_motion_latents :]
         per_latent = pictures.backbone.spec.frames_per_latent
         return condition_of_latents(anchor_1CHW, motion_FCHW, self.config.window, per_latent), pictures.first_CHW

@@ -15,8 +15,8 @@ from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.wan.backbone import WanBackbone
 from miga.errors import BadRowError
 from miga.image_condition import Channels, HeldFirst, condition_of_frames
-from miga.solvers.unipc import UniPCSolver
 from miga.profiles import resolve_config
+from miga.solvers.unipc import UniPCSolver
 from tests.tiny_wan import IMAGE_KINDS, NUM_CHANNELS, build_tiny_image_wan
 
 PROMPT, NEGATIVE = "a red ball rolls, slowly.", "blurred, slow"
@@ -86,9 +86,7 @@ def test_channels(folders: Mapping[str, Path], kind: str, has_last: bool) -> Non
     backbone = load_backbone(str(folders[kind]), device="cpu")
     assert isinstance(backbone, WanBackbone)
     first, last = picture(), picture(4)
-    y = condition_of_frames(
-        backbone.encode_frames, first[None], NUM_FRAMES, 4, last_CHW=last if has_last else None
-    )
+    y = condition_of_frames(backbone.encode_frames, first[None], NUM_FRAMES, 4, last_CHW=last if has_last else None)
     tokens = backbone.image_tokens(first[None])
     x, condition = noise(backbone), condition_of(backbone)
     with pytest.raises(BadRowError, match="from a picture"):
