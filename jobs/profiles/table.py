@@ -7,6 +7,7 @@ from typing import Any
 from miga.backbones.base import BackboneSpec
 from miga.cost import count_calls
 from miga.errors import ConfigError
+from miga.generate import rules_of_pictures
 from miga.profiles import field_names, profiles, published, resolve_config
 
 NOT_READ = "-"
@@ -17,7 +18,9 @@ def profiles_as_dict(spec: BackboneSpec) -> dict[str, dict[str, Any]]:
     result: dict[str, dict[str, Any]] = {}
     for name, profile in profiles().items():
         try:
-            settings = resolve_config(name, spec).to_dict()
+            config = resolve_config(name, spec)
+            rules_of_pictures(spec, config)
+            settings = config.to_dict()
         except ConfigError as error:
             settings = {"error": str(error)}
         result[name] = {"summary": profile.summary, **settings}

@@ -21,7 +21,8 @@ from miga.prompts import PromptTrack
 from miga.reflection import GrowAll
 from miga.schedule import NoiseSchedule, schedule_for
 
-PROFILES = profiles()
+PROFILES = {name: each for name, each in profiles().items() if not methods()[each.settings["method"]].needs_picture}
+"""All that begin with nothing but noise. Chains begin with a picture: `methods/test_chain.py` is about them."""
 SHAPE = (4, 2, 3)
 SHIFT = 5.0
 SMALL: dict[str, dict[str, Any]] = {

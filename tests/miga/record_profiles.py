@@ -25,9 +25,10 @@ import torch
 
 from miga.backbones.registry import load_backbone, load_spec
 from miga.cost import count_calls
-from miga.profiles import profiles, resolve_config
+from miga.profiles import resolve_config
 from miga.video import VideoRun
 from tests.machine import machine
+from tests.miga.closed_form import PROFILES
 from tests.tiny_videocrafter2 import build_tiny_videocrafter2
 
 FILE: Final = Path(__file__).parents[1] / "fixtures" / "profiles_recorded.json"
@@ -62,7 +63,7 @@ class Case:
 def cases() -> list[Case]:
     """All of them."""
     found = []
-    for model, names in (("sprites", tuple(profiles())), (SMALL_MODEL, SMALL_MODEL_PROFILES)):
+    for model, names in (("sprites", tuple(PROFILES)), (SMALL_MODEL, SMALL_MODEL_PROFILES)):
         for profile in names:
             sizes = ["short", "long", "two prompts"] + ["searches"] * (profile in FORCED)
             found += [Case(model, profile, size) for size in sizes]
