@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from miga.errors import BadRowError
 
@@ -99,7 +99,7 @@ def picture_of_bytes(data: bytes, name: str) -> Picture:
                 rgb = _as_rgb(opened, name)
     except BadRowError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise BadRowError(f"{name} is no picture in a format that can be read", "give a PNG, JPEG or WebP") from error
     except Exception as error:  # PIL raises of everything for broken files: OSError, SyntaxError, struct.error, ...
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
