@@ -39,7 +39,7 @@ CALL: Final[dict[str, str]] = {
     "callback_steps": _NO_STEP,
     "attention_kwargs": _LORA_SCALE,
     "cross_attention_kwargs": _LORA_SCALE,
-    "guidance_scale_2": "of two networks the second's guidance follows the first's (low_noise_guidance in miga.json): give guidance_scale=...",
+    "guidance_scale_2": "the second network's follows (`low_noise_guidance` of miga.json): give guidance_scale=...",
     "guidance_rescale": "leave it out: guidance is not rescaled here",
     "num_images_per_prompt": "a call makes one video: [pipe(text, seed=seed) for seed in range(3)] makes three",
     "return_dict": "a call returns a LongVideo: its frames are pipe(...).frames",
