@@ -67,5 +67,5 @@ def test_the_first_frame_is_the_picture(tmp_path: Path, picture: Path) -> None:
     made = make_sample(plan)
     assert made["image_sha256"] == hashlib.sha256(picture.read_bytes()).hexdigest()
     assert made["num_frames"] == 29
-    with pytest.raises(BadRowError, match="there is no picture|does not exist"):
+    with pytest.raises(BadRowError, match=r"does not exist"):
         plan_sample("a red ball", str(tmp_path / "b.mp4"), config, image=str(tmp_path / "none.png"), device="cpu")

@@ -284,11 +284,12 @@ class ImageUse:
 _CHANNELS: Final = ImageUse("channels", True)
 _FIRST_AND_LAST: Final = ImageUse("channels", True, True)
 _FIRST_LATENT: Final = ImageUse("first_latent")
+_HELD: Final = ImageUse("held")
 _LARGE: Final = {"height": 720, "width": 1280}
 _STEPS_I2V: Final = {"num_steps": 40, "guidance_scale": 5.0}
 _KINDS: Final[dict[str, tuple[dict[str, Any], ImageUse, Pipeline]]] = {
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ({}, ImageUse(), Pipeline()),
-    "Wan-AI/Wan2.1-T2V-14B-Diffusers": ({}, ImageUse(), Pipeline()),
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": ({}, _HELD, Pipeline()),
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": ({}, _HELD, Pipeline()),
     "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": ({"sampler": {**_STEPS_I2V, "flow_shift": 3.0}}, _CHANNELS, Pipeline()),
     "Wan-AI/Wan2.1-I2V-14B-720P-Diffusers": (
         {**_LARGE, "sampler": {**_STEPS_I2V, "flow_shift": 5.0}},
@@ -297,7 +298,7 @@ _KINDS: Final[dict[str, tuple[dict[str, Any], ImageUse, Pipeline]]] = {
     ),
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": (
         {"sampler": {"num_steps": 40, "guidance_scale": 4.0, "flow_shift": 12.0}, "low_noise_guidance": 0.75},
-        ImageUse(),
+        _HELD,
         Pipeline(boundary_ratio=0.875),
     ),
     "Wan-AI/Wan2.2-I2V-A14B-Diffusers": (
@@ -677,7 +678,7 @@ def _image_use(folder: Path, name: str, transformer: WanTransformerConfig, vae: 
             f"{transformer.in_channels} channels, a latent has {vae.z_dim}",
             hint=f"{_SUPPORTED}, or image-to-video models of {with_condition} channels",
         )
-    return _FIRST_LATENT if pipeline_of(folder).expand_timesteps else ImageUse()
+    return _FIRST_LATENT if pipeline_of(folder).expand_timesteps else _HELD
 
 
 def _expert_boundary(folder: Path, transformer: WanTransformerConfig, pipeline: Pipeline) -> float | None:

@@ -190,7 +190,7 @@ def test_first_latent(folders: Mapping[str, Path], has_picture: bool) -> None:
 def test_specs_of_the_folders(folders: Mapping[str, Path]) -> None:
     specs = {kind: load_spec(str(folder)) for kind, folder in folders.items()}
     assert {kind: spec.image_input for kind, spec in specs.items()} == {
-        "i2v": "channels", "t2v-a14b": "", "i2v-a14b": "channels", "ti2v": "first_latent",
+        "i2v": "channels", "t2v-a14b": "held", "i2v-a14b": "channels", "ti2v": "first_latent",
     }  # fmt: skip
     assert [specs[kind].expert_boundary for kind in ("i2v", "t2v-a14b", "i2v-a14b")] == [None, 0.875, 0.9]
     assert [specs[kind].takes_last_image for kind in ("i2v", "i2v-a14b", "ti2v")] == [False, True, False]
