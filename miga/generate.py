@@ -124,10 +124,11 @@ class Sampler:
             `grow_all`.
         features: what the candidates of a beam search are judged by; by default the latents themselves.
         judge: answers the evaluations of searches; by default the consistency score.
-        pictures: those that the video begins (and ends) with; None if there are none.
+        pictures: those that the video begins (and ends) with; None if there are none, and of a chain where nobody looks
+            at latents.
 
     Raises:
-        BadRowError: if no video can be made with the pictures, or without.
+        BadRowError: if no video can be made with the pictures.
         ValueError: if `num_latents` is no whole number above 0.
         ConfigError: if the denoiser's schedule is not one that the config's solver can step through.
         UsageError: if features are given to a method without a beam search.
@@ -164,8 +165,6 @@ class Sampler:
         solver = make_solver(config.solver, denoiser.schedule, config.eta)
         if pictures is not None:
             require_pictures(rules_of_pictures(pictures.backbone.spec, config), pictures)
-        elif kind.needs_picture:
-            require_pictures(PictureRules(is_needed=True), None)
         shown = None if pictures is None or kind.needs_picture else HeldFirst(pictures.anchor())
         self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted, judge=judge, pictures=shown)
         if self.wavefront is not None and self._is_lazy:

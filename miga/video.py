@@ -20,7 +20,8 @@ from miga.decoding import ClipDecoder, Consume, Decoded, Decoding, FinishedLaten
 from miga.denoise_pass import RunWindows
 from miga.errors import CheckpointError
 from miga.generate import Sampler, VideoState
-from miga.image_condition import Pictures
+from miga.image_condition import PictureRules, Pictures, require_pictures
+from miga.methods import methods
 from miga.methods.base import Features
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
@@ -146,6 +147,8 @@ class VideoRun:
         keeps_open: bool = False,
         pictures: Pictures | None = None,
     ) -> None:
+        if pictures is None:
+            require_pictures(PictureRules(is_needed=methods()[config.method].needs_picture), None)
         conditions = [backbone.condition(embedding, negative_embedding) for embedding in prompt_embeddings]
         track = _prompt_track(conditions, config, num_latents, latents_per_prompt)
         self._has_fixed_prompts = len(conditions) == 1 or latents_per_prompt is not None

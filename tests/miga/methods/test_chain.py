@@ -22,6 +22,7 @@ from miga.generate import rules_of_pictures
 from miga.image_condition import Pictures
 from miga.profiles import profiles, resolve_config
 from miga.video import VideoRun
+from miga.virtual_time import make_virtual_video
 from tests.tiny_wan import NUM_CHANNELS, TEXT_DIM, build_transformer, build_vae
 
 CHAINS = [name for name, profile in profiles().items() if profile.settings["method"] == "chain"]
@@ -181,3 +182,10 @@ def test_what_does_not_go_together_is_refused(backbone: WanBackbone) -> None:
         config_of("svi-film", num_motion_latents=2)
     with pytest.raises(ConfigError, match=r"num_motion_latents = 0 is out of range"):
         config_of("svi-film", num_motion_frames=0)
+
+
+def test_a_chain_is_made_in_virtual_time() -> None:
+    """What estimates and the number of helpers follow from knows no pictures."""
+    made = make_virtual_video(config_of("svi-shot"), 2 * WINDOW, 2, forward_s=1.0)
+    assert made.num_calls == 2 * NUM_STEPS
+    assert made.seconds == pytest.approx(2 * NUM_STEPS)  # both branches of a guided call at once, one call at a time
