@@ -28,7 +28,7 @@ def test_what_it_makes_of_a_picture() -> None:
     drawn = [(scene, render(scene, Placement.random(rng), 1)[0]) for scene in held_out_scenes(NUM_SCENES, 7)]
     shares: dict[bool, np.ndarray] = {}
     for has_picture in (False, True):
-        right, first = [], []
+        right, first, moved = [], [], []
         for seed, (scene, world) in enumerate(drawn):
             (embedding,) = backbone.encode_prompts([scene.caption(0, omit=("colour", "ground"))])
             frame = torch.from_numpy(world).permute(2, 0, 1) * 2.0 - 1.0
@@ -38,10 +38,17 @@ def test_what_it_makes_of_a_picture() -> None:
             frames = np.concatenate([step.frames for step in steps if step.frames is not None]) / 255.0
             first.append(np.abs(frames[0] - world).mean())
             reading, half = read_frames(frames), NUM_FRAMES // 2
+            moved.append(np.linalg.norm(np.diff(reading.xy_F2, axis=0), axis=1))
             colour = np.array([seen == scene.colour for seen in reading.colour])
             ground = np.array([seen == scene.ground for seen in reading.ground])
             right.append([colour[:half].mean(), colour[half:].mean(), ground[:half].mean(), ground[half:].mean()])
         shares[has_picture] = np.mean(right, axis=0)
         print(has_picture, "colour, ground, halves:", shares[has_picture].round(2), "first:", np.mean(first).round(3))
+        print(
+            "pixels to the second frame:",
+            np.nanmean([m[0] for m in moved]),
+            "later:",
+            np.nanmean(np.array(moved)[:, 1:]),
+        )
     assert np.mean(first) < 0.05
     assert shares[True][2] > shares[False][2] + 0.2, "the ground of the first half follows the picture more often"
