@@ -198,6 +198,8 @@ class _Judge:
             name = _text_or_none(fields.get(column), column)
             found[column] = name
             found[f"{column}_sha256"] = None if self._images is None else self._images.digest(column, name)
+        if found["last_image"] is not None and found["image"] is None:
+            raise BadRowError("there is a 'last_image' and no 'image'", "give both, or leave the last one out")
         return found
 
     def _length(self, own: int | None) -> int:

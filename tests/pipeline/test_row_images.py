@@ -69,6 +69,9 @@ def test_what_model_and_profile_take(tmp_path: Path) -> None:
     images = RowImages(str(tmp_path / "prompts.jsonl"), {"last_image": "it ends as it will"}, ("image",))
     rows = rows_of(tmp_path, {}, {"image": "a.png"}, {"image": "a.png", "last_image": "a.png"}, images=images)
     assert [type(row) for row in rows] == [BadRow, PromptRow, BadRow]
+    (alone,) = rows_of(tmp_path, {"last_image": "a.png"})
+    assert isinstance(alone, BadRow)
+    assert "'last_image' and no 'image'" in alone.error
     assert "there is no 'image'" in rows[0].error  # type: ignore[union-attr]
     assert "it ends as it will" in rows[2].error  # type: ignore[union-attr]
 
