@@ -121,6 +121,11 @@ class WanDenoiser(GuidedDenoiser):
             raise BadRowError(
                 "this model makes videos from a picture, and none is given", "give the row an image, or --image"
             )
+        positions = self.experts.high.config.pos_embed_seq_len
+        if self._reads_tokens and positions is not None and any(len(each[2]) != positions for each in conditions):
+            raise BadRowError(
+                "this model makes videos between two pictures, and one is given", "give the row a last_image too"
+            )
 
     def _forward(
         self, number: int, x_BFCHW: torch.Tensor, timestep_BF: torch.Tensor, conditions: Sequence[Any], branch: int

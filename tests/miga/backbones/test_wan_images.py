@@ -13,11 +13,13 @@ from diffusers import WanImageToVideoPipeline, WanPipeline
 from miga.backbones.guided_denoiser import TextCondition
 from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.wan.backbone import WanBackbone
+from miga.backbones.wan.denoiser import WanCondition, WanDenoiser
 from miga.errors import BadRowError
 from miga.image_condition import Channels, HeldFirst, condition_of_frames
 from miga.profiles import resolve_config
+from miga.schedule import flow_unipc_schedule
 from miga.solvers.unipc import UniPCSolver
-from tests.tiny_wan import IMAGE_KINDS, NUM_CHANNELS, build_tiny_image_wan
+from tests.tiny_wan import IMAGE_KINDS, NUM_CHANNELS, build_tiny_image_wan, build_transformer
 
 PROMPT, NEGATIVE = "a red ball rolls, slowly.", "blurred, slow"
 WINDOW, NUM_STEPS, SHIFT, GUIDANCE = 6, 12, 5.0, 4.0
@@ -185,6 +187,18 @@ def test_first_latent(folders: Mapping[str, Path], has_picture: bool) -> None:
     expected, video = of_diffusers(kind, folder, **arguments)
     assert_near(latents, expected)
     assert float((backbone.frame_decoder().decode_float(latents) - video).abs().max()) <= 1e-5
+
+
+def test_a_model_between_two_pictures_needs_both() -> None:
+    network = build_transformer(
+        in_channels=2 * NUM_CHANNELS + 4, added_kv_proj_dim=24, image_dim=8, pos_embed_seq_len=10
+    )
+    denoiser = WanDenoiser(network, flow_unipc_schedule(NUM_STEPS, SHIFT), WINDOW, 1.0)
+    x, level = torch.randn(1, WINDOW, 12, 4, 6), torch.full((1, WINDOW), 3)
+    text = torch.randn(4, 16)
+    assert denoiser(x, level, [WanCondition(text, text, torch.randn(10, 8))]).shape == (1, WINDOW, NUM_CHANNELS, 4, 6)
+    with pytest.raises(BadRowError, match="between two pictures"):
+        denoiser(x, level, [WanCondition(text, text, torch.randn(5, 8))])
 
 
 def test_specs_of_the_folders(folders: Mapping[str, Path]) -> None:
