@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Final, Literal
 
+from miga.clips import ClipLayout
 from miga.errors import ConfigError
 
 SolverName = Literal["unipc", "ddim", "euler", "renoise"]
@@ -53,6 +54,7 @@ class SamplerConfig:
 
     takes_wan_program_steps: ClassVar[bool] = False
     added_later: ClassVar[frozenset[str]] = frozenset()
+    takes_even_steps: ClassVar[bool] = False
 
     profile: str
     method: str
@@ -113,6 +115,11 @@ class SamplerConfig:
     def concern(self, num_latents: int | None) -> str:
         """What a user should know of a video of that length (None: without end) before it is made; empty if nothing."""
         return ""
+
+    @property
+    def clips(self) -> ClipLayout | None:
+        """How a video is made of clips that are decoded one by one; None where it is decoded as one."""
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in field order."""

@@ -15,13 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import numpy as np
 import torch
 
-from miga.backbones.base import FrameDecoder
+from miga.backbones.base import BackboneSpec, FrameDecoder
+from miga.clips import ClipLayout
 from miga.consistency import ConsistencyMeter
 from miga.generate import finite_latents
 from miga.queue import FrameQueue
@@ -91,6 +92,47 @@ class Decoded:
     num_latents: int
     decode_s: float
     scores: tuple[float, ...]
+
+
+class ClipDecoder:
+    """A `FrameDecoder` of a chain: every clip is decoded by itself, and what the video leaves out is left out.
+
+    Args:
+        make: a decoder at the start of a clip.
+        clips: how clips are joined.
+        spec: of the model: how many frames a latent is.
+        num_latents: of the video; None if it has no end (and so no last clip).
+    """
+
+    def __init__(
+        self, make: Callable[[], FrameDecoder], clips: ClipLayout, spec: BackboneSpec, num_latents: int | None
+    ) -> None:
+        self._make, self._clips, self._num_latents = make, clips, num_latents
+        self._clip_frames = replace(spec, clips=None).num_frames(clips.num_latents)
+        self._decoder = make()
+        self._latent = self._frame = 0  # the next one's: of the video, of the clip
+
+    def decode(self, x_FCHW: torch.Tensor) -> torch.Tensor:
+        """See `FrameDecoder.decode`."""
+        return torch.cat([self._decode_next(x_FCHW[place : place + 1]) for place in range(len(x_FCHW))])
+
+    def _decode_next(self, x_1CHW: torch.Tensor) -> torch.Tensor:
+        clip, place = divmod(self._latent, self._clips.num_latents)
+        if not place:
+            self._decoder, self._frame = self._make(), 0
+        frames = self._frames(x_1CHW)
+        is_last = self._num_latents is not None and (clip + 1) * self._clips.num_latents >= self._num_latents
+        first = self._clips.drop_head if clip else 0
+        stop = self._clip_frames - (0 if is_last else self._clips.drop_tail)
+        kept = frames[max(0, first - self._frame) : max(0, stop - self._frame)]
+        self._latent, self._frame = self._latent + 1, self._frame + len(frames)
+        return kept
+
+    def _frames(self, x_1CHW: torch.Tensor) -> torch.Tensor:
+        if not self._clips.truncates:
+            return self._decoder.decode(x_1CHW)
+        frames: torch.Tensor = self._decoder.decode_float(x_1CHW)  # type: ignore[attr-defined]
+        return (frames * 255.0).to(torch.uint8)
 
 
 class Decoding:

@@ -20,6 +20,7 @@ from miga.backbones.base import BranchedDenoiser, CachedDenoiser, Condition, Den
 from miga.cached_call import CachedCall
 from miga.consistency import Judge, judge_consistency
 from miga.guidance import is_contiguous, told_positions
+from miga.image_condition import WindowPictures
 from miga.noise import NoiseSource
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
@@ -147,6 +148,7 @@ class Stepper:
         max_gap: see `miga.guidance.told_positions`; at 1 positions are contiguous.
         noises_anchors: whether clean anchors are shown at the level of the cleanest latent that the window takes from
             the queue; else at level 0.
+        pictures: what windows show of given pictures; None if there are none.
     """
 
     schedule: NoiseSchedule
@@ -160,6 +162,7 @@ class Stepper:
     judge: Judge = judge_consistency
     max_gap: int = 1
     noises_anchors: bool = False
+    pictures: WindowPictures | None = None
 
     def in_part(self, part: str) -> Stepper:
         """The same, its passes those of another part."""
@@ -226,17 +229,11 @@ class Stepper:
 
     def calls(self, queue: FrameQueue, plan: Sequence[Window], anchors: Anchors = ()) -> list[WindowCall]:
         """The calls of a pass."""
-        return [self._call(queue, window, anchors) for window in plan]
-
-    def _call(self, queue: FrameQueue, window: Window, anchors: Anchors) -> WindowCall:
-        shown = self.shown(queue, window, anchors)
-        x_FCHW = queue.x_FCHW[window.positions] if window.guidance else queue.x_FCHW[window.start : window.stop]
-        return WindowCall(
-            x_FCHW=shown.before(x_FCHW),
-            level_F=shown.level_F,
-            condition=self.prompts.at(queue.first + window.keep_start),
-            position_F=shown.position_F,
-        )
+        calls = []
+        for window in plan:
+            x_FCHW = queue.x_FCHW[window.positions] if window.guidance else queue.x_FCHW[window.start : window.stop]
+            calls.append(self.call_of(x_FCHW, queue.first, window, self.shown(queue, window, anchors)))
+        return calls
 
     def shown(self, queue: FrameQueue, window: Window, anchors: Anchors) -> Shown:
         """What a window shows, levels and positions; no latent is looked at."""
@@ -267,9 +264,25 @@ class Stepper:
         """Whether no step could take noise off it any more; some schedules have two such levels (decisions/0009)."""
         return bool(self.schedule.sigma[anchor.level_F[0]] == self.schedule.sigma[0])
 
+    def call_of(self, x_FCHW: torch.Tensor, first: int, window: Window, shown: Shown) -> WindowCall:
+        """The call of one window, whose latents these are, of a queue whose head is latent `first` of the video."""
+        x_FCHW, level_F = shown.before(x_FCHW), shown.level_F
+        if self.pictures is not None:
+            beside = [anchor.first for anchor, _ in shown.anchors]
+            x_FCHW, level_F = self.pictures.show(x_FCHW, level_F, [*beside, *window.indices(first)])
+        return WindowCall(x_FCHW, level_F, self.prompts.at(first + window.keep_start), position_F=shown.position_F)
+
+    def kept_of(self, output_FCHW: torch.Tensor, first: int, window: Window) -> torch.Tensor:
+        """The clean latents that a window keeps of the result of its call."""
+        if self.pictures is not None:
+            beside, own = output_FCHW.tensor_split([len(window.anchors)])
+            output_FCHW = torch.cat([beside, self.pictures.keep(own, window.indices(first))])
+        return output_FCHW[window.kept]
+
     def apply(self, queue: FrameQueue, plan: Sequence[Window], outputs: Sequence[torch.Tensor]) -> FrameQueue:
         """What a pass keeps after its step, from the results of its calls."""
-        clean = torch.cat([output[window.kept] for output, window in zip(outputs, plan, strict=True)])
+        pairs = zip(outputs, plan, strict=True)
+        clean = torch.cat([self.kept_of(output, queue.first, window) for output, window in pairs])
         return self.step(queue[plan[0].keep_start : plan[-1].keep_stop], clean)
 
     def step(self, queue: FrameQueue, clean_FCHW: torch.Tensor) -> FrameQueue:

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from miga.backbones.base import Denoiser
+from miga.backbones.base import BackboneSpec, Denoiser
 from miga.base_clip import advance_base_clip, base_clip_stepper, start_base_clip
 from miga.config import SamplerConfig, check_positions
 from miga.consistency import Judge, judge_consistency
 from miga.denoise_pass import RunWindows, Stepper, WindowCall, run_in_batches
 from miga.errors import NonFiniteError, UsageError
+from miga.image_condition import HeldFirst, PictureRules, Pictures, picture_rules, require_pictures
 from miga.methods import methods
 from miga.methods.base import Begin, Features
 from miga.noise import NoiseSource
@@ -123,8 +124,11 @@ class Sampler:
             `grow_all`.
         features: what the candidates of a beam search are judged by; by default the latents themselves.
         judge: answers the evaluations of searches; by default the consistency score.
+        pictures: those that the video begins (and ends) with; None if there are none, and of a chain where nobody looks
+            at latents.
 
     Raises:
+        BadRowError: if no video can be made with the pictures.
         ValueError: if `num_latents` is no whole number above 0.
         ConfigError: if the denoiser's schedule is not one that the config's solver can step through, or it is to be
             told positions that it takes none of.
@@ -143,6 +147,7 @@ class Sampler:
         features: Features | None = None,
         executor: WindowExecutor | None = None,
         judge: Judge = judge_consistency,
+        pictures: Pictures | None = None,
     ) -> None:
         if num_latents is not None and (type(num_latents) is not int or num_latents < 1):
             raise ValueError(f"num_latents must be at least 1, a whole number, not {num_latents!r}")
@@ -155,14 +160,18 @@ class Sampler:
             assert run_windows is None, "windows run in one place"
             assert grow_all is None, "candidates grow where windows run"
             self._run = self.wavefront.run_windows
-        self._is_lazy = self.wavefront is not None and methods()[config.method].is_lazy
+        kind = methods()[config.method]
+        self._is_lazy = self.wavefront is not None and kind.is_lazy
         check_steps(config, denoiser.schedule)
         check_positions(config, getattr(denoiser, "takes_positions", False))
         solver = make_solver(config.solver, denoiser.schedule, config.eta)
-        self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted, judge=judge)
+        if pictures is not None:
+            require_pictures(rules_of_pictures(pictures.backbone.spec, config), pictures)
+        shown = None if pictures is None or kind.needs_picture else HeldFirst(pictures.anchor())
+        self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted, judge=judge, pictures=shown)
         if self.wavefront is not None and self._is_lazy:
             self.stepper = LazyStepper.of(self.stepper, self.wavefront, self._count)
-        self.course = VideoCourse(config, Begin(self.stepper, num_latents, grow_all, features, denoiser))
+        self.course = VideoCourse(config, Begin(self.stepper, num_latents, grow_all, features, denoiser, pictures))
 
     @property
     def method(self) -> Any:
@@ -268,6 +277,16 @@ class Sampler:
 
     def _count(self, num_calls: int) -> None:
         self.num_calls += num_calls
+
+
+def rules_of_pictures(spec: BackboneSpec, config: SamplerConfig) -> PictureRules:
+    """Which pictures a model takes in a profile.
+
+    Raises:
+        ConfigError: if the two do not go together, with or without pictures.
+    """
+    method = methods()[config.method]
+    return picture_rules(spec, config, makes_chains=method.needs_picture, keeps_cache=method.needs_cache)
 
 
 def finite_latents(queue: FrameQueue) -> torch.Tensor:

@@ -19,7 +19,7 @@ _LORA_SCALE: Final = (
     "a LoRA is added to the weights when it is loaded, with its scale: "
     "pipe.load_lora_weights('style.safetensors', scale=0.8)"
 )
-_TEXT_ALONE: Final = "the models here are told by text alone what to show: leave it out"
+_TEXT_ALONE: Final = "text and pictures tell the models here what to show: leave it out"
 _SAMPLER: Final = "it is a setting of the sampler: from_pretrained(..., sampler={{{0!r}: ...}})"
 _MEMORY: Final = (
     "leave it out: a memory plan is made when the model is loaded (pipe.memory says which); latents are decoded one at "
@@ -39,12 +39,10 @@ CALL: Final[dict[str, str]] = {
     "callback_steps": _NO_STEP,
     "attention_kwargs": _LORA_SCALE,
     "cross_attention_kwargs": _LORA_SCALE,
-    "guidance_scale_2": "there is one network here, not Wan2.2's two: give guidance_scale=...",
+    "guidance_scale_2": "the second network's follows (`low_noise_guidance` of miga.json): give guidance_scale=...",
     "guidance_rescale": "leave it out: guidance is not rescaled here",
     "num_images_per_prompt": "a call makes one video: [pipe(text, seed=seed) for seed in range(3)] makes three",
     "return_dict": "a call returns a LongVideo: its frames are pipe(...).frames",
-    "image": _TEXT_ALONE,
-    "last_image": _TEXT_ALONE,
     "video": _TEXT_ALONE,
     "strength": _TEXT_ALONE,
     "clip_skip": "leave it out: the text encoder's last layer is read",

@@ -34,8 +34,11 @@ from miga.call_arguments import (
 from miga.call_progress import CallsCounted, OnProgress
 from miga.config import SamplerConfig
 from miga.errors import ConfigError, UsageError
+from miga.generate import rules_of_pictures
+from miga.image_condition import Pictures, pictures_of, require_pictures
 from miga.loaded_model import LoadedModel, parse_device
 from miga.methods.base import Features
+from miga.pictures import read_picture
 from miga.profiles import (
     check_profile,
     default_num_frames,
@@ -127,6 +130,7 @@ class LongVideoPipeline:
         spec = configured_spec(load_spec(name, revision), options, revision)
         config = resolve_config(profile, spec, sampler)
         check_schedule(name, config, revision)
+        rules_of_pictures(spec, config)
         model = LoadedModel.load(name, revision, options, placing, spec, config)
         pipe = cls(model.backbone, resolve_config(profile, model.backbone.spec, sampler))
         pipe._model, pipe._sampler = model, dict(sampler or {})
@@ -143,6 +147,7 @@ class LongVideoPipeline:
             ModelError: if they do not fit into the card as the model is held.
         """
         config = resolve_config(profile, pipe.backbone.spec, sampler)
+        rules_of_pictures(pipe.backbone.spec, config)
         pipe._model.require_room(pipe.backbone.spec, config)
         other = cls(pipe.backbone, config, pipe.features)
         other._model, other._sampler = pipe._model, dict(sampler or {})
@@ -155,6 +160,11 @@ class LongVideoPipeline:
     def backbone(self) -> Backbone:
         """The model: its network and its VAE."""
         return self._model.backbone
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """What is known of the model, and of how videos are made of its clips in this profile."""
+        return self.backbone.spec.of_clips(self.config.clips)
 
     @property
     def device(self) -> torch.device:
@@ -286,6 +296,8 @@ class LongVideoPipeline:
         on_progress: OnProgress | None = None,
         num_videos_per_prompt: int | None = 1,
         max_sequence_length: int | None = None,
+        image: Any = None,
+        last_image: Any = None,
         **others: Any,
     ) -> LongVideo:
         """Makes a whole video: one, of one prompt or of several in turn.
@@ -308,6 +320,9 @@ class LongVideoPipeline:
             on_progress: is told the network's calls done and in all, after every one; what it raises ends the video.
             num_videos_per_prompt: 1: a call makes one video.
             max_sequence_length: tokens that the model reads: no other number is taken, and nothing is cut.
+            image: picture that the video begins with: of PIL, an array, or a path. It is turned as its EXIF says,
+                scaled until it covers the frame, and cut around its middle.
+            last_image: the same of the picture that it ends with, where the model takes one.
             **others: arguments of diffusers' that mean nothing here are refused, with what to write instead.
 
         Raises:
@@ -322,8 +337,8 @@ class LongVideoPipeline:
         self._check_sequence_length(max_sequence_length)
         asked = _Asked(
             prompt, prompts_in_turn, negative_prompt, prompt_embeds, negative_prompt_embeds,
-            default_num_frames(self.config, self.backbone.spec) if num_frames is None else num_frames,
-            height, width, num_inference_steps, guidance_scale, seed_of(seed, generator),
+            default_num_frames(self.config, self.spec) if num_frames is None else num_frames,
+            height, width, num_inference_steps, guidance_scale, seed_of(seed, generator), image, last_image,
         )  # fmt: skip
         job = self._job(asked)
         frames = []
@@ -358,6 +373,8 @@ class LongVideoPipeline:
         seed: int = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         frames_per_prompt: float | None = None,
+        image: Any = None,
+        last_image: Any = None,
         **others: Any,
     ) -> FrameStream:
         """Frames uint8 `[H, W, 3]` as they are finished, in constant memory; for ever if `num_frames` is None.
@@ -377,6 +394,8 @@ class LongVideoPipeline:
             generator: see `__call__`.
             frames_per_prompt: frames that each prompt but the last holds for; by default an even share, or a clip's
                 length in a video without end.
+            image: see `__call__`.
+            last_image: see `__call__`.
             **others: see `__call__`.
 
         Raises:
@@ -387,7 +406,7 @@ class LongVideoPipeline:
             raise UsageError(f"frames_per_prompt {frames_per_prompt!r} cannot be", "take a number of frames, 1 or more")
         asked = _Asked(
             prompt, prompts_in_turn, negative_prompt, None, None, num_frames,
-            height, width, num_inference_steps, guidance_scale, seed_of(seed, generator),
+            height, width, num_inference_steps, guidance_scale, seed_of(seed, generator), image, last_image,
         )  # fmt: skip
         job = self._job(asked, frames_per_prompt)
         steps = self._steps(job)
@@ -443,7 +462,7 @@ class LongVideoPipeline:
         check_size(asked.height, asked.width)
         texts = texts_of(asked.prompt, asked.prompts_in_turn, asked.prompt_embeds)
         negative = self._negative(asked.negative_prompt, asked.negative_prompt_embeds)
-        spec = self.backbone.spec
+        spec = self.spec
         num_latents = None if asked.num_frames is None else num_latents_of(spec, asked.num_frames)
         config = self._config_for(asked.num_inference_steps, asked.guidance_scale)
         if asked.num_frames is not None and (reason := why_no_length(config, spec, asked.num_frames)):
@@ -452,13 +471,31 @@ class LongVideoPipeline:
         warn_of_concerns(config, backbone.spec, num_latents, spec)
         if backbone is not self.backbone or config != self.config:
             self._model.require_room(backbone.spec, config)
+        pictures = self._pictures(asked, backbone, config)
         for text in texts:
             self._model.check_prompt(text)
         *embeddings, negative_embedding = self._embeddings(texts, negative, asked)
         latents_per_prompt = None
         if frames_per_prompt is not None:
             latents_per_prompt = max(1, round(frames_per_prompt / spec.frames_per_latent))
-        return _Job(backbone, config, embeddings, negative_embedding, num_latents, asked.seed, latents_per_prompt)
+        return _Job(
+            backbone, config, embeddings, negative_embedding, num_latents, asked.seed, latents_per_prompt, pictures
+        )
+
+    def _pictures(self, asked: _Asked, backbone: Backbone, config: SamplerConfig) -> Pictures | None:
+        """The pictures that were given, fitted to the frames.
+
+        Raises:
+            BadRowError: if one is none that can be used, or no video can be made with it, or without.
+        """
+        spec = backbone.spec
+        first, last = (
+            None if given is None else read_picture(given, name).fitted(spec.height, spec.width)
+            for name, given in (("image", asked.image), ("last_image", asked.last_image))
+        )
+        pictures = pictures_of(backbone, first, last)
+        require_pictures(rules_of_pictures(spec, config), pictures)
+        return pictures
 
     def _embeddings(self, texts: Sequence[str], negative: str, asked: _Asked) -> list[torch.Tensor]:
         """Of the prompts, and at last of the negative one; those that were given are made to fit."""
@@ -534,6 +571,7 @@ class LongVideoPipeline:
             job.seed,
             latents_per_prompt=job.latents_per_prompt,
             features=self.features,
+            pictures=job.pictures,
         )
 
 
@@ -552,6 +590,8 @@ class _Asked:
     num_inference_steps: Any
     guidance_scale: Any
     seed: int
+    image: Any = None
+    last_image: Any = None
 
 
 @dataclass(frozen=True)
@@ -565,6 +605,7 @@ class _Job:
     num_latents: int | None
     seed: int
     latents_per_prompt: int | None
+    pictures: Pictures | None = None
 
 
 def _overrides(config: SamplerConfig, spec: BackboneSpec) -> dict[str, Any]:

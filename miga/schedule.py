@@ -150,6 +150,20 @@ def released_flow_schedule(num_steps: int, flow_shift: float) -> NoiseSchedule:
     return _flow_schedule(sigma, (sigma * NUM_TRAIN_TIMESTEPS).to(torch.int64))
 
 
+def even_flow_schedule(num_steps: int, flow_shift: float) -> NoiseSchedule:
+    """The schedule that Stable Video Infinity, and DiffSynth's other programs for Wan, sample with.
+
+    Evenly spaced from 1 towards 0, then shifted; time steps are float32, not rounded. Pure noise has signal scale 0.
+    Level 0 is the clean latent (alpha 1, sigma 0), its time step that of level 1.
+
+    Raises:
+        ValueError: if there are no steps, or the shift is not above 0.
+    """
+    _check_flow(num_steps, flow_shift)
+    sigma = _shifted(torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)[:-1], flow_shift)
+    return _flow_schedule(sigma, (sigma * NUM_TRAIN_TIMESTEPS).float())
+
+
 def few_step_schedule(timesteps: Sequence[int], flow_shift: float) -> NoiseSchedule:
     """The schedule of a step-distilled model: the list of time steps that it was distilled for, one step each.
 

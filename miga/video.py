@@ -13,13 +13,15 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from miga.backbones.base import Backbone
+from miga.backbones.base import Backbone, FrameDecoder
 from miga.checkpoint import START_AGAIN, VideoCheckpoint
 from miga.config import SamplerConfig
-from miga.decoding import Consume, Decoded, Decoding, FinishedLatents
+from miga.decoding import ClipDecoder, Consume, Decoded, Decoding, FinishedLatents
 from miga.denoise_pass import RunWindows
 from miga.errors import CheckpointError
 from miga.generate import Sampler, VideoState
+from miga.image_condition import PictureRules, Pictures, require_pictures
+from miga.methods import methods
 from miga.methods.base import Features
 from miga.noise import NamedNoise
 from miga.prompts import PromptTrack
@@ -118,8 +120,10 @@ class VideoRun:
         consume: takes the frames, in order, in the thread that decodes; None: `steps` hands them out.
         has_checkpoints: whether `checkpoint` may be called; finished latents are kept for it until then.
         keeps_open: whether `open_checkpoint` may be called; all latents finished before it are kept.
+        pictures: those that the video begins (and ends) with; None if there are none.
 
     Raises:
+        BadRowError: if the video cannot be made with the pictures, or without.
         CheckpointError: if `resume` is of a video of another length.
         ValueError: if `num_latents` is below 1.
     """
@@ -141,7 +145,10 @@ class VideoRun:
         consume: Consume | None = None,
         has_checkpoints: bool = True,
         keeps_open: bool = False,
+        pictures: Pictures | None = None,
     ) -> None:
+        if pictures is None:
+            require_pictures(PictureRules(is_needed=methods()[config.method].needs_picture), None)
         conditions = [backbone.condition(embedding, negative_embedding) for embedding in prompt_embeddings]
         track = _prompt_track(conditions, config, num_latents, latents_per_prompt)
         self._has_fixed_prompts = len(conditions) == 1 or latents_per_prompt is not None
@@ -150,10 +157,12 @@ class VideoRun:
         self.num_latents = num_latents
         denoiser = backbone.denoiser(config)
         self.sampler = Sampler(
-            denoiser, config, track, noise, num_latents, run_windows, features=features, executor=executor
-        )
+            denoiser, config, track, noise, num_latents, run_windows, features=features, executor=executor,
+            pictures=pictures,
+        )  # fmt: skip
         if resume is None:
-            state = self.sampler.start()
+            with torch.inference_mode():  # a chain encodes its first picture
+                state = self.sampler.start()
         else:
             _check_length(resume, num_latents)
             device = backbone.device
@@ -172,7 +181,7 @@ class VideoRun:
         self._decoded = Decoded(None, 0, 0.0, ())
         in_background = consume is not None or executor is not None or backbone.device.type == "cuda"
         self._decoding = Decoding(
-            backbone.frame_decoder(),
+            _decoder(backbone, config, num_latents),
             backbone.device,
             consume,
             in_background,
@@ -326,6 +335,7 @@ def make_video(
     latents_per_prompt: int | None = None,
     run_windows: RunWindows | None = None,
     features: Features | None = None,
+    pictures: Pictures | None = None,
 ) -> Iterator[Progress]:
     """Makes one video without checkpoints, a pass at a time; see `VideoRun` for the arguments and `VideoRun.steps`."""
     run = VideoRun(
@@ -339,8 +349,16 @@ def make_video(
         run_windows=run_windows,
         features=features,
         has_checkpoints=False,
+        pictures=pictures,
     )
     yield from run.steps()
+
+
+def _decoder(backbone: Backbone, config: SamplerConfig, num_latents: int | None) -> FrameDecoder:
+    """What turns a video's latents into its frames, in the way that its clips are joined."""
+    if config.clips is None:
+        return backbone.frame_decoder()
+    return ClipDecoder(backbone.frame_decoder, config.clips, backbone.spec, num_latents)
 
 
 def _prompt_track(

@@ -216,14 +216,15 @@ class LazyStepper(Stepper):
         seen = queue.at(window.positions)
         shown = self.shown(queue, window, anchors)
         beside = [part for anchor, _ in shown.anchors for part in cast(LazyQueue, anchor).parts]
-        condition = self.prompts.at(kept.first)
+        first, device = queue.first, queue.like.device
 
         def call() -> WindowCall:
             x_FCHW = torch.cat([block.value.x_FCHW[start:stop] for block, start, stop in seen])
-            return WindowCall(shown.before(x_FCHW), shown.level_F, condition, position_F=shown.position_F)
+            return self.call_of(x_FCHW, first, window, shown)
 
         def step(clean_FCHW: torch.Tensor) -> FrameQueue:
-            return self.step(kept.materialised(), clean_FCHW[window.kept].to(queue.like.device))
+            clean_FCHW = self.kept_of(clean_FCHW.to(device), first, window)
+            return self.step(kept.materialised(), clean_FCHW)
 
         # the noisiest first: the tail is what the next pass's judgement waits for, and what has furthest to go
         steps_taken = self.schedule.num_steps - int(kept.level_F[0])

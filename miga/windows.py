@@ -35,6 +35,10 @@ class Window(NamedTuple):
         """Positions of the latents of the queue that the network sees, in order; anchors stand before them."""
         return [*self.guidance, *range(self.start, self.stop)]
 
+    def indices(self, first: int) -> list[int]:
+        """Index in the video of every latent that the network sees, in a queue whose head is latent `first`."""
+        return [first + position for position in self.positions]
+
     @property
     def kept(self) -> slice:
         """Where the kept latents stand in the network's input."""

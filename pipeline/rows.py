@@ -40,6 +40,8 @@ class PromptRow:
         num_frames: length of the video; already known to be one that the model's VAE makes.
         metadata: the columns that mean nothing to the pipeline, as JSON values.
         source: where it was read, such as "prompts.jsonl:17" (1-based line, or row of a Parquet file).
+        image, last_image: pictures that the video begins and ends with, as the row names them; None for none.
+        image_sha256, last_image_sha256: of their files; None too where nobody has looked at them.
     """
 
     index: int
@@ -50,6 +52,10 @@ class PromptRow:
     num_frames: int
     metadata: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    image: str | None = None
+    image_sha256: str | None = None
+    last_image: str | None = None
+    last_image_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +124,10 @@ class ManifestRow:
     status: Status
     prompts: tuple[str, ...]
     negative_prompt: str | None = None
+    image: str | None = None
+    image_sha256: str | None = None
+    last_image: str | None = None
+    last_image_sha256: str | None = None
     seed: Seed | None = None
     profile: str
     model: str
@@ -264,13 +274,18 @@ def video_key(
     num_frames: int,
     resolved_sampler_config: Mapping[str, Any],
     model_revision: str,
+    image_sha256: str | None = None,
+    last_image_sha256: str | None = None,
 ) -> str:
     """What a video is made from, as one name: equal keys mean the same video, up to the arithmetic of the device.
 
     Two rows of a prompt file may share a key (same prompt, same seed); each is still made and recorded by itself.
+    Pictures count by their files' digests, wherever they lie.
     """
+    pictures = {"image": image_sha256, "last_image": last_image_sha256}
     return content_hash(
         {
+            **{name: digest for name, digest in pictures.items() if digest is not None},
             "prompts": list(prompts),
             "negative_prompt": negative_prompt,
             "seed": seed,

@@ -15,7 +15,7 @@ from miga.windows import Window
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChainSettings(SamplerConfig):
+class PlainSettings(SamplerConfig):
     """What the method is told beside what all are.
 
     Attributes:
@@ -30,7 +30,7 @@ class ChainSettings(SamplerConfig):
 
 
 @dataclass(frozen=True)
-class ChainState:
+class PlainState:
     """One video: the window in the making, clean latents first."""
 
     queue: FrameQueue
@@ -42,39 +42,39 @@ class ChainState:
 
 
 @dataclass(frozen=True)
-class Chain:
+class Plain:
     """Plain windows, one after the other."""
 
-    config: ChainSettings
+    config: PlainSettings
     begin: Begin
 
-    def start(self, clean_FCHW: None) -> ChainState:
+    def start(self, clean_FCHW: None) -> PlainState:
         """A window of noise."""
         config = self.config
-        return ChainState(self.begin.stepper.noise_queue(0, config.window, config.num_steps, "push"))
+        return PlainState(self.begin.stepper.noise_queue(0, config.window, config.num_steps, "push"))
 
-    def advance(self, state: ChainState) -> tuple[ChainState, FrameQueue | None]:
+    def advance(self, state: PlainState) -> tuple[PlainState, FrameQueue | None]:
         """The window one level down; once it is clean, its new latents are finished, and noise follows its last."""
         config, stepper, num_clean, total = self.config, self.begin.stepper, state.num_clean, len(state.queue)
         stepped = stepper.pass_over(state.queue, [Window((), 0, total, num_clean, total)])
         if int(stepped.level_F[0]) > 0:
-            return ChainState(state.queue[:num_clean].append(stepped)), None
+            return PlainState(state.queue[:num_clean].append(stepped)), None
         kept = stepped[len(stepped) - config.num_kept :].compact()
         begun = stepper.push_noise(kept, config.window - config.num_kept, config.num_steps, "push")
         num_left = None if self.begin.num_latents is None else self.begin.num_latents - stepped.first
-        return ChainState(begun), stepped[:num_left]
+        return PlainState(begun), stepped[:num_left]
 
-    def is_open(self, state: ChainState) -> bool:
+    def is_open(self, state: PlainState) -> bool:
         """Until the last window, of which less than all may be of the video, is done."""
         assert self.begin.num_latents is not None
         return state.queue.first + state.num_clean <= self.begin.num_latents
 
 
 METHOD = Method(
-    name="chain",
-    settings=ChainSettings,
-    state=ChainState,
-    begin=Chain,
-    profiles={"chain": Profile("plain windows, each behind the last clean latents of the one before", {})},
+    name="plain",
+    settings=PlainSettings,
+    state=PlainState,
+    begin=Plain,
+    profiles={"plain": Profile("plain windows, each behind the last clean latents of the one before", {})},
     needs_base_clip=False,
 )

@@ -9,10 +9,28 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from torch import nn
-from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    T5TokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 NUM_CHANNELS = 4
 TEXT_DIM = 16
+IMAGE_DIM = 20
+CLIP_CONFIG: dict[str, Any] = {
+    "hidden_size": IMAGE_DIM,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "patch_size": 14,
+    "image_size": 28,
+    "projection_dim": 16,
+    "hidden_act": "gelu",
+}
 SETTINGS: dict[str, Any] = {
     "window": 6,
     "height": 32,
@@ -62,9 +80,9 @@ def build_tokenizer() -> T5TokenizerFast:
     return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=512)
 
 
-def build_transformer(**overrides: Any) -> WanTransformer3DModel:
+def build_transformer(*, seed: int = 1, **overrides: Any) -> WanTransformer3DModel:
     """Weights large enough that text, time step and position all matter."""
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     transformer = WanTransformer3DModel(**{**TRANSFORMER_CONFIG, **overrides})
     for module in transformer.modules():
         if isinstance(module, nn.Linear):
@@ -107,6 +125,47 @@ def build_tiny_wan(folder: Path, *, residual: bool = False, settings: dict[str, 
     index["tokenizer"] = ["transformers", "T5TokenizerFast"]
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     (folder / "miga.json").write_text(json.dumps(SETTINGS if settings is None else settings, indent=2))
+    return folder
+
+
+IMAGE_KINDS = ("i2v", "t2v-a14b", "i2v-a14b", "ti2v")
+"""Wan2.1's image model, Wan2.2's models of two experts, and its model whose first latent is given."""
+
+
+def build_tiny_image_wan(folder: Path, kind: str, *, settings: dict[str, Any] | None = None) -> Path:
+    """Writes the folder of a model of one of `IMAGE_KINDS`, in the layout that it was published in."""
+    takes_image = kind.startswith("i2v")
+    overrides: dict[str, Any] = {"in_channels": 2 * NUM_CHANNELS + 4} if takes_image else {}
+    if kind == "i2v":
+        overrides |= {"image_dim": IMAGE_DIM, "added_kv_proj_dim": 24}
+    build_tiny_wan(folder, residual=kind == "ti2v", settings=settings)
+    transformer = build_transformer(**overrides)
+    transformer.save_pretrained(folder / "transformer")
+    index = json.loads((folder / "model_index.json").read_text())
+    if kind.endswith("a14b"):
+        build_transformer(seed=5, **overrides).save_pretrained(folder / "transformer_2")
+        index |= {
+            "transformer_2": ["diffusers", "WanTransformer3DModel"],
+            "boundary_ratio": 0.9 if takes_image else 0.875,
+        }
+    if takes_image:
+        index |= {
+            "_class_name": "WanImageToVideoPipeline",
+            "image_encoder": [None, None],
+            "image_processor": [None, None],
+        }
+    if kind == "i2v":
+        torch.manual_seed(3)
+        CLIPVisionModel(CLIPVisionConfig(**CLIP_CONFIG)).eval().save_pretrained(folder / "image_encoder")
+        size = {"height": 28, "width": 28}
+        CLIPImageProcessor(do_center_crop=False, size=size).save_pretrained(folder / "image_processor")
+        index |= {
+            "image_encoder": ["transformers", "CLIPVisionModel"],
+            "image_processor": ["transformers", "CLIPImageProcessor"],
+        }
+    if kind == "ti2v":
+        index["expand_timesteps"] = True
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
 
 

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any, Final, get_args
@@ -54,6 +54,7 @@ from actors.text_encoder import TextStage
 from miga.backbones.base import BackboneSpec
 from miga.errors import MigaError, ModelError
 from pipeline.config import RunConfig
+from pipeline.prompts.images import folder_of, frame_of, picture_at
 from pipeline.records.manifest import BrokenFile, Manifest
 from pipeline.records.quality import Try, try_name
 from pipeline.records.run_folder import CheckpointName, checkpoint_folder, latents_path, newest_checkpoint, video_path
@@ -152,6 +153,7 @@ class RunParts:
         epoch: of the run's lease.
         maker: of manifest rows.
         slots: what each worker takes.
+        prompts: the prompt file: pictures that rows name lie beside it.
     """
 
     config: RunConfig
@@ -166,6 +168,7 @@ class RunParts:
     maker: RowMaker
     slots: Slots
     retry_failed: bool = False
+    prompts: str = ""
 
 
 class Coordinator:
@@ -789,6 +792,7 @@ class Coordinator:
         member = attempt.worker
         try:
             embeddings = self._text.embeddings(self._prompts(attempt.row))
+            task = self._with_pictures(task, attempt.row)
         except MigaError as error:
             self._failed(member, VideoFailed.of(task.row, task.attempt, error))
             return
@@ -797,6 +801,27 @@ class Coordinator:
             return
         reference = member.actor.begin.remote(task, *embeddings)
         self._inbox.when_ready(reference, partial(self._begun, member, task))
+
+    def _with_pictures(self, task: VideoTask, row: PromptRow) -> VideoTask:
+        """The task with the row's pictures, read again: rows hold no more than their names and digests.
+
+        Raises:
+            BadRowError: if one is no longer what it was when the row was read.
+        """
+        if row.image is None and row.last_image is None:
+            return task
+        spec, folder = self._parts.spec, folder_of(self._parts.prompts)
+
+        def fitted(name: str | None, sha256: str | None) -> bytes | None:
+            if name is None or sha256 is None:
+                return None
+            return frame_of(picture_at(name, folder), sha256, spec.height, spec.width)
+
+        return replace(
+            task,
+            image=fitted(row.image, row.image_sha256),
+            last_image=fitted(row.last_image, row.last_image_sha256),
+        )
 
     def _begun(self, member: Member, task: VideoTask, future: Future[Any]) -> None:
         """A worker was told to begin; it may be that the call did not get there."""

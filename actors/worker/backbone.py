@@ -111,10 +111,16 @@ class BackboneWorker:
         """Seconds of one whole window. The first call of a process is slower, and does not count."""
         spec, config = self._backbone.spec, self._settings.sampler
         embedding = torch.from_numpy(np.array(negative[0]))
+        channels, height, width = spec.latent_shape
+        condition, num_channels = self._backbone.condition(embedding, embedding), spec.num_condition_channels
+        if num_channels:
+            backbone: Any = self._backbone
+            blank = torch.zeros(1, 3, spec.height, spec.width, device=self._backbone.device)
+            condition = backbone.with_image(condition, backbone.image_tokens(blank))
         call = WindowCall(
-            torch.zeros(config.window, *spec.latent_shape, device=self._backbone.device),
+            torch.zeros(config.window, channels + num_channels, height, width, device=self._backbone.device),
             torch.full((config.window,), config.num_steps),
-            self._backbone.condition(embedding, embedding),
+            condition,
         )
         for _ in range(2):
             started_s = time.monotonic()

@@ -204,9 +204,11 @@ class HelperPool:
         while window := self._next_for(helper, is_spare):
             call = window.call
             try:
-                prompt = next(
-                    number for number, condition in enumerate(self._conditions) if condition is call.condition
-                )
+                known = [number for number, condition in enumerate(self._conditions) if condition is call.condition]
+                if not known:  # made on the way, of a picture: the helper was not told of it
+                    self._put(window, is_for_host=True)
+                    continue
+                (prompt,) = known[:1]
                 x_FCHW, level_F = call.x_FCHW.cpu().numpy(), call.level_F.numpy()
                 position_F = None if call.position_F is None else call.position_F.numpy()
                 output, seconds = helper.run_window(prompt, x_FCHW, level_F, call.branch, position_F)

@@ -46,6 +46,8 @@ from miga.backbones.family import FrameMeter
 from miga.backbones.registry import family_of
 from miga.checkpoint import VideoCheckpoint, load_checkpoints, num_whole, save_checkpoint
 from miga.errors import CheckpointError
+from miga.image_condition import pictures_of
+from miga.pictures import picture_of_bytes
 from miga.video import Progress, VideoRun
 from pipeline.records.run_folder import CheckpointName, newest_checkpoint, open_state_path
 from pipeline.storage.base import Storage
@@ -209,6 +211,7 @@ class HostedVideo:
             consume=self._take,
             has_checkpoints=task.checkpoints is not None or task.latents_path is not None,
             keeps_open=task.latents_path is not None,
+            pictures=pictures_of(self._backbone, *map(_frame, (task.image, task.last_image))),
         )
         self._steps = self._run.steps()
 
@@ -413,3 +416,11 @@ def _peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _frame(png: bytes | None) -> torch.Tensor | None:
+    """The pixels of a fitted picture."""
+    if png is None:
+        return None
+    picture = picture_of_bytes(png, "image")
+    return picture.fitted(picture.rgb.height, picture.rgb.width)

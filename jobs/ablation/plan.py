@@ -129,6 +129,11 @@ def _expand(plan: Plan, num_seeds: int | None) -> list[PromptRow]:
     for row in plan.rows():
         if isinstance(row, BadRow):
             raise InputError(f"row {row.index} cannot be made: {row.error}", "correct it, or take it out of the file")
+        if row.image is not None or row.last_image is not None:
+            raise InputError(
+                f"row {row.index} begins with a picture, and settings are compared on prompts alone",
+                "take image and last_image out of the file",
+            )
         named = replace(row, metadata={**row.metadata, PROMPT_KEY: row.id})
         seeds = range(num_seeds) if num_seeds else ()
         rows += [replace(named, id=f"{row.id}/seed-{seed}", seed=seed) for seed in seeds] or [named]

@@ -21,6 +21,7 @@ from pipeline.terminal import say, show
 GROUP: Final = "make videos"
 EXAMPLES: Final = (
     'miga sample "a red circle moving side to side on a grey ground" out.mp4',
+    'miga sample "the dog runs off" dog.mp4 --image dog.jpg --model Wan-AI/Wan2.2-TI2V-5B-Diffusers',
     'miga sample "a corgi on a beach" corgi.mp4 --config wan --num-frames 321 --seed 7',
 )
 
@@ -39,6 +40,8 @@ def add(commands: Any) -> None:
     video.add_argument("--num-frames", type=int, help="its length (default: the model's)")
     video.add_argument("--seed", type=int, help=f"of its noise: the same seed, the same video {default_of('seed')}")
     video.add_argument("--negative-prompt", help="what guidance steers away from (default: the model's)")
+    video.add_argument("--image", help="picture that it begins with: a path or an address")
+    video.add_argument("--last-image", help="picture that it ends with, where the model takes one")
     video.add_argument("--device", help="cpu or cuda[:N] (default: a GPU, if there is one)")
     video.add_argument("--overwrite", action="store_true", help="replace OUT.mp4 if it is there")
 
@@ -68,6 +71,8 @@ def _run(options: argparse.Namespace) -> int:
         config,
         negative_prompt=options.negative_prompt,
         device=options.device,
+        image=options.image,
+        last_image=options.last_image,
         overwrite=options.overwrite,
     )
     before = signal.signal(signal.SIGTERM, _interrupt)

@@ -11,7 +11,7 @@ from miga.errors import OutputError, UsageError
 from miga.outside_data import OutsideDataError
 from pipeline.records.manifest import ADDRESSES, Manifest
 from pipeline.records.run_folder import RunRecord, path_in_out
-from pipeline.rows import ManifestRow, video_key
+from pipeline.rows import ManifestRow
 from pipeline.storage.base import Storage
 
 FOLDER: Final = "extended"
@@ -72,5 +72,5 @@ def _not_of_its_name(row: ManifestRow, record: RunRecord, name: str) -> str:
         return f"it is of row {row.row} with {row.num_frames} frames"
     if row.status != "ok" or row.seed is None or row.num_frames is None:
         return f"it is of a row that is {row.status}"
-    key = video_key(row.prompts, row.negative_prompt, row.seed, row.num_frames, record.sampler, record.model_revision)
+    key = record.key_of(row, row.seed, row.num_frames)
     return "" if row.key == key else "its key is not of what it says"

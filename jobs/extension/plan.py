@@ -14,7 +14,7 @@ from miga.errors import UsageError
 from miga.profiles import read_config
 from pipeline.config import RunConfig, override
 from pipeline.records.run_folder import RUN_FILE, RunRecord, open_state_path, path_in_out, read_run
-from pipeline.rows import ManifestRow, video_key
+from pipeline.rows import ManifestRow
 from pipeline.storage.base import Storage
 from pipeline.upkeep.trust import check_model
 
@@ -69,6 +69,11 @@ def plan_extension(
     spec = configured_spec(load_spec(config.model, config.revision), model_options(config), config.revision)
     if row.status != "ok" or row.num_frames is None or row.seed is None:
         raise UsageError(f"row {row.row} was not made: {row.error}", "name a row whose status is ok")
+    if row.image is not None:
+        raise UsageError(
+            f"row {row.row} was made from a picture, {row.image!r}, and such videos are not extended",
+            f"make a new run of that row with num_frames = {num_frames}",
+        )
     sampler = read_config(record.sampler, storage.uri(RUN_FILE))
     _check_length(spec, row, num_frames, sampler)
     if row.latents_uri is None:
@@ -93,7 +98,7 @@ def plan_extension(
         row=row,
         kept=kept,
         num_frames=num_frames,
-        key=video_key(row.prompts, row.negative_prompt, row.seed, num_frames, record.sampler, record.model_revision),
+        key=record.key_of(row, row.seed, num_frames),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from miga.backbones.base import BackboneSpec
 from miga.cost import count_calls
 from miga.errors import ConfigError
+from miga.generate import rules_of_pictures
 from miga.profiles import default_num_frames, field_names, profiles, published, resolve_config
 
 NOT_READ = "-"
@@ -17,7 +18,9 @@ def profiles_as_dict(spec: BackboneSpec) -> dict[str, dict[str, Any]]:
     result: dict[str, dict[str, Any]] = {}
     for name, profile in profiles().items():
         try:
-            settings = resolve_config(name, spec).to_dict()
+            config = resolve_config(name, spec)
+            rules_of_pictures(spec, config)
+            settings = config.to_dict()
         except ConfigError as error:
             settings = {"error": str(error)}
         result[name] = {"summary": profile.summary, **settings}
@@ -66,6 +69,7 @@ def _cell(settings: dict[str, Any], field: str) -> str:
 
 def _calls(name: str, spec: BackboneSpec) -> str:
     config = resolve_config(name, spec)
+    spec = spec.of_clips(config.clips)
     count = count_calls(config, spec.num_latents(default_num_frames(config, spec)))
     return str(count.total) if count.most == count.total else f"{count.total} to {count.most}"
 

@@ -232,6 +232,7 @@ def run_parts(
     from actors.driver.rows import RowMaker
 
     return RunParts(
+        prompts=plan.prompts.path,
         config=plan.config,
         spec=plan.spec,
         rows=plan.rows(),

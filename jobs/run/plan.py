@@ -27,8 +27,10 @@ from miga.backbones.registry import (
 )
 from miga.config import SamplerConfig
 from miga.errors import BadRowError, ConfigError, MigaError, UsageError
+from miga.generate import rules_of_pictures
 from miga.profiles import default_num_frames, resolve_config, warn_of_concerns, why_no_length
 from pipeline.config import RunConfig
+from pipeline.prompts.images import RowImages
 from pipeline.prompts.read import count_rows, read_prompts
 from pipeline.prompts.source import PromptFile, look_at
 from pipeline.records.run_folder import RunRecord, fingerprint
@@ -74,6 +76,7 @@ class Plan:
             check_num_frames=lambda count: why_not(self.spec, count, self.sampler),
             check_prompt=self.check_prompt if judge_prompts else None,
             read_ahead=read_ahead,
+            images=row_images(self.prompts.path, self.spec, self.sampler) if judge_prompts else None,
         )
 
     def lengths(self, num_last: int = 1000) -> tuple[Counter[int], Sequence[int]]:
@@ -123,6 +126,8 @@ def resolve_settings(config: RunConfig) -> tuple[BackboneSpec, SamplerConfig, in
     trained = load_spec(config.model, config.revision)
     spec = configured_spec(trained, model_options(config), config.revision)
     sampler = resolve_config(config.profile, spec, config.sampler)
+    rules_of_pictures(spec, sampler)
+    spec = spec.of_clips(sampler.clips)
     num_frames = default_num_frames(sampler, spec) if config.num_frames is None else config.num_frames
     if reason := why_not(spec, num_frames, sampler):
         raise UsageError(reason, "choose one of those for --num-frames")
@@ -170,6 +175,13 @@ def why_not(spec: BackboneSpec, num_frames: int, sampler: SamplerConfig) -> str 
     if num_frames > MAX_FRAMES:
         return f"num_frames {num_frames} cannot be made: {MAX_FRAMES} are the most"
     return why_no_length(sampler, spec, num_frames)
+
+
+def row_images(prompts: str, spec: BackboneSpec, sampler: SamplerConfig) -> RowImages:
+    """What reads the pictures of a prompt file's rows, and says which rows cannot be made with theirs, or without."""
+    rules = rules_of_pictures(spec, sampler)
+    takes = {"image": rules.why_no_first, "last_image": rules.why_no_last}
+    return RowImages(prompts, takes, ("image",) if rules.is_needed else ())
 
 
 class PromptChecker:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import torch
 
-from jobs.run.plan import model_options, prompt_checker, resolve_settings
+from jobs.run.plan import model_options, prompt_checker, resolve_settings, row_images
 from miga.allocator import keep_heap_steady
 from miga.backbones.base import Backbone, BackboneSpec
 from miga.backbones.loading import named_dtype
@@ -29,6 +29,8 @@ from miga.backbones.registry import check_weights, footprint_of, load_backbone, 
 from miga.config import SamplerConfig
 from miga.cost import count_calls
 from miga.errors import OutputError, UsageError, WorkerError
+from miga.image_condition import pictures_of
+from miga.pictures import Picture
 from miga.video import Progress, make_video
 from pipeline.config import RunConfig
 from pipeline.storage.addresses import is_printable
@@ -57,6 +59,7 @@ class SamplePlan:
         num_frames: its length.
         num_calls: network calls that it takes without any search.
         device: where it is made.
+        image, last_image: pictures that it begins and ends with.
     """
 
     prompt: str
@@ -68,6 +71,8 @@ class SamplePlan:
     num_frames: int
     num_calls: int
     device: torch.device
+    image: Picture | None = None
+    last_image: Picture | None = None
 
 
 def plan_sample(
@@ -77,6 +82,8 @@ def plan_sample(
     *,
     negative_prompt: str | None = None,
     device: str | None = None,
+    image: str | None = None,
+    last_image: str | None = None,
     overwrite: bool = False,
 ) -> SamplePlan:
     """Checks everything that can be known before weights are loaded.
@@ -87,6 +94,8 @@ def plan_sample(
         config: the settings.
         negative_prompt: None: the model's own.
         device: "cpu", "cuda" or "cuda:N"; None: a GPU if there is one.
+        image: path or address of the picture that it begins with; None: none.
+        last_image: the same of the picture that it ends with.
         overwrite: whether a file that is there is replaced.
 
     Raises:
@@ -97,6 +106,11 @@ def plan_sample(
     if not prompt.strip():
         raise UsageError("the prompt is blank", "say what is to be seen")
     spec, sampler, num_frames = resolve_settings(config)
+    images = row_images("prompt", spec, sampler)
+    for column, name in (("image", image), ("last_image", last_image)):
+        images.digest(column, name)
+    if last_image is not None and image is None:
+        raise UsageError("there is a last image, and no first one", "give --image too")
     negative = spec.negative_prompt if negative_prompt is None else negative_prompt
     _check_prompts((prompt, negative), config)
     if simulates_gpus(config.model):
@@ -113,6 +127,8 @@ def plan_sample(
         num_frames=num_frames,
         num_calls=count_calls(sampler, spec.num_latents(num_frames)).total,
         device=where,
+        image=None if image is None else images.read(image),
+        last_image=None if last_image is None else images.read(last_image),
     )
 
 
@@ -140,6 +156,11 @@ def make_sample(plan: SamplePlan, say: Say = lambda text: None, on_calls: OnCall
     backbone = _loaded(plan)
     say(f"{plan.num_frames} frames of {plan.spec.width}x{plan.spec.height}: {plan.num_calls} network calls")
     last: list[Progress] = []
+    fitted = [
+        None if picture is None else picture.fitted(plan.spec.height, plan.spec.width)
+        for picture in (plan.image, plan.last_image)
+    ]
+    pictures = pictures_of(backbone, *fitted)
 
     def frames() -> Iterator[Frames]:
         steps = make_video(
@@ -149,6 +170,7 @@ def make_sample(plan: SamplePlan, say: Say = lambda text: None, on_calls: OnCall
             negative_embedding,
             plan.spec.num_latents(plan.num_frames),
             plan.config.seed,
+            pictures=pictures,
         )
         with closing(steps):  # type: ignore[type-var]  # a generator
             for step in steps:
@@ -177,6 +199,7 @@ def make_sample(plan: SamplePlan, say: Say = lambda text: None, on_calls: OnCall
         "height": made.height,
         "bytes": made.bytes,
         "sha256": made.sha256,
+        **({} if plan.image is None else {"image_sha256": plan.image.sha256}),
         "seed": plan.config.seed,
         "model": plan.spec.name,
         "profile": plan.sampler.profile,

@@ -7,12 +7,13 @@ number of denoise steps a latent still has to take (`T` = pure noise, 0 = clean)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
 from miga.cached_call import CachedCall, TimeFrequencies
+from miga.clips import ClipLayout
 from miga.config import SamplerConfig
 from miga.schedule import NoiseSchedule
 
@@ -21,6 +22,11 @@ Condition: TypeAlias = Any
 
 Component: TypeAlias = Literal["tokenizer", "text", "denoiser", "vae"]
 """A part that can be loaded on its own: "tokenizer" only checks prompts, "text" encodes them too."""
+
+
+ImageInput: TypeAlias = Literal["", "channels", "first_latent", "held"]
+"""How a network takes a picture: not at all; as channels behind its latents (`image_condition.py`); as a first latent
+that is clean already, at time step 0, as it was trained; or so though it was trained on text alone, "held" clean."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,12 @@ class BackboneSpec:
         noise_schedule: what it was trained with: "flow" (flow matching, which ends at no noise), "ddim" (Stable
             Diffusion's betas, which end above it), or "" where that is known once it is loaded.
         takes_positions: whether its network can be told where latents stand in time (`PositionedDenoiser`).
+        image_input: how the network takes a picture.
+        needs_image: whether it makes nothing without one.
+        takes_last_image: whether it takes the last frame too.
+        expert_boundary: share of the noise (of 1000 time steps) from which on another network of the model's two is
+            asked; None for one network.
+        clips: how a video is made of clips (of the method; none of a model's own).
     """
 
     family: str
@@ -66,18 +78,32 @@ class BackboneSpec:
     sampler: dict[str, Any] = field(default_factory=dict)
     noise_schedule: Literal["flow", "ddim", ""] = ""
     takes_positions: bool = False
+    image_input: ImageInput = ""
+    needs_image: bool = False
+    takes_last_image: bool = False
+    expert_boundary: float | None = None
+    clips: ClipLayout | None = None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one latent."""
         return self.latent_channels, self.latent_height, self.latent_width
 
+    @property
+    def num_condition_channels(self) -> int:
+        """Channels that the network takes behind those of a latent: which frames are given, and their latents."""
+        return self.frames_per_latent + self.latent_channels if self.image_input == "channels" else 0
+
     def num_latents(self, num_frames: int) -> int:
         """Latents that decode to `num_frames` frames.
 
         Raises:
-            ValueError: if the VAE cannot make exactly that many, naming the nearest counts that it can.
+            ValueError: if the VAE, or a chain of clips, cannot make exactly that many, naming the nearest counts that
+                can be made.
         """
+        if self.clips is not None:
+            clips = self.clips
+            return clips.num_clips(num_frames, self._decoded(clips.num_latents)) * clips.num_latents
         whole, rest = divmod(num_frames - self.frames_first_latent, self.frames_per_latent)
         if num_frames < self.frames_first_latent or rest:
             nearest = max(0, whole) * self.frames_per_latent + self.frames_first_latent
@@ -93,7 +119,21 @@ class BackboneSpec:
         return whole + 1
 
     def num_frames(self, num_latents: int) -> int:
-        """Frames that `num_latents` latents decode to."""
+        """Frames that `num_latents` latents decode to; of a chain, those of whole clips."""
+        if self.clips is None:
+            return self._decoded(num_latents)
+        num_clips = max(1, -(-num_latents // self.clips.num_latents))
+        return self.clips.num_frames(num_clips, self._decoded(self.clips.num_latents))
+
+    def of_clips(self, clips: ClipLayout | None) -> BackboneSpec:
+        """The spec where videos are made of clips; a default length that they cannot make becomes the nearest."""
+        if clips is None:
+            return self
+        clip = self._decoded(clips.num_latents)
+        num_further = max(0, round((self.default_num_frames - clip) / (clip - clips.overlap)))
+        return replace(self, clips=clips, default_num_frames=clips.num_frames(num_further + 1, clip))
+
+    def _decoded(self, num_latents: int) -> int:
         return self.frames_first_latent + (num_latents - 1) * self.frames_per_latent
 
 

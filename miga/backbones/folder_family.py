@@ -27,12 +27,16 @@ class FolderFamily(Family):
         json_files: what a spec is read from, and what lies beside it.
         network_folder: where the network's files are.
         tied_weights: tensors that a checkpoint may lack, since it holds them under another name.
+        more_parts: folders of weights that only some of its models have.
+        name_prefixes: of parts, what the names in their files may have before the module's.
     """
 
     takes: ClassVar[frozenset[str]] = frozenset({"height", "width"})
     json_files: ClassVar[tuple[str, ...]]
     network_folder: ClassVar[str]
     tied_weights: ClassVar[tuple[str, ...]] = ()
+    more_parts: ClassVar[tuple[str, ...]] = ()
+    name_prefixes: ClassVar[Mapping[str, str]] = {}
 
     def place(self, model: str) -> str:
         """Where a model lies: what the user wrote, but for models that come with the package."""
@@ -87,11 +91,13 @@ class FolderFamily(Family):
     def check_weights(self, model: str, revision: str | None) -> None:
         """See `Family.check_weights`. The files are read once, from end to end."""
         parts = ("tokenizer", "text_encoder", self.network_folder, "vae")
-        folder = resolve_folder(self.place(model), revision, (*self.json_files, *(f"{part}/*" for part in parts)))
+        patterns = (*self.json_files, *(f"{part}/*" for part in (*parts, *self.more_parts)))
+        folder = resolve_folder(self.place(model), revision, patterns)
         for part in parts:
             require_component(part, folder)
         for component, (module, note) in self.modules_of_folder(folder).items():
-            check_component(component, folder, module, self.tied_weights, note)
+            prefix = self.name_prefixes.get(component, "")
+            check_component(component, folder, module, self.tied_weights, note, prefix)
 
     def weight_notes(self, model: str, revision: str | None) -> tuple[str, ...]:
         """See `Family.weight_notes`."""
@@ -111,6 +117,9 @@ class FolderFamily(Family):
         """See `Family.configure`."""
         assert isinstance(backbone, self.backbone_class())
         if memory is not None:
-            backbone.save_memory(fp8=memory.fp8, vae_dtype=memory.vae_dtype, decodes_beside=memory.decodes_beside)
+            more = {"one_expert": True} if memory.one_expert else {}
+            backbone.save_memory(
+                fp8=memory.fp8, vae_dtype=memory.vae_dtype, decodes_beside=memory.decodes_beside, **more
+            )
         if device is not None:
             backbone.to(device)

@@ -95,11 +95,15 @@ class GuidedDenoiser(ABC):
         prediction = predictions[0]
         if len(predictions) > 1:
             away = predictions[1]
-            scale_BF = 1.0 + (self.guidance_scale - 1.0) * self._is_guided(level_BF).to(prediction)
+            scale_BF = 1.0 + (self.scale_of(level_BF) - 1.0) * self._is_guided(level_BF).to(prediction)
             prediction = away + scale_BF[:, None, :, None, None] * (prediction - away)
         clean_BFCHW = self.to_clean(x_BFCHW, level_BF, prediction)
         require_finite(clean_BFCHW)
         return clean_BFCHW
+
+    def scale_of(self, level_BF: torch.Tensor) -> torch.Tensor | float:
+        """The guidance scale of latents at these levels, where guidance acts."""
+        return self.guidance_scale
 
     def _is_guided(self, level_BF: torch.Tensor) -> torch.Tensor:
         return (self.guided_levels[0] <= level_BF) & (level_BF <= self.guided_levels[1])

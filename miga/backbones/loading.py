@@ -51,9 +51,9 @@ HIGHEST: Final = {
 """What settings of `miga.json` may at most be; others `MOST_FRAMES`."""
 MOST_TOKENS: Final = 2**24
 MOST_EXTRA_TOKENS: Final = 10_000
-COMPONENTS: Final = ("transformer", "unet", "vae", "text_encoder")
+COMPONENTS: Final = ("transformer", "transformer_2", "unet", "vae", "text_encoder", "image_encoder")
 """Folders of weights."""
-PARTS: Final = (*COMPONENTS, "tokenizer", "scheduler")
+PARTS: Final = (*COMPONENTS, "tokenizer", "scheduler", "image_processor")
 
 
 def device_and_dtype(device: torch.device | str | None, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
@@ -323,7 +323,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 
 def check_component(
-    component: str, folder: Path, module: nn.Module, ignore: Sequence[str] = (), note: str = ""
+    component: str, folder: Path, module: nn.Module, ignore: Sequence[str] = (), note: str = "", prefix: str = ""
 ) -> None:
     """Finds all that can be wrong with a component's weights before anything is started that needs them.
 
@@ -336,12 +336,13 @@ def check_component(
         module: the module that they are for, on the meta device.
         ignore: weights that a checkpoint may lack, since they are tied to others.
         note: for the hint, where weights and module do not fit.
+        prefix: that names of a file may have before the module's.
 
     Raises:
         ModelError: if files or weights are missing, broken, not finite, or of another module.
     """
     require_component(component, folder)
-    shapes = {name: entry.shape for name, entry in entries_of(component, folder).items()}
+    shapes = {name.removeprefix(prefix): entry.shape for name, entry in entries_of(component, folder).items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     require_fitting(
         component,

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,9 @@ from miga.errors import ModelError
 
 HUB_FILE: Final = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.safetensors)")
 USUAL_FILE: Final = "pytorch_lora_weights.safetensors"
+EXPERTS: Final = ("high", "low", "both")
+"""Networks of a model with two, by the noise that they answer for."""
+_NOISE_HALF: Final = re.compile(r"(high|low)[-_ ]?noise", re.IGNORECASE)
 MAX_SCALE: Final = 1e4
 """What is beyond it was not meant, and overflows half precision."""
 
@@ -29,17 +32,19 @@ class Lora:
         scale: what its change of the weights is multiplied by.
         file: where it lies.
         digest: of the file, 16 hexadecimal digits.
+        expert: which of a model's two networks it is for: "high", "low" or "both"; empty where that is not said.
     """
 
     name: str
     scale: float
     file: Path
     digest: str
+    expert: str = ""
 
     @property
     def label(self) -> str:
         """What stands in a model's revision: the content and the scale, not where the file lay."""
-        return f"lora:{self.digest}*{self.scale!r}"
+        return f"lora:{self.digest}*{self.scale!r}" + (f"@{self.expert}" if self.expert else "")
 
     def opened(self) -> AbstractContextManager[Any]:
         """The file, for its tensors and what it states of itself.
@@ -48,6 +53,46 @@ class Lora:
             ModelError: if it cannot be read.
         """
         return opened(self.file, f"LoRA {self.name!r}")
+
+
+def parse_expert(text: str) -> tuple[str, str]:
+    """The rest of `EXPERT=FILE_OR_NAME[:scale]`, and the expert; empty where none is named."""
+    head, sign, rest = text.partition("=")
+    if sign and head in EXPERTS and not os.path.lexists(os.path.expanduser(text)):
+        return rest, head
+    return text, ""
+
+
+def for_experts(loras: Sequence[Lora], model: str, *, has_two: bool) -> list[Lora]:
+    """The LoRAs, each with the expert it is for; where none is named, the file's own name tells ("high_noise", ...).
+
+    Args:
+        loras: those of a model.
+        model: its name.
+        has_two: whether it has two networks.
+
+    Raises:
+        ModelError: if an expert is named of a model with one network, or none of a model with two.
+    """
+    if not has_two:
+        if named_ones := [lora for lora in loras if lora.expert]:
+            raise ModelError(
+                f"LoRA {named_ones[0].name!r} is said to be for the {named_ones[0].expert!r} expert, and {model!r} "
+                "has one network",
+                "leave that out",
+            )
+        return list(loras)
+    placed = []
+    for lora in loras:
+        found = {half.lower() for half in _NOISE_HALF.findall(lora.name.rpartition("/")[2])}
+        expert = lora.expert or (found.pop() if len(found) == 1 else "")
+        if not expert:
+            raise ModelError(
+                f"{model!r} has two networks, and LoRA {lora.name!r} does not say which it is for",
+                f"write high={lora.name}, low={lora.name} or both={lora.name}",
+            )
+        placed.append(replace(lora, expert=expert))
+    return placed
 
 
 def parse_lora(text: str) -> tuple[str, float]:
@@ -79,6 +124,7 @@ def find_loras(texts: Sequence[str]) -> list[Lora]:
     """
     loras = []
     for text in texts:
+        text, expert = parse_expert(text)
         name, scale = parse_lora(text)
         try:
             file = _find_file(name)
@@ -87,7 +133,7 @@ def find_loras(texts: Sequence[str]) -> list[Lora]:
             raise ModelError(
                 f"LoRA {name!r} cannot be read: {first_line(error)}", "see to its permissions and its disk"
             ) from error
-        loras.append(Lora(name, scale, file, digest))
+        loras.append(Lora(name, scale, file, digest, expert))
     return loras
 
 

@@ -87,6 +87,8 @@ class MemoryPlan:
         fp8: whether its weights are stored in 8 bits and widened layer by layer.
         vae_dtype: of the VAE and its cache.
         decodes_beside: whether latents are decoded while the network is called; else the two take turns.
+        one_expert: whether, of a model's two networks, one is on the card at a time; the other waits in the machine's
+            memory.
         text_bytes: what the text encoder takes where it is.
         cache_bytes: keys and values that a causal method keeps of one video.
         text_dtype: of the text encoder.
@@ -105,6 +107,7 @@ class MemoryPlan:
     text_bytes: int
     decodes_beside: bool = True
     cache_bytes: int = 0
+    one_expert: bool = False
     text_dtype: torch.dtype = torch.float32
     text_on_card: bool = False
     reason: str = ""
@@ -128,7 +131,7 @@ class MemoryPlan:
     @property
     def is_plain(self) -> bool:
         """Whether nothing was made smaller, or put in turn, to fit."""
-        return not self.fp8 and self.vae_dtype == torch.float32 and self.decodes_beside
+        return not self.fp8 and self.vae_dtype == torch.float32 and self.decodes_beside and not self.one_expert
 
     @property
     def weights_name(self) -> str:
@@ -187,9 +190,11 @@ def plan_memory(
 ) -> MemoryPlan:
     """The first of these that fits: everything as it is; the VAE in bfloat16; the transformer in fp8; both.
 
-    In that order, because the VAE's dtype costs no time and fp8 weights are rounded harder. Of each, latents are
-    decoded beside the network's calls if there is room for both at once, else in turn with them, which changes no
-    result. VAE tiles are no choice: what is large is the cache between latents, and tiles together need as much of it.
+    In that order, because the VAE's dtype costs no time and fp8 weights are rounded harder. Of a model with two
+    networks, one at a time is on the card before fp8 is thought of: that costs moving them, and rounds nothing. Of
+    each, latents are decoded beside the network's calls if there is room for both at once, else in turn with them,
+    which changes no result. VAE tiles are no choice: what is large is the cache between latents, and tiles together
+    need as much of it.
 
     Args:
         architecture: of the model.
@@ -235,8 +240,8 @@ def plan_memory(
 def as_held(plan: MemoryPlan, architecture: Footprint, spec: BackboneSpec, sampler: SamplerConfig) -> MemoryPlan:
     """What videos of another size, or by other settings, take of a model that is held as a plan says."""
     plans = _plans(architecture, spec, sampler, plan.card_bytes, plan.dtype, plan.text_dtype, plan.text_on_card)
-    held = (plan.fp8, plan.vae_dtype, plan.decodes_beside)
-    return next(each for each in plans if (each.fp8, each.vae_dtype, each.decodes_beside) == held)
+    held = (plan.fp8, plan.one_expert, plan.vae_dtype, plan.decodes_beside)
+    return next(each for each in plans if (each.fp8, each.one_expert, each.vae_dtype, each.decodes_beside) == held)
 
 
 def check_machine_memory(
@@ -348,11 +353,15 @@ def _plans(
     cells = spec.latent_height * spec.latent_width
     stores = (False, True) if dtype.itemsize == 2 and architecture.can_store_fp8 else (False,)
     call_bytes = sampler.windows_per_batch * architecture.window_bytes(spec, sampler.window, dtype)
-    for fp8, vae_dtype, beside in itertools.product(stores, (torch.float32, torch.bfloat16), (True, False)):
+    num_experts = getattr(architecture, "num_experts", 1)
+    alone = (False, True) if num_experts > 1 else (False,)
+    dtypes = (torch.float32, torch.bfloat16)
+    for fp8, one_expert, vae_dtype, beside in itertools.product(stores, alone, dtypes, (True, False)):
         decode_bytes = vae_dtype.itemsize * cells * architecture.vae_peak_per_cell
+        network_bytes = architecture.transformer_bytes(fp8=fp8, itemsize=dtype.itemsize)
         plan = MemoryPlan(
             card_bytes=card,
-            transformer_bytes=architecture.transformer_bytes(fp8=fp8, itemsize=dtype.itemsize),
+            transformer_bytes=network_bytes // num_experts if one_expert else network_bytes,
             vae_bytes=vae_dtype.itemsize * (architecture.vae_parameters + cells * architecture.vae_cache_per_cell),
             queue_bytes=queue_bytes(spec, sampler),
             cache_bytes=_cache_bytes(architecture, spec, sampler, dtype),
@@ -361,6 +370,7 @@ def _plans(
             fp8=fp8,
             vae_dtype=vae_dtype,
             decodes_beside=beside,
+            one_expert=one_expert,
             text_bytes=text_dtype.itemsize * architecture.text_parameters,
             text_dtype=text_dtype,
             text_on_card=text_on_card,
@@ -372,6 +382,7 @@ def _reason(plan: MemoryPlan, architecture: Footprint) -> str:
     spare = plan.card_bytes - plan.total_bytes
     changes = [
         *(["the VAE is in bfloat16, which halves what it takes"] if plan.vae_dtype != torch.float32 else []),
+        *(["one of the two transformers is on the card at a time, and they trade places"] if plan.one_expert else []),
         *(["the transformer's weights are stored in fp8, which halves them"] if plan.fp8 else []),
         *(["decoding takes turns with the network, which changes no frame"] if not plan.decodes_beside else []),
     ]

@@ -36,7 +36,7 @@ def configured_spec(spec: BackboneSpec, options: ModelOptions, revision: str | N
     if options == ModelOptions():
         return spec
     family, spec = _checked(spec, options, revision)
-    loras = _find_loras(options)
+    loras = _find_loras(options, spec)
     for lora in loras:
         family.check_lora(lora, spec.name, revision)
     return _with_loras(spec, loras)
@@ -68,7 +68,7 @@ def configure(
         loras: list[Lora] = []
     else:
         family, backbone.spec = _checked(backbone.spec, options, revision)
-        loras = _find_loras(options)
+        loras = _find_loras(options, backbone.spec)
         backbone.spec = _with_loras(backbone.spec, loras)
     where = None if device is None else torch.device(device)
     family.configure(backbone, options, loras, device=where, memory=memory)
@@ -90,12 +90,12 @@ def _checked(spec: BackboneSpec, options: ModelOptions, revision: str | None) ->
     return family, spec
 
 
-def _find_loras(options: ModelOptions) -> list[Lora]:
+def _find_loras(options: ModelOptions, spec: BackboneSpec) -> list[Lora]:
     if not options.lora:
         return []
-    from miga.backbones.lora_files import find_loras
+    from miga.backbones.lora_files import find_loras, for_experts
 
-    return find_loras(options.lora)
+    return for_experts(find_loras(options.lora), spec.name, has_two=spec.expert_boundary is not None)
 
 
 def _with_loras(spec: BackboneSpec, loras: Sequence[Lora]) -> BackboneSpec:

@@ -13,8 +13,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from miga.backbones.base import BackboneSpec, Component, Denoiser, FrameDecoder
-from miga.backbones.guided_denoiser import TextCondition
+from miga.backbones.base import BackboneSpec, Component, Condition, Denoiser, FrameDecoder
 from miga.backbones.loading import device_and_dtype, load_component, resolve_folder
 from miga.backbones.text import TextEncoder
 from miga.backbones.turns import Turn, Turns
@@ -89,7 +88,12 @@ class PretrainedBackbone(ABC):
             backbone.network = cls.load_network(folder, device, dtype)
         if "vae" in folders:
             backbone.vae = load_component(cls.vae_class, "vae", folder, torch.float32).to(device)
+        backbone.load_more(folder, dtype, components)
         return backbone
+
+    def load_more(self, folder: Path, dtype: torch.dtype, components: Sequence[Component]) -> None:
+        """Loads what only some models of the family have."""
+        return
 
     @classmethod
     def _folders(cls, components: Sequence[Component]) -> list[str]:
@@ -175,6 +179,6 @@ class PretrainedBackbone(ABC):
         assert self.text is not None, "loaded without the text encoder"
         return self.text.encode(prompts)
 
-    def condition(self, prompt_embedding: torch.Tensor, negative_embedding: torch.Tensor) -> TextCondition:
+    def condition(self, prompt_embedding: torch.Tensor, negative_embedding: torch.Tensor) -> Condition:
         """The two embeddings on the backbone's device; the denoiser pads, stacks and casts them."""
         return prompt_embedding.to(self.device), negative_embedding.to(self.device)

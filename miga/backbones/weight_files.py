@@ -20,7 +20,7 @@ from miga.outside_data import INTEGERS, OutsideDataError, parse_json_object, rea
 
 PICKLES: Final = (".ckpt", ".pt", ".pth", ".bin")
 """How files are named that can run code when they are read."""
-STEMS: Final = {"text_encoder": "model"}
+STEMS: Final = {"text_encoder": "model", "image_encoder": "model"}
 """How the weights of a component are called; all others are diffusers', `DIFFUSERS_STEM`."""
 DIFFUSERS_STEM: Final = "diffusion_pytorch_model"
 MAX_HEADER_BYTES: Final = 64 * 2**20

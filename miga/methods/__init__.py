@@ -10,11 +10,19 @@ from typing import Final
 from miga.config import SamplerConfig
 from miga.entry_points import registered
 from miga.errors import ConfigError
-from miga.methods import causal, fifo, miga, released, scalingnoise, unified
+from miga.methods import causal, chain, fifo, miga, released, scalingnoise, unified
 from miga.methods.base import Method
 
 GROUP: Final = "miga.methods"
-_OURS: Final = (miga.METHOD, released.METHOD, fifo.METHOD, scalingnoise.METHOD, unified.METHOD, causal.METHOD)
+_OURS: Final = (
+    miga.METHOD,
+    released.METHOD,
+    fifo.METHOD,
+    scalingnoise.METHOD,
+    unified.METHOD,
+    causal.METHOD,
+    chain.METHOD,
+)
 
 
 @functools.cache

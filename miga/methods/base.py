@@ -14,6 +14,7 @@ import torch
 from miga.backbones.base import Denoiser
 from miga.config import SamplerConfig
 from miga.denoise_pass import Stepper
+from miga.image_condition import Pictures
 from miga.methods.shared_settings import SHARED_PUBLISHED, shared_in_proportion
 from miga.queue import FrameQueue
 from miga.reflection import GrowAll
@@ -53,6 +54,7 @@ class Begin:
         grow_all: grows the candidates of a search elsewhere; None: here, side by side.
         features: what candidates are judged by, where the method takes such; None: the latents themselves.
         denoiser: the network, for methods that keep a cache in it; None where only a plan is made.
+        pictures: those of the video; None where there are none, and where nothing looks at latents (a plan).
     """
 
     stepper: Stepper
@@ -60,6 +62,7 @@ class Begin:
     grow_all: GrowAll | None = None
     features: Features | None = None
     denoiser: Denoiser | None = None
+    pictures: Pictures | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class Method:
         takes_features: whether `Begin.features` means anything to it.
         is_lazy: whether windows of several of its passes may run at once; not where a pass looks at what it made.
         needs_cache: whether the network must be a `CachedDenoiser`. Its course has `replay`, beside what others have.
+        needs_picture: whether it makes nothing without a first picture, and shows pictures itself.
         had_other_name: whether settings are its own that an earlier version noted under another method's name.
     """
 
@@ -113,4 +117,5 @@ class Method:
     takes_features: bool = False
     is_lazy: bool = True
     needs_cache: bool = False
+    needs_picture: bool = False
     had_other_name: Callable[[Mapping[str, Any]], bool] = lambda values: False

@@ -45,7 +45,7 @@ _MAX_HEADER_BYTES: Final = 16 << 20
 _CHUNK_FIELDS: Final = (1, 3, 4, 5, 7, 9)
 """Of a column's description: type, path, codec, values, bytes, first page."""
 
-NEEDED: Final = ("prompt", "id", "seed", "num_frames", "negative_prompt")
+NEEDED: Final = ("prompt", "id", "seed", "num_frames", "negative_prompt", "image", "last_image")
 
 CheckColumns = Callable[[str, Sequence[str]], None]
 

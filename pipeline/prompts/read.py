@@ -10,6 +10,8 @@ the others go on. What a row may hold:
 - `num_frames`: a length the model's VAE makes; without one, the run's.
 - `negative_prompt`: text; without one (or null), the model's own. Empty text means none
   at all (`.csv` cannot say that).
+- `image`, `last_image`: a picture that the video begins, or ends, with: a path, from the prompt file's folder on, or
+  an address. The file is read, and refused by name if it is none (`miga/pictures.py`).
 - everything else goes into `metadata`, as JSON, and never keeps a row from being made: NaN becomes null; infinities,
   bytes (base64), times, and whatever else JSON or Python has no value for become text, half a character its escape;
   what is too large becomes a sentence with its size and, where it was read, its SHA-256.
@@ -37,6 +39,7 @@ from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
 from miga.errors import BadRowError, InputError
 from pipeline.prompts.files import AsWritten, Record, count_records, read_records
+from pipeline.prompts.images import COLUMNS, RowImages
 from pipeline.prompts.seen_ids import RowBits, SeenIds
 from pipeline.prompts.source import PromptFile, look_at
 from pipeline.rows import SEED_LIMIT, BadRow, PromptRow, canonical_json
@@ -46,7 +49,7 @@ MAX_DEPTH: Final = 32
 MAX_NUM_FRAMES: Final = 2**31 - 1
 
 
-_COLUMNS: Final = ("prompt", "id", "seed", "num_frames", "negative_prompt")
+_COLUMNS: Final = ("prompt", "id", "seed", "num_frames", "negative_prompt", *COLUMNS)
 _INVISIBLE: Final = frozenset("\u2800\u3164\u115f\u1160\uffa0")
 _INVISIBLE_CATEGORIES: Final = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp", "Mn"))
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,400}", re.ASCII)
@@ -79,6 +82,7 @@ def read_prompts(
     check_num_frames: Callable[[int], str | None] | None = None,
     check_prompt: CheckPrompt | None = None,
     read_ahead: int = 1,
+    images: RowImages | None = None,
 ) -> Iterator[PromptRow | BadRow]:
     """The rows of a prompt file, read as they are asked for; the same file gives the same rows every time.
 
@@ -91,6 +95,7 @@ def read_prompts(
         check_prompt: says why a prompt cannot be used, such as that it has more tokens than the text encoder takes. One
             with a method `many` is asked about all prompts of the rows read ahead at once.
         read_ahead: rows read at once.
+        images: reads the pictures that rows name; None: nobody looks at them, and rows have no digests of them.
 
     Raises:
         InputError: if the file cannot be read at all; by this call where it shows before the first row, otherwise
@@ -101,7 +106,7 @@ def read_prompts(
     first = next(records, None)
     if first is None:
         raise InputError(f"{file.path} holds no rows", "write at least one prompt into it")
-    judge = _Judge(seed, num_frames, check_num_frames, check_prompt)
+    judge = _Judge(seed, num_frames, check_num_frames, check_prompt, images)
     from_first: Iterator[Record] = itertools.chain((first,), records)
     if read_ahead > 1 and isinstance(check_prompt, ManyPromptsCheck):
         from_first = judge.looked_at_ahead(from_first, read_ahead, check_prompt)
@@ -127,7 +132,9 @@ class _Judge:
         num_frames: int,
         check_num_frames: Callable[[int], str | None] | None,
         check_prompt: CheckPrompt | None,
+        images: RowImages | None,
     ) -> None:
+        self._images = images
         self._seed = seed
         self._num_frames = num_frames
         self._check_num_frames = check_num_frames or _accept
@@ -181,7 +188,19 @@ class _Judge:
             num_frames=self._length(_whole(fields.get("num_frames"), "num_frames", record.is_text)),
             metadata=_metadata(fields),
             source=record.source,
+            **self._pictures(fields),
         )
+
+    def _pictures(self, fields: Mapping[str, Any]) -> dict[str, str | None]:
+        """The pictures that a row names, and their digests."""
+        found: dict[str, str | None] = {}
+        for column in COLUMNS:
+            name = _text_or_none(fields.get(column), column)
+            found[column] = name
+            found[f"{column}_sha256"] = None if self._images is None else self._images.digest(column, name)
+        if found["last_image"] is not None and found["image"] is None:
+            raise BadRowError("there is a 'last_image' and no 'image'", "give both, or leave the last one out")
+        return found
 
     def _length(self, own: int | None) -> int:
         num_frames = self._num_frames if own is None else own

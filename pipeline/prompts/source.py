@@ -235,6 +235,24 @@ def _difference(then: PromptFile, now: PromptFile) -> str:
     return f"it still has {now.bytes} bytes, but other ones, from byte {first} on or soon after"
 
 
+def read_bytes(path: str, most: int) -> bytes:
+    """A whole file at a path or an address.
+
+    Raises:
+        InputError: if it cannot be read, or has more bytes than `most`.
+    """
+    with contextlib.closing(_Raw(path)) as raw:
+        if raw.size is not None and raw.size > most:
+            raise InputError(f"{path} has {raw.size:,} bytes", f"at most {most:,} are read")
+        parts, size = [], 0
+        for chunk in raw.chunks():
+            parts.append(chunk)
+            size += len(chunk)
+            if size > most:
+                raise InputError(f"{path} has more than {most:,} bytes", "name a smaller file")
+        return b"".join(parts)
+
+
 class _Raw:
     """The bytes that lie at an address, whatever they are; every fault is an `InputError`."""
 

@@ -33,7 +33,7 @@ from miga.errors import ConfigError, OutputError
 from miga.outside_data import OutsideDataError, parse_json_object, shown, validated
 from pipeline.config import RunConfig, parse_config
 from pipeline.prompts.source import PromptFile, look_at
-from pipeline.rows import BadRow, PromptRow, bad_row_key, canonical_json, content_hash, video_key
+from pipeline.rows import BadRow, ManifestRow, PromptRow, bad_row_key, canonical_json, content_hash, video_key
 from pipeline.storage.base import PROBE_PREFIX, Storage
 
 RUN_FILE: Final = "run.json"
@@ -67,6 +67,12 @@ _JUNK: Final = frozenset((".DS_Store", "Thumbs.db", "lost+found"))
 
 
 _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+_ASKED: Final = (
+    "negative_prompt", "seed", "num_frames", "image", "image_sha256", "last_image", "last_image_sha256",
+)  # fmt: skip
+"""Columns of the manifest that a row of the prompt file says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,15 +139,24 @@ class RunRecord:
         """What names the video of a row of the prompt file."""
         if isinstance(row, BadRow):
             return bad_row_key(row)
-        return video_key(row.prompts, row.negative_prompt, row.seed, row.num_frames, self.sampler, self.model_revision)
+        return self.key_of(row, row.seed, row.num_frames)
+
+    def key_of(self, row: PromptRow | ManifestRow, seed: int, num_frames: int) -> str:
+        """What names the video of a row, of that seed and length."""
+        return video_key(
+            row.prompts,
+            row.negative_prompt,
+            seed,
+            num_frames,
+            self.sampler,
+            self.model_revision,
+            row.image_sha256,
+            row.last_image_sha256,
+        )
 
     def columns(self, row: PromptRow | BadRow, key: str) -> dict[str, Any]:
         """The columns of a `ManifestRow` that are known before the row is settled."""
-        asked = (
-            {"negative_prompt": row.negative_prompt, "seed": row.seed, "num_frames": row.num_frames}
-            if isinstance(row, PromptRow)
-            else {}
-        )
+        asked = {name: getattr(row, name) for name in _ASKED} if isinstance(row, PromptRow) else {}
         return {
             "key": key,
             "id": row.id,

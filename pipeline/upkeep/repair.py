@@ -31,6 +31,7 @@ from typing import Any, Final
 
 from miga.errors import InputError, UsageError, WorkerError
 from miga.outside_data import OutsideDataError
+from pipeline.prompts.images import RowImages
 from pipeline.prompts.read import read_prompts
 from pipeline.prompts.source import look_at
 from pipeline.records.lease import TTL_S, Lease
@@ -200,7 +201,8 @@ class _Planner:
             file = look_at(prompts_of(self._record.prompts.path, self._storage.root, named=prompts))
             if file.sha256 == self._record.prompts.sha256:
                 settings = self._record.settings
-                return read_prompts(file, seed=settings.seed, num_frames=settings.num_frames or 1)
+                images = RowImages(file.path, {})
+                return read_prompts(file, seed=settings.seed, num_frames=settings.num_frames or 1, images=images)
             what = f"{file.path} is not the prompt file of this run"
         except (InputError, UsageError) as error:
             what = error.message

@@ -28,7 +28,7 @@ from pipeline.records.manifest import REPAIR, SCHEMA, SIDECAR_NAME, BrokenFile, 
 from pipeline.records.quality import seeds_of
 from pipeline.records.references import VIDEO_NAME, latents_name, shard_files, shards_of, video_name
 from pipeline.records.run_folder import RunRecord, manifest_path, open_state_path, read_run, shard_of
-from pipeline.rows import BadRow, ManifestRow, PromptRow, video_key
+from pipeline.rows import BadRow, ManifestRow, PromptRow
 from pipeline.storage.base import FileInfo, Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.upkeep.trust import prompts_of
@@ -378,7 +378,7 @@ def faults_of(row: ManifestRow, record: RunRecord) -> Iterator[str]:
     if row.seed is None or row.num_frames is None:
         yield "it has no seed or no length"
         return
-    key = video_key(row.prompts, row.negative_prompt, row.seed, row.num_frames, record.sampler, record.model_revision)
+    key = record.key_of(row, row.seed, row.num_frames)
     if row.key != key:
         yield f"its key is {row.key[:16]}…, but what it was made of gives {key[:16]}…"
 
@@ -390,6 +390,8 @@ def difference(asked: PromptRow | BadRow, row: ManifestRow, record: RunRecord) -
     pairs: dict[str, tuple[object, object]] = {"id": (asked.id, row.id), "prompts": (asked.prompts, row.prompts)}
     if row.seed is not None:  # the model refused the row otherwise: it was never asked for as a video
         pairs["negative_prompt"] = (asked.negative_prompt, row.negative_prompt)
+        pairs["image"] = (asked.image, row.image)
+        pairs["last_image"] = (asked.last_image, row.last_image)
         if row.seed not in seeds_of(asked.seed, record.settings.quality):
             pairs["seed"] = (asked.seed, row.seed)
         if record.settings.num_frames is not None:

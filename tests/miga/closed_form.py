@@ -22,9 +22,12 @@ from miga.reflection import GrowAll
 from miga.schedule import NoiseSchedule, schedule_for
 
 PROFILES = {
-    name: profile for name, profile in profiles().items() if not methods()[profile.settings["method"]].needs_cache
+    name: each
+    for name, each in profiles().items()
+    if not (methods()[each.settings["method"]].needs_cache or methods()[each.settings["method"]].needs_picture)
 }
-"""Those that any network will do for; `causal/` tests the others."""
+"""Those that begin with nothing but noise and that any network will do for: `methods/causal/` and
+`methods/test_chain.py` test the others."""
 SHAPE = (4, 2, 3)
 SHIFT = 5.0
 SMALL: dict[str, dict[str, Any]] = {

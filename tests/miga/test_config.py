@@ -185,7 +185,7 @@ def test_unknown_method() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_config("paper", SPEC, {"method": "swift"})
     assert caught.value.message == "sampler.method = 'swift' is unknown"
-    assert caught.value.hint == "it is one of 'miga', 'released', 'fifo', 'scalingnoise', 'unified'"
+    assert caught.value.hint == "it is one of 'miga', 'released', 'fifo', 'scalingnoise', 'unified', 'chain'"
 
 
 @pytest.mark.parametrize("family", ["wan", "mine"])

@@ -127,3 +127,19 @@ class Umt5Config:
         matrices = 3 if self.feed_forward_proj.startswith("gated") else 2
         layer = 4 * width * inner + matrices * width * self.d_ff + 2 * width + positions
         return self.vocab_size * width + self.num_layers * layer + width
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipVisionConfig:
+    """transformers' `CLIPVisionConfig`; the defaults are transformers'."""
+
+    hidden_size: Size = 768
+    intermediate_size: Size = 3072
+    projection_dim: Size = 512
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Annotated[int, Field(ge=1, le=1024)] = 12
+    num_channels: Few = 3
+    image_size: Annotated[int, Field(ge=1, le=4096)] = 224
+    patch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    hidden_act: Literal["quick_gelu", "gelu", "gelu_new", "relu", "silu"] = "quick_gelu"
+    layer_norm_eps: Small = 1e-5

@@ -1,4 +1,4 @@
-"""Wan2.1 as a family: published models by name, and every folder that no other family claims."""
+"""Wan2.1 and Wan2.2 as a family: published models by name, and every folder that no other family claims."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ class WanFamily(FolderFamily):
     json_files: ClassVar[tuple[str, ...]] = wan.JSON_FILES
     network_folder: ClassVar[str] = "transformer"
     tied_weights: ClassVar[tuple[str, ...]] = wan.TIED_TEXT_WEIGHTS
+    more_parts: ClassVar[tuple[str, ...]] = ("transformer_2", "image_encoder")
+    name_prefixes: ClassVar[Mapping[str, str]] = {"image_encoder": "vision_model."}
 
     @property
     def published(self) -> Mapping[str, BackboneSpec]:

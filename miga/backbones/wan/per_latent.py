@@ -34,14 +34,12 @@ def use_per_latent_timesteps(transformer: WanTransformer3DModel) -> None:
         transformer: changed in place; a second call does nothing.
 
     Raises:
-        ValueError: if one of its tokens covers several latents, or it is conditioned on images.
+        ValueError: if one of its tokens covers several latents.
     """
     if has_per_latent_timesteps(transformer):
         return
     if transformer.config.patch_size[0] != 1:
         raise ValueError(f"a token of this model covers {transformer.config.patch_size[0]} latents, not one")
-    if transformer.condition_embedder.image_embedder is not None:
-        raise ValueError("time steps per latent are for models that are conditioned on text alone")
     transformer.register_forward_pre_hook(_expand_timestep, with_kwargs=True)
     transformer.patch_embedding.register_forward_hook(_take_apart)
     transformer.condition_embedder.__class__ = _PerLatentEmbedding

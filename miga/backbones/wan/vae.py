@@ -40,6 +40,18 @@ def decode_one(
     return pixels, cache
 
 
+@torch.no_grad()
+def encode_frames(vae: AutoencoderKLWan, frames_FCHW: torch.Tensor) -> torch.Tensor:
+    """Normalised latents `[F, C, H, W]`, float32, of frames of -1 ... 1: the posterior's mean, as pipelines take it."""
+    video = frames_FCHW.transpose(0, 1)[None].to(vae.device, vae.dtype)
+    latents_BCFHW = vae.encode(video).latent_dist.mode().float()
+    mean, std = (
+        torch.tensor(values, device=vae.device).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return ((latents_BCFHW - mean) * (1.0 / std))[0].transpose(0, 1)
+
+
 class WanFrameDecoder:
     """See `miga.backbones.base.FrameDecoder`. Holds its own cache of features, so several may share a VAE.
 
@@ -71,11 +83,18 @@ class WanFrameDecoder:
         cell = self.vae.config.scale_factor_spatial
         return torch.zeros(0, x_FCHW.shape[2] * cell, x_FCHW.shape[3] * cell, 3)
 
-    @torch.no_grad()
+    def decode_pixels(self, x_FCHW: torch.Tensor) -> torch.Tensor:
+        """Frames float32 `[F, 3, H, W]` in [-1, 1] on the VAE's device, as the VAE gives them."""
+        return torch.cat([self._pixels_next(x_CHW)[0].transpose(0, 1) for x_CHW in x_FCHW])
+
     def _decode_next(self, x_CHW: torch.Tensor) -> torch.Tensor:
+        pixels = self._pixels_next(x_CHW)
+        return (pixels[0].permute(1, 2, 3, 0) * 0.5 + 0.5).clamp(0.0, 1.0)
+
+    @torch.no_grad()
+    def _pixels_next(self, x_CHW: torch.Tensor) -> torch.Tensor:
         z = x_CHW[None, :, None].to(self.vae.device, self.vae.dtype)
         z = z / (1.0 / self._std) + self._mean  # the pipeline's rounding
         with self.turn():
             pixels, self._features = decode_one(self.vae, z, self._features)
-        pixels = pixels.float().clamp(-1.0, 1.0)
-        return (pixels[0].permute(1, 2, 3, 0) * 0.5 + 0.5).clamp(0.0, 1.0)
+        return pixels.float().clamp(-1.0, 1.0)

@@ -170,8 +170,19 @@ def test_time_steps_that_cannot_be(ours: WanTransformer3DModel, timestep: torch.
 def test_models_that_cannot_have_them() -> None:
     with pytest.raises(ValueError, match="covers 2 latents"):
         use_per_latent_timesteps(build_transformer(patch_size=[2, 2, 2]))
-    with pytest.raises(ValueError, match="text alone"):
-        use_per_latent_timesteps(build_transformer(added_kv_proj_dim=24, image_dim=8))
+
+
+@torch.no_grad()
+def test_models_that_read_pictures() -> None:
+    """diffusers' own way, a time step per token, beside the tokens of a picture."""
+    plain, ours = (build_transformer(added_kv_proj_dim=24, image_dim=8) for _ in range(2))
+    use_per_latent_timesteps(ours)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 3, 4, 6, generator=generator)
+    text, tokens = torch.randn(2, 512, 16, generator=generator), torch.randn(2, 5, 8, generator=generator)
+    timestep = torch.tensor([[900, 500, 0], [3, 3, 700]])
+    expected = plain(x, timestep.repeat_interleave(6, dim=1), text, tokens, return_dict=False)[0]
+    assert torch.allclose(ours(x, timestep, text, tokens, return_dict=False)[0], expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("size", [{}, {"num_attention_heads": 40, "ffn_dim": 13824}], ids=["1.3B", "14B"])

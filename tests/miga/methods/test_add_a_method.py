@@ -59,10 +59,10 @@ def package(folder: Path, example: str) -> Any:
 
 
 def make_config(**settings: Any) -> Any:
-    small = {"profile": "chain", "method": "chain", "num_steps": STEPS, "window": WINDOW, "guidance_scale": 3.0,
+    small = {"profile": "plain", "method": "plain", "num_steps": STEPS, "window": WINDOW, "guidance_scale": 3.0,
              "guidance_low_level": 2, "guidance_high_level": 4, "solver": "unipc", "eta": 0.0, "flow_shift": SHIFT,
              "timesteps": (), "windows_per_batch": 1, "num_kept": 2}  # fmt: skip
-    return methods()["chain"].settings(**{**small, **settings})
+    return methods()["plain"].settings(**{**small, **settings})
 
 
 def new_sampler(config: Any, num_latents: int | None, **more: Any) -> Sampler:
@@ -87,8 +87,8 @@ def test_nothing_but_its_folder_names_a_method() -> None:
 
 @pytest.mark.usefixtures("package")
 def test_it_stands_in_the_table() -> None:
-    assert "chain" in methods()
-    assert profiles()["chain"].settings == {"method": "chain"}
+    assert "plain" in methods()
+    assert profiles()["plain"].settings == {"method": "plain"}
     assert "num_kept" in field_names()
 
 
@@ -186,36 +186,36 @@ def test_windows_in_any_order_and_in_virtual_time() -> None:
 @pytest.mark.usefixtures("package")
 def test_settings_as_good_as_ours() -> None:
     spec = load_spec("simulated:wan")
-    config = resolve_config("chain", spec)
+    config = resolve_config("plain", spec)
     assert (config.num_steps, config.guidance_scale, config.solver) == (54, 5.0, "unipc"), "what is published for Wan"
-    with pytest.raises(ConfigError, match=r"sampler\.num_kept = 11 is out of range \(profile 'chain'\)"):
-        resolve_config("chain", spec, {"num_kept": 11})
+    with pytest.raises(ConfigError, match=r"sampler\.num_kept = 11 is out of range \(profile 'plain'\)"):
+        resolve_config("plain", spec, {"num_kept": 11})
     with pytest.raises(ConfigError, match="wrong type"):
-        resolve_config("chain", spec, {"num_kept": "2"})
-    with pytest.raises(ConfigError, match=r"sampler\.zigzag_width does nothing in profile 'chain'"):
-        resolve_config("chain", spec, {"zigzag_width": 3})
+        resolve_config("plain", spec, {"num_kept": "2"})
+    with pytest.raises(ConfigError, match=r"sampler\.zigzag_width does nothing in profile 'plain'"):
+        resolve_config("plain", spec, {"zigzag_width": 3})
     with pytest.raises(ConfigError, match=r"sampler\.num_kept does nothing in profile 'paper'"):
         resolve_config("paper", spec, {"num_kept": 3})
     with pytest.raises(ConfigError) as caught:
-        resolve_config("chian", spec)
-    assert caught.value.hint.startswith("did you mean 'chain'?")
+        resolve_config("plian", spec)
+    assert caught.value.hint.startswith("did you mean 'plain'?")
 
 
 @pytest.mark.usefixtures("package")
 def test_the_commands_know_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "prompts.txt").write_text("a red ball\n")
     run = ["generate", str(tmp_path / "prompts.txt"), str(tmp_path / "out"), "--model", "simulated:wan"]
-    assert main([*run, "--profile", "chain", "--num-frames", "161", "--dry-run", "--json"]) == 0
+    assert main([*run, "--profile", "plain", "--num-frames", "161", "--dry-run", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert (shown["profile"], shown["videos"]) == ("chain", 1)
+    assert (shown["profile"], shown["videos"]) == ("plain", 1)
     assert main(["profiles", "--model", "simulated:wan"]) == 0
     table = capsys.readouterr().out
-    assert "chain: plain windows" in table
+    assert "plain: plain windows" in table
     assert [line.split()[-1] for line in table.splitlines() if line.startswith("num_kept")] == ["2"]
-    plan = ["plan", "--model", "simulated:wan", "--profile", "chain", "--num-frames", "161"]
+    plan = ["plan", "--model", "simulated:wan", "--profile", "plain", "--num-frames", "161"]
     assert main([*plan, "--out", str(tmp_path / "plan.svg")]) == 0
-    assert "chain: 41 latents, 162 calls" in capsys.readouterr().out
-    assert 'data-profile="chain"' in (tmp_path / "plan.svg").read_text()
+    assert "plain: 41 latents, 162 calls" in capsys.readouterr().out
+    assert 'data-profile="plain"' in (tmp_path / "plan.svg").read_text()
 
 
 BROKEN: list[tuple[str, str]] = [
@@ -258,7 +258,7 @@ def test_a_run_from_end_to_end(folder: Path, tmp_path: Path, example: str) -> No
     (tmp_path / "run.toml").write_text('[workers]\nshare = "windows"\n')
     command = [sys.executable, "-m", "jobs.cli", "generate", str(tmp_path / "prompts.txt"), str(tmp_path / "out")]
     model = "simulated:wan?call_s=0.02&decode_s=0&load_s=0"
-    options = ["--config", str(tmp_path / "run.toml"), "--model", model, "--profile", "chain", "--num-actors", "2"]
+    options = ["--config", str(tmp_path / "run.toml"), "--model", model, "--profile", "plain", "--num-actors", "2"]
     done = subprocess.run(
         [*command, *options, "--num-frames", "161", "--quiet", "--json"],
         cwd=ROOT,
@@ -270,7 +270,7 @@ def test_a_run_from_end_to_end(folder: Path, tmp_path: Path, example: str) -> No
     assert done.returncode == 0, done.stderr
     (shard,) = (tmp_path / "out" / "manifest").glob("*.parquet")
     rows = pq.read_table(shard).to_pylist()
-    assert [(row["status"], row["profile"]) for row in rows] == [("ok", "chain")]
+    assert [(row["status"], row["profile"]) for row in rows] == [("ok", "plain")]
     assert json.loads(rows[0]["config"])["num_kept"] == 2
     num_windows = 1 + math.ceil((41 - 21) / 19)
     assert rows[0]["network_calls"] == 54 * num_windows

@@ -1,0 +1,1 @@
+"""Error-recycling fine-tuning (SVI): a model is trained on inputs that hold its own errors."""
