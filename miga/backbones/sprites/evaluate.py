@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from miga.backbones.base import Backbone
-from miga.backbones.sprites.details import Details, render_detailed
+from miga.backbones.sprites.details import PLAIN, Details, render_detailed
 from miga.backbones.sprites.identity import ALL, ATTRIBUTES, Look, distances, identity_drift
 from miga.backbones.sprites.scorer import Reading, Score, SecondObject, read_frames, score_reading
 from miga.backbones.sprites.train_vae import clips_to_tensor
@@ -52,21 +52,23 @@ class Clip:
         return score_reading(self.reading, self.scene)
 
 
-def world_clips(num_scenes: int, seed: int = 0, num_frames: int = NUM_FRAMES) -> list[Clip]:
-    """Clips drawn by the world itself: what the scorer gets wrong on its own."""
+def world_clips(num_scenes: int, seed: int = 0, num_frames: int = NUM_FRAMES, *, detailed: bool = False) -> list[Clip]:
+    """Clips drawn by the world itself, with random details or none: what the scorer gets wrong on its own."""
     return [
         Clip(scene, read_frames(frames), details)
-        for scene, details, frames in _drawn(all_scenes(), num_scenes, seed, num_frames)
+        for scene, details, frames in _drawn(all_scenes(), num_scenes, seed, num_frames, detailed)
     ]
 
 
 @torch.inference_mode()
-def vae_clips(backbone: WanBackbone, num_scenes: int, seed: int = 0, num_frames: int = NUM_FRAMES) -> list[Clip]:
-    """Held-out clips after the VAE's round trip, decoded as the sampler decodes them."""
+def vae_clips(
+    backbone: WanBackbone, num_scenes: int, seed: int = 0, num_frames: int = NUM_FRAMES, *, detailed: bool = False
+) -> list[Clip]:
+    """Held-out clips, with random details or none, after the VAE's round trip, decoded as the sampler decodes them."""
     assert backbone.vae is not None, "loaded without the VAE"
     scenes = [scene for scene in all_scenes() if scene.held_out]
     clips = []
-    for scene, details, frames in _drawn(scenes, num_scenes, seed, num_frames):
+    for scene, details, frames in _drawn(scenes, num_scenes, seed, num_frames, detailed):
         latent_dist = backbone.vae.encode(clips_to_tensor(frames[None]).to(backbone.device)).latent_dist
         mean, std = (
             torch.tensor(backbone.vae.config[name], device=backbone.device).view(-1, 1, 1, 1)
@@ -148,10 +150,10 @@ def share_of_frames(scores: Sequence[Score]) -> dict[str, float]:
 
 
 def _drawn(
-    scenes: Sequence[Scene], num_scenes: int, seed: int, num_frames: int
+    scenes: Sequence[Scene], num_scenes: int, seed: int, num_frames: int, detailed: bool
 ) -> Iterator[tuple[Scene, Details, np.ndarray]]:
     rng = step_rng(seed, "evaluate", 0)
     for index in rng.permutation(len(scenes))[:num_scenes]:
-        scene = scenes[index]
-        placement, details = Placement.random(rng), Details.random(scene, rng)
+        scene, placement = scenes[index], Placement.random(rng)
+        details = Details.random(scene, rng) if detailed else PLAIN
         yield scene, details, render_detailed(scene, placement, details, num_frames)
