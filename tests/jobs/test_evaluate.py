@@ -246,8 +246,10 @@ def test_a_run_in_a_bucket(in_process: list, capsys: pytest.CaptureFixture[str],
 @pytest.mark.ray
 @pytest.mark.slow
 def test_on_a_local_ray(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = run(capsys, "evaluate", folder, "--metrics", "temporal_flickering", "--json", "--num-actors", "2")
+    status, out, error = run(
+        capsys, "evaluate", folder, "--metrics", "temporal_flickering", "--json", "--num-actors", "2"
+    )
+    assert status == 3, error
     summary = json.loads(out)
-    assert status == 3
     assert (summary["videos"], summary["failed"], summary["evaluated_now"]) == (3, 1, 3)
     assert {line["path"] for line in _lines(folder)} == {"a dog-0.mp4", "a dog-1.mp4", "broken.mp4"}
