@@ -185,7 +185,7 @@ def test_unknown_method() -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_config("paper", SPEC, {"method": "swift"})
     assert caught.value.message == "sampler.method = 'swift' is unknown"
-    assert caught.value.hint == "it is one of 'miga', 'released', 'fifo', 'scalingnoise', 'unified', 'chain'"
+    assert caught.value.hint == "it is one of 'miga', 'released', 'fifo', 'scalingnoise', 'unified', 'causal', 'chain'"
 
 
 @pytest.mark.parametrize("family", ["wan", "mine"])
@@ -200,7 +200,7 @@ def test_a_profile_under_another_method(profile: str, family: str) -> None:
             refused.append(error.message.partition(" is ")[0].partition(" = ")[0])
         else:
             assert (config.method, config.profile) == (method, profile)
-    assert set(refused) <= {"sampler.released_branch", "sampler.num_beams"}
+    assert set(refused) <= {"sampler.released_branch", "sampler.num_beams", "sampler.guidance_scale"}
 
 
 def test_an_override_that_the_profile_does_not_read_is_refused() -> None:
