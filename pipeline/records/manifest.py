@@ -116,6 +116,9 @@ SCHEMA: Final = pa.schema(
 )
 """The columns, the same in every file of every run, each with its `description`."""
 
+LATER_COLUMNS: Final = frozenset({"quality"})
+"""Those that files of earlier versions lack; they are null there."""
+
 SIDECAR_NAME: Final = re.compile(r"(\d{8,18})-([0-9a-f]{16})(?:-(\d{1,3}))?\.json", re.ASCII)
 """Row, beginning of its key, and a number where a broken one was there before."""
 REPAIR: Final = "`miga repair OUT` puts it right, and makes nothing again that is there"
@@ -289,9 +292,11 @@ class Manifest:
         return all(is_here for _, is_here in self._sealed_columns(shard).values())
 
     def is_as_written_here(self, shard: int) -> bool:
-        """Whether the shard's file has this version's columns, and this place's addresses."""
+        """Whether the shard's file has columns of this version or an earlier one, and this place's addresses."""
         table = read_manifest(self._storage.read_bytes(manifest_path(shard)))
-        return table.schema.equals(SCHEMA, check_metadata=False) and self.is_of_this_place(shard)
+        return table.schema.equals(columns_of(table.schema.names), check_metadata=False) and self.is_of_this_place(
+            shard
+        )
 
     def settled(self, shard: int) -> tuple[dict[int, Status], bool, dict[int, BrokenFile]]:
         """What a resumed run need not do again.
@@ -563,6 +568,16 @@ class Manifest:
                 raise OutsideDataError(f"the {column} of row {row.row} is not of a file of that row")
             places[column] = self._storage.uri(path)
         return row if all(getattr(row, column) == uri for column, uri in places.items()) else replace(row, **places)  # type: ignore[arg-type]
+
+
+def columns_of(names: Iterable[str]) -> Any:
+    """The columns of a file as this version or an earlier one writes it.
+
+    Args:
+        names: of its columns, by which it is seen which of the later ones it has.
+    """
+    there = set(names)
+    return pa.schema([field for field in SCHEMA if field.name in there or field.name not in LATER_COLUMNS])
 
 
 def is_shard(folder: str) -> bool:
