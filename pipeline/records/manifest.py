@@ -120,6 +120,9 @@ SCHEMA: Final = pa.schema(
 )
 """The columns, the same in every file of every run, each with its `description`."""
 
+LATER_COLUMNS: Final = frozenset({"quality", "image", "image_sha256", "last_image", "last_image_sha256"})
+"""Those that files of earlier versions lack; they are null there."""
+
 SIDECAR_NAME: Final = re.compile(r"(\d{8,18})-([0-9a-f]{16})(?:-(\d{1,3}))?\.json", re.ASCII)
 """Row, beginning of its key, and a number where a broken one was there before."""
 REPAIR: Final = "`miga repair OUT` puts it right, and makes nothing again that is there"
@@ -296,9 +299,11 @@ class Manifest:
         return all(is_here for _, is_here in self._sealed_columns(shard).values())
 
     def is_as_written_here(self, shard: int) -> bool:
-        """Whether the shard's file has this version's columns, and this place's addresses."""
+        """Whether the shard's file has columns of this version or an earlier one, and this place's addresses."""
         table = read_manifest(self._storage.read_bytes(manifest_path(shard)))
-        return table.schema.equals(SCHEMA, check_metadata=False) and self.is_of_this_place(shard)
+        return table.schema.equals(columns_of(table.schema.names), check_metadata=False) and self.is_of_this_place(
+            shard
+        )
 
     def settled(self, shard: int) -> tuple[dict[int, Status], bool, dict[int, BrokenFile]]:
         """What a resumed run need not do again.
@@ -585,6 +590,16 @@ def portable(row: ManifestRow) -> ManifestRow:
 
 def _addresses(row: ManifestRow) -> tuple[str | None, str | None]:
     return row.uri, row.latents_uri
+
+
+def columns_of(names: Iterable[str]) -> Any:
+    """The columns of a file as this version or an earlier one writes it.
+
+    Args:
+        names: of its columns, by which it is seen which of the later ones it has.
+    """
+    there = set(names)
+    return pa.schema([field for field in SCHEMA if field.name in there or field.name not in LATER_COLUMNS])
 
 
 def is_shard(folder: str) -> bool:

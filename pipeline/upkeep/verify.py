@@ -24,7 +24,15 @@ from miga.errors import CheckpointError, InputError, OutputError, UsageError, Wo
 from miga.outside_data import OutsideDataError
 from pipeline.prompts.read import read_prompts
 from pipeline.prompts.source import look_at
-from pipeline.records.manifest import REPAIR, SCHEMA, SIDECAR_NAME, BrokenFile, Manifest, read_manifest
+from pipeline.records.manifest import (
+    REPAIR,
+    SCHEMA,
+    SIDECAR_NAME,
+    BrokenFile,
+    Manifest,
+    columns_of,
+    read_manifest,
+)
 from pipeline.records.quality import seeds_of
 from pipeline.records.references import VIDEO_NAME, latents_name, shard_files, shards_of, video_name
 from pipeline.records.run_folder import RunRecord, manifest_path, open_state_path, read_run, shard_of
@@ -252,7 +260,7 @@ class _Verifier:
         if not self._storage.exists(path):
             return
         table = read_manifest(self._storage.read_bytes(path))
-        if not table.schema.equals(SCHEMA, check_metadata=False):
+        if not table.schema.equals(columns_of(table.schema.names), check_metadata=False):
             odd = sorted(set(table.schema.names) ^ set(SCHEMA.names)) or ["types of columns"]
             what = f"its columns are not those of this version ({', '.join(odd)})"
             self._fault("manifest", path, what, REPAIR)
