@@ -87,6 +87,7 @@ def test_every_key_can_be_set() -> None:
         "run.max_failed_share": 0.75, "run.min_finished_rows": 8, "run.max_attempts": 9,
         "run.checkpoint_every_s": 3.5, "run.keep_latents": True, "run.lease_ttl_s": 45.0,
         "run.single_coordinator": True, "run.stop_grace_s": 4.5,
+        "quality.least": {"motion": 0.5}, "quality.most": {"searches": 3.0, "gpu_s": 9.5}, "quality.retries": 2,
     }  # fmt: skip
     keys = set()
     for field in fields(RunConfig):
@@ -94,7 +95,8 @@ def test_every_key_can_be_set() -> None:
         keys |= {f"{field.name}.{inner.name}" for inner in fields(value)} if is_dataclass(value) else {field.name}
     assert others.keys() == keys - {"sampler"}
     for key, other in others.items():
-        config = read_config(None, [f"{key}={json.dumps(other)}"])
+        said = json.dumps(other).replace(": ", " = ") if isinstance(other, dict) else json.dumps(other)
+        config = read_config(None, [f"{key}={said}"])
         found: Any = config
         for name in key.split("."):
             found = getattr(found, name)
