@@ -88,6 +88,7 @@ def test_every_key_can_be_set() -> None:
         "run.checkpoint_every_s": 3.5, "run.keep_latents": True, "run.lease_ttl_s": 45.0,
         "run.single_coordinator": True, "run.stop_grace_s": 4.5, "logs.tracker": "wandb", "logs.folder": "logs",
         "logs.project": "mine", "logs.first_videos": 0, "logs.every_videos": 5, "logs.every_s": 6.5,
+        "quality.least": {"motion": 0.5}, "quality.most": {"searches": 3.0, "gpu_s": 9.5}, "quality.retries": 2,
     }  # fmt: skip
     keys = set()
     for field in fields(RunConfig):
@@ -95,7 +96,8 @@ def test_every_key_can_be_set() -> None:
         keys |= {f"{field.name}.{inner.name}" for inner in fields(value)} if is_dataclass(value) else {field.name}
     assert others.keys() == keys - {"sampler"}
     for key, other in others.items():
-        config = read_config(None, [f"{key}={json.dumps(other)}"])
+        said = json.dumps(other).replace(": ", " = ") if isinstance(other, dict) else json.dumps(other)
+        config = read_config(None, [f"{key}={said}"])
         found: Any = config
         for name in key.split("."):
             found = getattr(found, name)
