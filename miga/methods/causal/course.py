@@ -4,7 +4,7 @@ A block is denoised in a few calls, then shown once more as it is clean: keys an
 blocks see. The cache is no part of the state, which is only where the video stands: whoever goes on from a state shows
 the finished latents to an empty cache again, block by block (`replay`), and has the very same one.
 
-Source: the systems of `settings.py`; decisions/0012.
+Source: the systems of `settings.py`; decisions/0013.
 
 Legend: F latents, C channels, H, W cells.
 """
