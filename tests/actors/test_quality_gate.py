@@ -74,7 +74,7 @@ def check(cluster: FakeCluster) -> list[ManifestRow]:
         assert [each["scores"]["final_consistency"] for each in values["tries"]] == SCORES[row.row]
         assert len({each["video"] for each in values["tries"]}) == len(values["tries"])
         assert values["good"] == (row.row != 2)
-        assert row.uri == values["tries"][KEPT[row.row]]["video"]
+        assert row.uri == cluster.storage.uri(values["tries"][KEPT[row.row]]["video"])
         for each in values["tries"]:
             assert cluster.storage.exists(each["video"])
     assert verify(cluster.storage, prompts=str(cluster.plan.prompts.path), quick=True).faults == []
