@@ -12,6 +12,7 @@ from typing import Any, Final
 from jobs.run.report import make_report
 from jobs.shared.exit_status import status_of_run
 from jobs.shared.stopping import stop_signals
+from miga.backbones.registry import family_named
 from miga.errors import OutputError, UsageError
 from miga.evaluation.measures import MEASURES
 from miga.evaluation.totals import QUALITY
@@ -72,7 +73,8 @@ def measures_of(metrics: str, videos: Videos) -> tuple[str, ...]:
     for name in (part.strip() for part in metrics.split(",")):
         if name == FAST:
             found["temporal_flickering"] = None
-            found |= dict.fromkeys([SPRITES] if videos.model == "sprites" else [])
+            family = family_named(videos.model or "")
+            found |= dict.fromkeys([SPRITES] if family is not None and family.exact_scores else [])
             found |= dict.fromkeys([SAMPLER] if any(video.consistency for video in videos.videos) else [])
         elif name == ALL:
             found |= dict.fromkeys(QUALITY)

@@ -8,6 +8,7 @@ from miga.backbones.base import BackboneSpec
 from miga.cost import count_calls
 from miga.errors import ConfigError
 from miga.generate import rules_of_pictures
+from miga.methods import methods
 from miga.profiles import default_num_frames, field_names, profiles, published, resolve_config
 
 NOT_READ = "-"
@@ -30,29 +31,41 @@ def profiles_as_dict(spec: BackboneSpec) -> dict[str, dict[str, Any]]:
 def profile_table(spec: BackboneSpec) -> str:
     """The main profiles side by side; the last column is what the paper publishes for the model's family.
 
-    A setting that a profile does not read is `-`. The ablations follow, each with what it changes in `paper`.
+    A setting that a profile does not read is `-`. Methods that need a network with a cache, or a picture, have a table
+    each, of what they read. The ablations follow, each with what it changes in `paper`.
     """
     resolved = {name: values for name, values in profiles_as_dict(spec).items() if "error" not in values}
     known, paper = profiles(), published(spec.family)
     shown = [name for name in resolved if not known[name].ablates]
+    rooms: dict[str, list[str]] = {}
+    for name in shown:
+        method = methods()[resolved[name]["method"]]
+        rooms.setdefault(method.name if method.needs_cache or method.needs_picture else "", []).append(name)
     ablations = {part: changes for profile in known.values() for part, changes in profile.ablates.items()}
     num_ablated = sum(bool(profile.ablates) for profile in known.values())
-    header = ["setting", *shown, f"paper ({spec.family})"]
-    rows = [
-        [field, *(_cell(resolved[name], field) for name in shown), _text(paper.get(field, ""))]
-        for field in field_names()
-        if field != "profile"
-    ]
-    rows.append([f"calls, {spec.default_num_frames} frames", *(_calls(name, spec) for name in shown), ""])
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in
-             [header, ["-" * width for width in widths], *rows]]  # fmt: skip
+    lines: list[str] = []
+    for room, names in rooms.items():
+        read = [name for name in field_names() if name != "profile" and any(name in resolved[each] for each in names)]
+        header = ["setting", *names, *([] if room else [f"paper ({spec.family})"])]
+        rows = [
+            [
+                field,
+                *(_cell(resolved[name], field) for name in names),
+                *([] if room else [_text(paper.get(field, ""))]),
+            ]
+            for field in read
+        ]
+        ends = [] if room else [""]
+        rows.append([f"calls, {spec.default_num_frames} frames", *(_calls(name, spec) for name in names), *ends])
+        widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+        title = [f"method {room}", ""] if room else []
+        lines += [*title, *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                  for row in [header, ["-" * width for width in widths], *rows]), ""]  # fmt: skip
     return "\n".join(
         [
             f"model {spec.name}: window of {spec.window} latents; {NOT_READ} marks what a profile does not read",
             "",
             *lines,
-            "",
             *(f"{name}: {known[name].summary}" for name in shown),
             "",
             f"Ablations of `paper`, joined with `-` in this order ({num_ablated} profiles):",

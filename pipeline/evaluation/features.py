@@ -115,8 +115,14 @@ class FeatureFile:
         return self._rows(int(first), int(last - first))
 
     def scalars(self) -> dict[int, float]:
-        """Position → number, of a feature of one number."""
-        values = self._rows(0, len(self)).ravel() if self._width == 1 else np.empty(0)
+        """Position → number, of a feature of one number.
+
+        Raises:
+            OutsideDataError: if it is of several.
+        """
+        if self._width != 1:
+            raise OutsideDataError(f"it has {self._width} numbers of each frame, not one")
+        values = self._rows(0, len(self)).ravel()
         return {int(position): float(value) for position, value in zip(self._index, values, strict=True)}
 
     def close(self) -> None:

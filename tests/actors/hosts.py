@@ -16,6 +16,8 @@ from pipeline.config import VideoConfig
 from tests.pace import Limit, paced
 
 MODEL = "simulated:wan?call_s=0&decode_s=0&faults=1"
+SLOWER = "simulated:wan?call_s=0.002&decode_s=0&faults=1"
+"""Slow enough for checkpoints to be written meanwhile, on a busy disk too."""
 SPEC = load_spec(MODEL)
 FEWER_STEPS = {"num_steps": 30}
 """Than the paper's 54: a video is made in half the calls, of the same kinds."""

@@ -36,7 +36,7 @@ from miga.errors import CheckpointError, OutputError, WorkerError
 from miga.video import VideoRun, make_video
 from pipeline.records.run_folder import open_state_path
 from pipeline.video import count_frames, write_video
-from tests.actors.hosts import MODEL, SPEC, Making, make, settings, task, worker
+from tests.actors.hosts import MODEL, SLOWER, SPEC, Making, make, settings, task, worker
 from tests.miga.test_checkpoint import as_version_1
 from tests.pace import paced
 
@@ -79,7 +79,7 @@ def test_what_is_gone_on_with_elsewhere_is_the_video_of_an_undisturbed_run(tmp_p
     undisturbed = make(worker(tmp_path / "a"), task()).result
     out, last, saved = tmp_path / "b", None, 0
     for attempt in (1, 2):
-        first = Making(worker(out, checkpoint_every_s=1e-9), task(attempt=attempt, resume_from=last))
+        first = Making(worker(out, model=SLOWER, checkpoint_every_s=1e-9), task(attempt=attempt, resume_from=last))
         first.until(lambda event: isinstance(event, VideoCheckpointed) and event.num_calls > 150 * attempt)  # noqa: B023
         first.host.suspend(0, attempt)
         assert isinstance(first.end(), VideoSuspended)

@@ -34,7 +34,7 @@ def _read_row(folder: Path, data: bytes) -> None:
 
 def _prepare_features(folder: Path) -> list[bytes]:
     writer = FeatureWriter(folder / "sound.safetensors")
-    writer.add(Noted(np.arange(12, dtype=np.int64), np.arange(24, dtype=np.float32).reshape(12, 2)))
+    writer.add(Noted(np.arange(12, dtype=np.int64), np.arange(12, dtype=np.float32).reshape(12, 1)))
     writer.close()
     return [(folder / "sound.safetensors").read_bytes()]
 

@@ -15,7 +15,7 @@ from jobs.run.retry import recorded_config
 from jobs.run.status import status
 from miga.errors import OutputError, UsageError
 from miga.outside_data import OutsideDataError
-from pipeline.records.manifest import Manifest, to_parquet
+from pipeline.records.manifest import Manifest, portable, to_parquet
 from pipeline.records.run_folder import (
     RUN_FILE,
     RunRecord,
@@ -109,7 +109,7 @@ def _shard_file(folder: Path) -> list[bytes]:
     data = run.storage.read_bytes(manifest_path(0))
     earlier = io.BytesIO()
     pq.write_table(pq.read_table(io.BytesIO(data)), earlier)  # without a checksum
-    assert data == to_parquet(run.manifest.read_shard(0))
+    assert data == to_parquet(map(portable, run.manifest.read_shard(0)))
     return [earlier.getvalue(), data]
 
 

@@ -256,8 +256,12 @@ def test_profiles_stand_side_by_side_with_the_published_values(
     header = next(line for line in table.splitlines() if line.startswith("setting"))
     shown = ["swift", "paper", "fifo", "fifo-literal", "scalingnoise", "stage-2-only"]
     assert header.split() == ["setting", *shown, "paper", "(wan)"]
-    (steps,) = [line.split() for line in table.splitlines() if line.startswith("num_steps")]
+    steps, of_causal = [line.split() for line in table.splitlines() if line.startswith("num_steps")]
     assert steps == ["num_steps", *["8"] * 6, "54"]
+    causal = table[table.index("method causal") :]
+    assert "self-forcing" in causal
+    assert of_causal[:2] == ["num_steps", "4"]
+    assert "zigzag_width" not in causal.partition("\n\nswift:")[0]  # of their own, what they read alone
     assert "not for this model: released" in table  # 8 steps are too few for its initialisation
     status, text, _ = run(capsys, "profiles", "--model", tiny_model, "--json")
     assert json.loads(text)["fifo"]["method"] == "fifo"

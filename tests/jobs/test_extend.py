@@ -13,6 +13,7 @@ import pytest
 from actors.driver.progress import ProgressBoard
 from actors.driver.rows import RowMaker
 from actors.messages import Hosted
+from actors.worker.backbone import BackboneWorker
 from jobs.cli import main
 from jobs.run.plan import make_plan, run_record
 from pipeline.config import RunConfig, RunSection
@@ -115,6 +116,8 @@ def test_it_counts_calls_of_the_network_those_of_the_kept_latents_too(
         shown(board, worker, hosted)
 
     monkeypatch.setattr(ProgressBoard, "video_calls", listen)
+    news = BackboneWorker.news
+    monkeypatch.setattr(BackboneWorker, "news", lambda worker, seconds: news(worker, 0.001))  # it is a short video
     first = rows(out)[0]
     assert main(["extend", str(out), first.key, "--num-frames", str(LONG)]) == 0
     captured = capsys.readouterr()

@@ -17,7 +17,8 @@ from pipeline.grid_schema import grid_schema
 
 jsonschema = pytest.importorskip("jsonschema")
 
-SHIPPED = tomllib.loads((Path(__file__).parents[2] / "jobs" / "configs" / "ablate.toml").read_text())
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+SHIPPED, GUIDANCE = (tomllib.loads((CONFIGS / name).read_text()) for name in ("ablate.toml", "ablate-guidance.toml"))
 SMALL: dict[str, Any] = {
     "settings": {"a": {"profile": "paper", "sampler": {"num_steps": 20}}},
     "tables": [
@@ -38,7 +39,7 @@ def validator() -> Any:
 
 
 def test_grids_are_valid(validator: Any) -> None:
-    for values in (SHIPPED, SMALL):
+    for values in (SHIPPED, GUIDANCE, SMALL):
         parse_grid(values, "test")
         assert [error.message for error in validator.iter_errors(values)] == []
 

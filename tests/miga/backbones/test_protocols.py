@@ -35,7 +35,9 @@ def test_same_parameters(protocol: Any, implementation: Any) -> None:
     assert methods
     for name in methods:
         wanted, given = (inspect.signature(getattr(kind, name)).parameters for kind in (protocol, implementation))
-        assert list(wanted) == list(given)
+        assert list(given)[: len(wanted)] == list(wanted)
+        more = list(given.values())[len(wanted) :]
+        assert all(parameter.default is not parameter.empty for parameter in more), "of another protocol"
 
 
 def is_public(name: str) -> bool:
