@@ -120,6 +120,8 @@ class FeatureFile:
         Raises:
             OutsideDataError: if it is of several.
         """
+        if not len(self):
+            return {}
         if self._width != 1:
             raise OutsideDataError(f"it has {self._width} numbers of each frame, not one")
         values = self._rows(0, len(self)).ravel()
