@@ -168,6 +168,7 @@ def server_name(answers: Path) -> str:
     return name
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_out_of_order_stops_it(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with endpoint(lambda server, body: "garbage") as server:
         status, _, message = ask(capsys, files, server, "--tries", 1, "--at-once", 1)

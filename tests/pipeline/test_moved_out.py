@@ -63,6 +63,7 @@ def test_a_pack_says_no_place_either(tmp_path: Path) -> None:
     assert [Path(row.uri or "").is_file() for row in rows] == [True] * PER_SHARD
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_a_prefix_is_copied(s3_root: str, tmp_path: Path) -> None:
     run = make_run(open_storage(f"{s3_root}/out"), tmp_path, 4, failed=(1,))

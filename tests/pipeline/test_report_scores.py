@@ -82,6 +82,7 @@ def test_scores_of_a_run_are_of_the_videos_that_are_there(tmp_path: Path) -> Non
     assert not read_scores(storage).by
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_worst_come_first(browser: Any, tmp_path: Path) -> None:
     path = write_report(_rows(), RUN, tmp_path)

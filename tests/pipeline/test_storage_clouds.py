@@ -103,6 +103,7 @@ def objects(server: FakeCloud, root: str) -> dict[str, bytes]:
 # ---- a server that fails ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", ["busy", "throttled", "error", "reset", "lose"])
 @pytest.mark.parametrize("times", [1, 5])
 @pytest.mark.sampled(7)
@@ -162,6 +163,7 @@ def test_reads_are_verified(storage: BucketStorage, proxy: FaultyS3, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["got"]
 
 
+@pytest.mark.sampled(3)
 def test_a_read_that_never_comes_right_is_an_error(
     proxy: FaultyS3, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +342,7 @@ WHOLE_BEFORE_THE_BODY = ("put", "put if absent", "put an empty one", "head", "de
 """Their answer has no body that is waited for, so nothing is missing where it would begin."""
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.sampled(20)
 def test_every_request_ends(silent: SilentS3, root: str, tmp_path: Path, call: str) -> None:
@@ -372,6 +375,7 @@ def test_silence_ends_with_patience_and_leaves_no_threads(silent: SilentS3, root
     assert max(counts[3:]) <= max(counts[:3]), "requests that were given up hold no thread"
 
 
+@pytest.mark.sampled(3)
 def test_a_silence_that_ends(silent: SilentS3, root: str) -> None:
     """On connections that are open, too."""
     storage = opened(root, 60.0)

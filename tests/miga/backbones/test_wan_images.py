@@ -81,6 +81,7 @@ def condition_of(backbone: WanBackbone) -> Any:
     return backbone.condition(*backbone.encode_prompts([PROMPT, NEGATIVE]))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("kind", "has_last"), [("i2v", False), ("i2v-a14b", False), ("i2v-a14b", True)], ids=["2.1", "2.2", "2.2-last"]
 )

@@ -60,6 +60,7 @@ def frames_of(run: VideoRun) -> np.ndarray:
     return np.concatenate([step.frames for step in run.steps() if step.frames is not None])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("profile", CHAINS)
 def test_lengths_and_calls_are_as_planned(backbone: WanBackbone, profile: str) -> None:
     config = config_of(profile)
@@ -89,6 +90,7 @@ def test_the_length_that_a_chain_can_make_is_said() -> None:
         spec.num_latents(20)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("profile", ["svi-film", "svi-2-pro"])
 def test_killed_at_any_pass_it_goes_on_bit_for_bit(backbone: WanBackbone, profile: str, tmp_path: Path) -> None:
     config = config_of(profile)
@@ -150,6 +152,7 @@ def test_a_last_picture_ends_the_last_clip(backbone: WanBackbone, num_clips: int
         assert torch.equal(mask, ends)
 
 
+@pytest.mark.slow
 def test_branches_that_run_elsewhere_change_nothing(backbone: WanBackbone) -> None:
     config = config_of("svi-shot")
 
