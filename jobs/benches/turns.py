@@ -83,7 +83,7 @@ def make_turns(maker: VideoMaker, job: VideoJob) -> dict[str, Any]:
     backbone, open_names = maker.backbone, omitted(job.captions, job.prompt)
     first = held_out_scenes(job.prompt + 1, seed=1)[job.prompt]
     scenes = (first, next_scene(first, open_names))
-    captions = [caption_of(scene, job.prompt, open_names) for scene in scenes]
+    captions = [caption_of(scene, job.prompt, job.captions) for scene in scenes]
     started_s, frames = time.process_time(), []
     for step in make_video(
         backbone,

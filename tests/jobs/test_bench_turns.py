@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from jobs.benches.turns import measure_turns, next_scene
-from jobs.benches.video_score import LOOKS
+from jobs.benches.quality import VideoJob
+from jobs.benches.turns import make_turns, measure_turns, next_scene
+from jobs.benches.video_score import LOOKS, omitted
 from jobs.cli import main
+from miga.backbones.registry import load_spec
 from miga.backbones.sprites.world import Placement, Scene, held_out_scenes, render
 
 FIRST = Scene("red", "circle", "grey", "horizontal")
@@ -59,3 +62,19 @@ def test_the_second_prompt_names_others_of_what_is_named(open_names: tuple[str, 
 def test_captions_that_name_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "turns", "--captions", "empty", "--profiles", "swift", "--against", "swift"]) != 0
     assert "names nothing that could change" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["full", "partial"])
+def test_captions_name_what_is_judged(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leave open what is held against the beginning."""
+    step = SimpleNamespace(frames=np.zeros((4, 64, 64, 3), np.uint8), num_calls=1)
+    monkeypatch.setattr("jobs.benches.turns.make_video", lambda *arguments, **options: [step])
+    monkeypatch.setattr("jobs.benches.turns.measure_turns", lambda *arguments: {})
+    backbone = SimpleNamespace(spec=load_spec("sprites"), encode_prompts=lambda captions: None)
+    for prompt in range(8):
+        job = VideoJob("swift", "", "", "float32", mode, 12, prompt, 0)
+        captions = make_turns(SimpleNamespace(backbone=backbone, negative=None), job)["captions in turn"]
+        scene = held_out_scenes(prompt + 1, seed=1)[prompt]
+        for name in ("colour", "ground"):
+            is_named = name not in omitted(mode, prompt)
+            assert (getattr(scene, name) in captions[0].split()) == is_named, (captions, name)
