@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
-from jobs.benches.line_file import LineFile
-from jobs.benches.quality import KEY_NAMES, VideoJob, VideoMaker, make_all, plan
+from jobs.benches.quality import VideoJob, VideoMaker, made_rows, plan
 from jobs.benches.video_score import caption_of
 from jobs.profiles.choice import parse_profile
 from miga.backbones.registry import load_spec
 from miga.backbones.sprites.identity import identity_over_time, look_of
 from miga.backbones.sprites.scorer import Reading, read_frames
 from miga.backbones.sprites.world import PERIOD, held_out_scenes
-from miga.errors import UsageError
 from miga.video import make_video
 from pipeline.evaluation.paired import mean_interval
-from pipeline.terminal import say
 
 NUM_PARTS: Final = 4
 """Parts of a video that the table gives a figure for."""
@@ -42,33 +36,10 @@ def bench_drift(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     options.first_prompt, options.seeds = 0, 1
     options.latents = load_spec("sprites").num_latents(options.frames)
     jobs = plan(options, profiles)
-    with tempfile.TemporaryDirectory(prefix="miga-bench-") as folder:
-        path = Path(options.out or Path(folder) / "drift.jsonl")
-        lines = LineFile(path, KEY_NAMES)
-        made = lines.read()
-        todo = [job for job in jobs if lines.key(asdict(job)) not in made]
-        if todo and not options.read_only:
-            make_all(make_missing, path, jobs, min(len(todo), options.processes or os.cpu_count() or 1))
-        made = lines.read()
-    rows = [made[key] for key in map(lines.key, map(asdict, jobs)) if key in made]
-    if not rows:
-        raise UsageError(f"{path} holds none of these videos", "leave out --read-only to make them")
+    rows = made_rows(DriftMaker, jobs, options.out, read_only=options.read_only, num_processes=options.processes)
     if options.plot:
         draw_drift(rows, profiles, Path(options.plot))
     return drift_table(rows, profiles)
-
-
-def make_missing(path: Path, jobs: Sequence[VideoJob]) -> None:
-    """Makes, on one thread, the videos that the file lacks and nobody else is making."""
-    torch.set_num_threads(1)
-    lines = LineFile(path, KEY_NAMES)
-    maker: DriftMaker | None = None
-    for number, job in enumerate(jobs, start=1):
-        if lines.key(asdict(job)) in lines.read():
-            continue
-        maker = maker or DriftMaker(job.dtype)
-        if lines.make(asdict(job), lambda job=job, maker=maker: maker.make(job)):  # type: ignore[misc]
-            say(f"{number}/{len(jobs)}: {job.profile}, prompt {job.prompt}")
 
 
 class DriftMaker(VideoMaker):

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -72,18 +72,43 @@ def bench_quality(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]
     if options.against not in profiles and len(profiles) > 1:
         raise UsageError(f"--against {options.against} is none of --profiles", f"take one of {', '.join(profiles)}")
     jobs = plan(options, profiles)
+    rows = made_rows(VideoMaker, jobs, options.out, read_only=options.read_only, num_processes=options.processes)
+    return compare(rows, profiles, options.against, len(jobs) - len(rows), every_pair=options.every_pair)
+
+
+def made_rows(
+    kind: type[VideoMaker],
+    jobs: Sequence[VideoJob],
+    out: str | None,
+    *,
+    read_only: bool = False,
+    num_processes: int | None = None,
+) -> list[dict[str, Any]]:
+    """A line for each video that is made, in the order of the jobs; those that the file lacks are made first.
+
+    Args:
+        kind: makes them.
+        jobs: all videos.
+        out: the file; None: one that is dropped.
+        read_only: none is made.
+        num_processes: that make videos, at most; None: a process per core.
+
+    Raises:
+        UsageError: if the file holds none of them.
+        MigaError: if a process that makes videos fails.
+    """
     with tempfile.TemporaryDirectory(prefix="miga-bench-") as folder:
-        path = Path(options.out or Path(folder) / "quality.jsonl")
+        path = Path(out or Path(folder) / "videos.jsonl")
         lines = LineFile(path, KEY_NAMES)
         made = lines.read()
         todo = [job for job in jobs if lines.key(asdict(job)) not in made]
-        if todo and not options.read_only:
-            make_all(make_missing, path, jobs, min(len(todo), options.processes or os.cpu_count() or 1))
+        if todo and not read_only:
+            _make_all(kind, path, jobs, min(len(todo), num_processes or os.cpu_count() or 1))
         made = lines.read()
     rows = [made[key] for key in map(lines.key, map(asdict, jobs)) if key in made]
     if not rows:
         raise UsageError(f"{path} holds none of these videos", "leave out --read-only to make them")
-    return compare(rows, profiles, options.against, len(jobs) - len(rows), every_pair=options.every_pair)
+    return rows
 
 
 def plan(options: argparse.Namespace, profiles: Sequence[str]) -> list[VideoJob]:
@@ -118,19 +143,17 @@ def plan(options: argparse.Namespace, profiles: Sequence[str]) -> list[VideoJob]
     ]
 
 
-def make_all(
-    make: Callable[[Path, Sequence[VideoJob]], None], path: Path, jobs: Sequence[VideoJob], num_processes: int
-) -> None:
+def _make_all(kind: type[VideoMaker], path: Path, jobs: Sequence[VideoJob], num_processes: int) -> None:
     """Makes what the file lacks in so many processes, each of which is given all jobs and takes what is free.
 
     Raises:
         MigaError: if one of them fails.
     """
     if num_processes == 1:
-        make(path, jobs)
+        make_missing(kind, path, jobs)
         return
     start = multiprocessing.get_context("spawn").Process
-    workers = [start(target=make, args=(path, jobs)) for _ in range(num_processes)]
+    workers = [start(target=make_missing, args=(kind, path, jobs)) for _ in range(num_processes)]
     try:
         for worker in workers:
             worker.start()
@@ -147,7 +170,7 @@ def make_all(
         )
 
 
-def make_missing(path: Path, jobs: Sequence[VideoJob]) -> None:
+def make_missing(kind: type[VideoMaker], path: Path, jobs: Sequence[VideoJob]) -> None:
     """Makes, on one thread, the videos that the file lacks and nobody else is making."""
     torch.set_num_threads(1)
     lines = LineFile(path, KEY_NAMES)
@@ -155,7 +178,7 @@ def make_missing(path: Path, jobs: Sequence[VideoJob]) -> None:
     for number, job in enumerate(jobs, start=1):
         if lines.key(asdict(job)) in lines.read():
             continue
-        maker = maker or VideoMaker(job.dtype)
+        maker = maker or kind(job.dtype)
         if lines.make(asdict(job), lambda job=job, maker=maker: maker.make(job)):  # type: ignore[misc]
             say(f"{number}/{len(jobs)}: {job.profile}, prompt {job.prompt}, seed {job.seed}")
 
