@@ -11,6 +11,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from transformers import T5TokenizerFast, UMT5EncoderModel
 
 from miga.backbones.sprites.train_transformer import NUM_FRAMES
+from miga.backbones.sprites.train_vae import Z_DIM
 from miga.backbones.sprites.world import FPS, SIZE
 
 FLOW_SHIFT: Final = 3.0
@@ -45,7 +46,10 @@ def save_checkpoint(
     text_encoder: UMT5EncoderModel,
     tokenizer: T5TokenizerFast,
 ) -> None:
-    """Saves the pipeline, weights in half precision, with `miga.json` beside it."""
+    """Saves the pipeline, weights in half precision, with `miga.json` beside it.
+
+    A transformer that takes a condition beside its latents makes it an image-to-video model, as Wan2.2's are laid out.
+    """
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT, num_train_timesteps=1000
     )
@@ -60,5 +64,8 @@ def save_checkpoint(
     # transformers 5 calls its fast T5 tokenizer plain T5Tokenizer; Wan's folders name it as before, and both load.
     index = json.loads((folder / "model_index.json").read_text())
     index["tokenizer"] = ["transformers", "T5TokenizerFast"]
+    if transformer.config.in_channels != Z_DIM:
+        index["_class_name"] = "WanImageToVideoPipeline"
+        index |= {"image_encoder": [None, None], "image_processor": [None, None]}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (folder / "miga.json").write_text(json.dumps(SETTINGS, indent=2) + "\n")

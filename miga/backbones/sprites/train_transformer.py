@@ -189,11 +189,18 @@ def _encode_chunk(vae: AutoencoderKLWan, rng: np.random.Generator) -> dict[str, 
     return {**chunk, "x": torch.cat(chunk["x"])}
 
 
-def random_caption(scene: Scene, texture: str, companion: str, rng: np.random.Generator) -> str:
-    """A caption as training shows it: sometimes none, sometimes with things left open."""
+def random_caption(
+    scene: Scene,
+    texture: str,
+    companion: str,
+    rng: np.random.Generator,
+    *,
+    partial_share: float = PARTIAL_CAPTION_SHARE,
+) -> str:
+    """A caption as training shows it: sometimes none, sometimes (`partial_share`) with things left open."""
     if rng.random() < EMPTY_CAPTION_SHARE:
         return ""
-    omit = [name for name in OMISSIBLE if rng.random() < 0.5] if rng.random() < PARTIAL_CAPTION_SHARE else []
+    omit = [name for name in OMISSIBLE if rng.random() < 0.5] if rng.random() < partial_share else []
     named_texture = TEXTURES.get(texture, "") if rng.random() < NAMED_DETAIL_SHARE else ""
     named_companion = companion if rng.random() < NAMED_DETAIL_SHARE else ""
     return scene.caption(int(rng.integers(len(TEMPLATES))), omit, texture=named_texture, companion=named_companion)
