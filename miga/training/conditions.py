@@ -74,9 +74,7 @@ def frames_before(name: str, frames_per_latent: int) -> int:
     """Frames before a clip's own that a condition is made of, its last ones being the clip's first latent's."""
     shown = Shown.of(name)
     return (
-        1 + (max(NUM_BEFORE_LATENTS, shown.count) - 1) * frames_per_latent
-        if shown.kind == "pro" and shown.count
-        else 0
+        1 + (max(NUM_BEFORE_LATENTS, shown.count) - 1) * frames_per_latent if shown.kind == "pro" and shown.count else 0
     )
 
 

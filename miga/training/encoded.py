@@ -80,7 +80,7 @@ def read_clip(file: Path) -> EncodedClip:
 
 
 def write_index(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Says that all clips are there, and what they are of."""
+    """Says that all clips are there, and what they are of; `numbers` are those of the files."""
     unfinished = folder / f".{INDEX}"
     unfinished.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
     os.replace(unfinished, folder / INDEX)
@@ -103,22 +103,24 @@ class EncodedClips:
         self.folder = folder
         try:
             self.facts: dict[str, Any] = json.loads((folder / INDEX).read_text())
-            self._count = int(self.facts["clips"])
+            self._numbers = [int(number) for number in self.facts["numbers"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{str(folder)!r} is no folder of encoded clips: {INDEX} cannot be read: {error}",
                 "encode the clips again: the same command does it",
             ) from None
-        if missing := [number for number in range(self._count) if not clip_file(folder, number).exists()]:
+        if not self._numbers:
+            raise InputError(f"{str(folder)!r} holds no encoded clips", "encode some")
+        if missing := [number for number in self._numbers if not clip_file(folder, number).exists()]:
             raise InputError(
-                f"of {self._count} encoded clips in {str(folder)!r} {len(missing)} are gone, the first is "
+                f"of {len(self._numbers)} encoded clips in {str(folder)!r} {len(missing)} are gone, the first is "
                 f"{clip_file(folder, missing[0]).name}",
                 f"delete {INDEX} there, and run the same command again",
             )
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._numbers)
 
-    def __getitem__(self, number: int) -> EncodedClip:
-        """One of them."""
-        return read_clip(clip_file(self.folder, number))
+    def __getitem__(self, index: int) -> EncodedClip:
+        """One of them, in order."""
+        return read_clip(clip_file(self.folder, self._numbers[index]))

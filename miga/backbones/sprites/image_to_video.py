@@ -103,7 +103,7 @@ def encode_world_clips(backbone: ImageBackbone, num_clips: int, seed: int, folde
     for number in tqdm(range(num_clips), desc="encode clips", mininterval=5.0):
         if not clip_file(folder, number).exists():
             write_clip(clip_file(folder, number), _encode(backbone, step_rng(seed, "i2v-clips", number)))
-    write_index(folder, {"clips": num_clips, "world": "sprites", "seed": seed})
+    write_index(folder, {"numbers": list(range(num_clips)), "world": "sprites", "seed": seed})
     return EncodedClips(folder)
 
 
