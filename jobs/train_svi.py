@@ -89,9 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     errors.add_argument("--bank-gb", type=float, help="of a process's whole bank, at most")
     errors.add_argument("--bank-dtype", choices=tuple(BANK_DTYPES), default=of.bank_dtype)
     errors.add_argument("--replacement", choices=REPLACEMENTS, default=of.replacement, help="what a full grid drops")
-    errors.add_argument(
-        "--two-banks", action="store_true", help="noise and latents apart, as published: twice the bytes"
-    )
+    errors.add_argument("--two-banks", action="store_true", help="noise and latents apart, as published")
     errors.add_argument("--gather-steps", type=int, default=of.num_gathered, help="in which all share their errors")
     where = parser.add_argument_group("where")
     where.add_argument("--processes", type=int, default=1, help="that train together (default: 1)")

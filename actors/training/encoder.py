@@ -1,4 +1,4 @@
-"""Clips to latents, conditions and text, by a pool of workers, once: a training process then holds the network alone."""
+"""Clips to latents, conditions and text, by a pool of workers, once: who trains then holds the network alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ray.util import ActorPool
 
 from miga.backbones.wan.backbone import WanBackbone
 from miga.backbones.wan.training import load_encoder
-from miga.errors import BadVideoError, MigaError
+from miga.errors import BadVideoError, ConfigError, MigaError
 from miga.training.conditions import Shown, conditions_of, frames_before, picture_shown
 from miga.training.encoded import EncodedClip, clip_file, write_clip
 from pipeline.training_clips import ClipSource, cut_clip
@@ -82,9 +82,8 @@ class ClipEncoder:
                 num_before=num_before,
                 num_shared=spec.frames_per_latent,
             )
-        names = [
-            name for name in self._job.names if len(cut.before_FCHW) >= frames_before(name, spec.frames_per_latent)
-        ]
+        num_there = len(cut.before_FCHW)
+        names = [name for name in self._job.names if frames_before(name, spec.frames_per_latent) <= num_there]
         if not names:
             raise BadVideoError(f"it has too few frames before a clip for {', '.join(self._job.names)}")
         clip_FCHW, before_FCHW = (frames.to(backbone.device) for frames in (cut.frames_FCHW, cut.before_FCHW))
@@ -120,7 +119,8 @@ def encode_clips(
         job: see there.
         sources: one a clip.
         num_actors: of the pool, at most.
-        cpus, gpus: slots of each.
+        cpus: slots of each.
+        gpus: the same.
         told: is given every clip as it is done, and why it cannot be used.
 
     Raises:
@@ -150,8 +150,6 @@ def check_names(names: Sequence[str], *, reads_tokens: bool) -> None:
     Raises:
         ConfigError: if not.
     """
-    from miga.errors import ConfigError
-
     for name in names:
         if Shown.of(name).kind == "none" and reads_tokens:
             raise ConfigError(

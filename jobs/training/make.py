@@ -165,8 +165,8 @@ def _go_on(
     count = plan.num_processes
     if saved is not None and saved.num_processes != count:
         raise UsageError(
-            f"the training in {str(plan.out)!r} is of {saved.num_processes} processes, each with a bank of its own, and "
-            f"{count} are to go on with it",
+            f"the training in {str(plan.out)!r} is of {saved.num_processes} processes, each with its own bank, "
+            f"and {count} are to go on with it",
             f"say --processes {saved.num_processes}",
         )
     if saved is not None and saved.step >= plan.num_steps:

@@ -1,4 +1,4 @@
-"""A training before anything of it is done: the model, the clips, the settings, and what OUT says of an earlier part."""
+"""A training before anything of it is done: the model, clips, settings, and what OUT says of an earlier part."""
 
 from __future__ import annotations
 
@@ -252,9 +252,7 @@ def variant_settings(variant: str, conditions: Sequence[str], **values: Any) -> 
                 mixture[name] = float(share) if share else 1.0
             except ValueError:
                 raise ConfigError(f"--condition {text!r} is not NAME or NAME=SHARE", "such as film-5=0.9") from None
-    recycling = {
-        "p_clean": published["p_clean"],
-        **{name: value for name, value in values.items() if value is not None},
-    }
+    said = {name: value for name, value in values.items() if value is not None}
+    recycling = {"p_clean": published["p_clean"], **said}
     RecyclingSettings(**recycling)
     return mixture, recycling

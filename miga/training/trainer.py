@@ -8,6 +8,7 @@ Legend: B clips of a step, C channels, F latents, H, W cells; L tokens, D channe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
@@ -207,7 +208,7 @@ class Trainer:
         sigmas = [*erft.training_schedule(num_steps, self._settings.shift)[0].tolist(), 0.0]
         x_BCFHW = chance.normal((1, *clip.clean_CFHW.shape)).to(self._device)
         with torch.no_grad():
-            for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+            for sigma, following in itertools.pairwise(sigmas):
                 time_B = torch.tensor([NUM_TIMESTEPS * sigma], device=self._device)
                 velocity = self._predict(torch.cat([x_BCFHW, y_BCFHW], dim=1), time_B, [clip.text_LD], tokens)
                 x_BCFHW = x_BCFHW + (following - sigma) * velocity.float()
@@ -332,7 +333,8 @@ def store_residuals(
     Args:
         banks: of this process.
         residual_BCFHW: of this process.
-        sigma_B, timestep_B: noise levels of its inputs.
+        sigma_B: noise levels of its inputs.
+        timestep_B: the same, 0 ... 1000.
         is_stored: of each.
         group: whose residuals are stored.
         chance: see `ErrorBank.add`.

@@ -152,7 +152,8 @@ def train_image_to_video(
 
     Args:
         transformer: widened, or trained before.
-        text_encoder, tokenizer: of the same checkpoint.
+        text_encoder: of the same checkpoint.
+        tokenizer: of the same checkpoint.
         clips: to learn from.
         state_file: where training is kept; it goes on from there if it exists.
         num_steps: of the learning rate's schedule.

@@ -165,10 +165,8 @@ def training_memory(
     learning = parameters if rank is None else lora_parameters(architecture, rank)
     frozen = 0 if rank is None else itemsize * parameters
     kept = 1 if offloads_inputs else architecture.num_layers
-    size_CHW = spec.latent_channels * spec.latent_height * spec.latent_width
-    latents = (
-        FLOAT32 * batch * spec.window * (5 * size_CHW + spec.num_condition_channels * size_CHW // spec.latent_channels)
-    )
+    num_channels = 5 * spec.latent_channels + spec.num_condition_channels
+    latents = FLOAT32 * batch * spec.window * num_channels * spec.latent_height * spec.latent_width
     return TrainingMemory(
         num_tokens=num_tokens,
         num_learning=learning,
@@ -183,20 +181,28 @@ def training_memory(
 def block_bytes_per_token(architecture: WanArchitecture, rank: int | None, itemsize: int) -> int:
     """The most that is alive of one block for one token while its gradient is computed.
 
-    Counted in numbers a token off what diffusers' block does and autograd keeps of it; `KEPT` and `KEPT_WIDE` were
-    taken off the tensors alive in a small model (tests/miga/backbones/test_wan_training.py).
+    The numbers were taken off the shapes of all tensors alive at once (tests/miga/backbones/test_wan_training.py).
     """
     width, ffn = architecture.width, architecture.ffn_width
-    of_lora = 0 if rank is None else 10 * rank
-    return KEPT_WIDE * FLOAT32 * width + itemsize * (KEPT * width + KEPT_FFN * ffn + of_lora)
+    kept = KEPT if architecture.image_width is None else KEPT + KEPT_IMAGE
+    of_lora = 0 if rank is None else KEPT_LORA * rank
+    head = architecture.channels * architecture.patch[0] * architecture.patch[1]
+    in_float32 = int(FLOAT32 * (KEPT_WIDE * width + KEPT_HEAD * head))
+    return in_float32 + itemsize * (kept * width + KEPT_FFN * ffn + of_lora)
 
 
-KEPT: Final = 24
-"""Numbers of the model's width, in the activations' type, of a block's tensors kept and gradients under way."""
-KEPT_WIDE: Final = 8
-"""The same in float32: normalisations and modulations are computed so."""
+KEPT: Final = 7
+"""Numbers of the model's width, in the activations' type: a block's tensors that are kept, and gradients under way."""
+KEPT_IMAGE: Final = 2
+"""So many more where cross-attention reads pictures."""
+KEPT_WIDE: Final = 9.25
+"""The same in float32: normalisations, modulations and rotations are computed so."""
 KEPT_FFN: Final = 4
 """Numbers of the feed-forward's width: before and behind the activation, and the gradients of both."""
+KEPT_LORA: Final = 8
+"""Numbers of a LoRA's rank."""
+KEPT_HEAD: Final = 6
+"""Numbers of a token's latents, in float32: velocity, target, residual, and gradients of the last layer."""
 
 
 # ---- what is loaded --------------------------------------------------------------------------------------------------
