@@ -204,21 +204,20 @@ def cut_clip(
     start = int(rng.integers(total - num_frames + 1))
     outside = [*range(start), *range(start + num_frames, total)]
     reference = outside[int(rng.integers(len(outside)))] if outside else int(rng.integers(num_frames))
-    first_before = start + num_shared - num_before
+    first_before = start + num_shared - num_before if num_before else start
     crop = rng.random(3)
     kept: dict[int, torch.Tensor] = {}
     with contextlib.closing(read_frames(file)) as frames:  # type: ignore[type-var]  # a generator
         for number, frame_HWC in enumerate(frames):
-            if number == reference or first_before <= number < start + num_frames:
+            if number == reference or min(first_before, start) <= number < start + num_frames:
                 kept[number] = _cropped(frame_HWC, size_HW, crop)
             if number >= max(reference, start + num_frames - 1):
                 break
     if reference not in kept or start + num_frames - 1 not in kept:
         raise BadVideoError(f"it says that it has {total} frames, and ends before that")
-    before = range(first_before, start + num_shared) if first_before >= 0 else range(0)
+    before = range(first_before, start + num_shared) if num_before and first_before >= 0 else range(0)
     clip_FCHW = torch.stack([kept[number] for number in range(start, start + num_frames)])
-    none_FCHW = clip_FCHW[:0]
-    before_FCHW = torch.stack([kept[number] for number in before]) if num_before and len(before) else none_FCHW
+    before_FCHW = torch.stack([kept[number] for number in before]) if len(before) else clip_FCHW[:0]
     return CutClip(clip_FCHW, before_FCHW, kept[reference], start)
 
 
