@@ -35,6 +35,8 @@ class CallCount:
         num_candidates: candidates of one search; 0 if nothing is evaluated.
         num_guided: calls, all but searches, in which the network runs twice.
         guided_per_search: the same of one search.
+        num_by_both: forwards, all but searches, that come to it because a window asks both of two networks.
+        both_per_search: the same of one search.
     """
 
     by_part: Mapping[str, int]
@@ -43,6 +45,8 @@ class CallCount:
     num_candidates: int = 0
     num_guided: int = 0
     guided_per_search: int = 0
+    num_by_both: int = 0
+    both_per_search: int = 0
 
     @property
     def base_clip(self) -> int:
@@ -62,12 +66,13 @@ class CallCount:
     @property
     def forwards(self) -> int:
         """Forwards of the network, all but those of searches."""
-        return self.total + self.num_guided
+        return self.total + self.num_guided + self.num_by_both
 
     @property
     def most_forwards(self) -> int:
         """All, if every evaluation that may start a search does."""
-        return self.most + self.num_guided + self.guided_per_search * max(0, self.num_evaluations - 1)
+        of_search = self.guided_per_search + self.both_per_search
+        return self.most + self.num_guided + self.num_by_both + of_search * max(0, self.num_evaluations - 1)
 
     @property
     def total(self) -> int:
@@ -80,11 +85,18 @@ class CallCount:
         return self.total + self.per_search * max(0, self.num_evaluations - 1)
 
 
-def count_calls(config: SamplerConfig, num_latents: int) -> CallCount:
-    """The calls that `Sampler` makes for a video of `num_latents`, exactly, but for searches."""
-    tally = _counting(config).of(num_latents)
+def count_calls(config: SamplerConfig, num_latents: int, experts: Experts = ()) -> CallCount:
+    """The calls that `Sampler` makes for a video of `num_latents`, exactly, but for searches.
+
+    Args:
+        config: of the sampler.
+        num_latents: of the video.
+        experts: of a model with two networks, which one answers for every level; empty of a model with one.
+    """
+    tally = _counting(config, experts).of(num_latents)
     num_evaluations = tally[_EVALUATIONS]
-    of_one = {name: tally[name] // max(1, num_evaluations) for name in (_SEARCH, _SEARCH_GUIDED, _CANDIDATES)}
+    of_search = (_SEARCH, _SEARCH_GUIDED, _SEARCH_BOTH, _CANDIDATES)
+    of_one = {name: tally[name] // max(1, num_evaluations) for name in of_search}
     return CallCount(
         by_part={part: calls for (kind, part), calls in sorted(tally.items()) if kind == "calls"},
         per_search=of_one[_SEARCH],
@@ -92,6 +104,8 @@ def count_calls(config: SamplerConfig, num_latents: int) -> CallCount:
         num_candidates=of_one[_CANDIDATES],
         num_guided=tally[_GUIDED],
         guided_per_search=of_one[_SEARCH_GUIDED],
+        num_by_both=tally[_BOTH],
+        both_per_search=of_one[_SEARCH_BOTH],
     )
 
 
@@ -101,25 +115,31 @@ def most_latents_held(config: SamplerConfig) -> int:
     return _counting(config).most_held()
 
 
+Experts: TypeAlias = tuple[int, ...]
+"""Which of two networks answers for every level, 0 or 1; empty where there is one."""
 _Tally: TypeAlias = Counter[tuple[str, str]]
 """Calls by part, and all else that is counted; whatever is counted adds up."""
 _GUIDED: Final = ("guided", "")
+_BOTH: Final = ("by both", "")
 _EVALUATIONS: Final = ("evaluations", "")
 _CANDIDATES: Final = ("candidates", "")
 _SEARCH: Final = ("search", "")
 _SEARCH_GUIDED: Final = ("guided in searches", "")
+_SEARCH_BOTH: Final = ("by both in searches", "")
 
 
-def _tally(config: SamplerConfig, planned: PlannedAdvance) -> _Tally:
+def _tally(config: SamplerConfig, experts: Experts, planned: PlannedAdvance) -> _Tally:
     tally: _Tally = Counter()
     for each in planned.passes:
         tally["calls", each.part] += len(each.windows)
     tally[_GUIDED] += _num_guided(config, planned.passes)
+    tally[_BOTH] += _num_by_both(config, experts, planned.passes)
     for evaluation in planned.evaluations:
         tally[_EVALUATIONS] += 1
         tally[_CANDIDATES] += evaluation.num_candidates
         tally[_SEARCH] += evaluation.num_candidates * sum(len(each.windows) for each in evaluation.search)
         tally[_SEARCH_GUIDED] += evaluation.num_candidates * _num_guided(config, evaluation.search)
+        tally[_SEARCH_BOTH] += evaluation.num_candidates * _num_by_both(config, experts, evaluation.search)
     return tally
 
 
@@ -127,13 +147,25 @@ def _num_guided(config: SamplerConfig, passes: Iterable[PlannedPass]) -> int:
     return sum(sum(guided(config, each.levels, each.windows)) for each in passes)
 
 
+def _num_by_both(config: SamplerConfig, experts: Experts, passes: Iterable[PlannedPass]) -> int:
+    """Forwards of second networks: of every window with levels of both, as many as the first one takes."""
+    if not experts:
+        return 0
+    found = 0
+    for each in passes:
+        for window, is_guided in zip(each.windows, guided(config, each.levels, each.windows), strict=True):
+            asked = {experts[each.levels[position]] for position in window.positions}
+            found += (len(asked) - 1) * (1 + is_guided)
+    return found
+
+
 def _plus(tally: _Tally, other: _Tally, times: int = 1) -> _Tally:
     return Counter({name: tally[name] + times * other[name] for name in tally.keys() | other.keys()})
 
 
 @functools.lru_cache(maxsize=128)
-def _counting(config: SamplerConfig) -> _Counting:
-    return _Counting(config)
+def _counting(config: SamplerConfig, experts: Experts = ()) -> _Counting:
+    return _Counting(config, experts)
 
 
 @dataclass(frozen=True)
@@ -187,8 +219,9 @@ class _Counting:
     LONGEST: Final = 10_000
     """Advances after which a video without end is taken to hold no more, whether it repeats itself or not."""
 
-    def __init__(self, config: SamplerConfig) -> None:
+    def __init__(self, config: SamplerConfig, experts: Experts = ()) -> None:
         self._config = config
+        self._experts = experts
         self._lock = threading.Lock()
         self._endless = Planner(config, None)
         state = self._endless.start()
@@ -248,7 +281,7 @@ class _Counting:
         state, tally, is_shared = mark.state, mark.tally, True
         while not video.is_done(state):
             state, planned = video.advance(state)
-            tally = _plus(tally, _tally(self._config, planned))
+            tally = _plus(tally, _tally(self._config, self._experts, planned))
             is_shared = is_shared and video.is_open(state) and self._is_at(num_shared + 1, state)
             num_shared += is_shared
         self._lengths.insert(place, num_latents)
@@ -270,7 +303,7 @@ class _Counting:
         passes = tuple((each.part, each.levels, each.windows) for each in planned.passes)
         same = (shape, steps, passes, len(planned.evaluations))
         kind = self._kinds.setdefault(same, len(self._kinds))
-        tally = _plus(before.tally, _tally(self._config, planned))
+        tally = _plus(before.tally, _tally(self._config, self._experts, planned))
         self._marks.append(_Mark(state, shape, numbers, tally, kind))
         if self._period is None:
             self._period = self._repeated()

@@ -50,6 +50,10 @@ class NoiseSchedule:
         """`table[level]` shaped to multiply latents `[..., C, H, W]` of `like`'s dtype and device."""
         return table[level.cpu()].to(like.device, like.dtype)[..., None, None, None]
 
+    def expert_of_level(self, boundary: float) -> torch.Tensor:
+        """Which of two networks answers for every level: 0 from this share of the noise on, 1 below it."""
+        return (self.timestep < boundary * NUM_TRAIN_TIMESTEPS).long()
+
     def add_noise(self, clean_FCHW: torch.Tensor, noise_FCHW: torch.Tensor, level_F: torch.Tensor) -> torch.Tensor:
         """Clean latents brought to their levels. Source: MIGA Eq. A1."""
         alpha, sigma = self.at(self.alpha, level_F, clean_FCHW), self.at(self.sigma, level_F, clean_FCHW)

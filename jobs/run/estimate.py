@@ -16,7 +16,7 @@ from jobs.run.plan import Plan
 from miga.backbones.base import BackboneSpec
 from miga.backbones.loading import named_dtype
 from miga.backbones.memory_plan import CARDS_GB, RESERVE_BYTES, MemoryPlan, card_bytes, plan_memory
-from miga.backbones.registry import footprint_of, require_footprint
+from miga.backbones.registry import experts_of_levels, footprint_of, require_footprint
 from miga.config import SamplerConfig
 from miga.cost import count_calls
 from miga.errors import ModelError
@@ -191,12 +191,14 @@ def estimate(
 ) -> dict[str, Any]:
     """What `estimate_run` says of videos of a model, so many of each length."""
 
+    experts = experts_of_levels(spec, sampler)
+
     def calls_of(num_frames: int) -> tuple[int, int]:
         calls = count_calls(sampler, spec.num_latents(num_frames))
         return calls.total, calls.most
 
     def forwards_of(num_frames: int) -> tuple[int, int]:
-        calls = count_calls(sampler, spec.num_latents(num_frames))
+        calls = count_calls(sampler, spec.num_latents(num_frames), experts)
         return calls.forwards, calls.most_forwards
 
     def work_of(num_frames: int) -> float:

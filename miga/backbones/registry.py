@@ -116,6 +116,14 @@ def check_schedule(name_or_dir: str, config: SamplerConfig, revision: str | None
         check_steps(config, schedule)
 
 
+def experts_of_levels(spec: BackboneSpec, config: SamplerConfig) -> tuple[int, ...]:
+    """Of a model with two networks, which one answers for every level of a profile; empty of a model with one."""
+    if spec.expert_boundary is None:
+        return ()
+    schedule = families()[spec.family].schedule_of(config, spec.name, spec.revision)
+    return () if schedule is None else tuple(schedule.expert_of_level(spec.expert_boundary).tolist())
+
+
 def check_weights(name_or_dir: str, revision: str | None = None, *, download: bool = False) -> None:
     """Finds all that can be wrong with a model's weights, from their files, without loading them.
 

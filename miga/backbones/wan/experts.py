@@ -10,14 +10,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
 
 from miga.schedule import NoiseSchedule
-
-NUM_TIMESTEPS: Final = 1000
 
 
 class Experts:
@@ -50,7 +48,7 @@ class Experts:
         """Which transformer answers for every level of a schedule: 0 or 1."""
         if self.boundary is None:
             return torch.zeros(len(schedule.timestep), dtype=torch.int64)
-        return (schedule.timestep < self.boundary * NUM_TIMESTEPS).long()
+        return schedule.expert_of_level(self.boundary)
 
     @contextmanager
     def asked(self, number: int) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline
 
 from miga.backbones.guided_denoiser import TextCondition
-from miga.backbones.registry import load_backbone, load_spec
+from miga.backbones.registry import experts_of_levels, load_backbone, load_spec
 from miga.backbones.wan.backbone import WanBackbone
 from miga.backbones.wan.denoiser import WanCondition, WanDenoiser
+from miga.cost import count_calls
 from miga.errors import BadRowError
-from miga.image_condition import Channels, HeldFirst, condition_of_frames
+from miga.image_condition import Channels, HeldFirst, Pictures, condition_of_frames
 from miga.profiles import resolve_config
 from miga.schedule import flow_unipc_schedule
 from miga.solvers.unipc import UniPCSolver
+from miga.video import VideoRun
 from tests.tiny_wan import IMAGE_KINDS, NUM_CHANNELS, build_tiny_image_wan, build_transformer
 
 PROMPT, NEGATIVE = "a red ball rolls, slowly.", "blurred, slow"
@@ -210,3 +213,38 @@ def test_specs_of_the_folders(folders: Mapping[str, Path]) -> None:
     assert [specs[kind].expert_boundary for kind in ("i2v", "t2v-a14b", "i2v-a14b")] == [None, 0.875, 0.9]
     assert [specs[kind].takes_last_image for kind in ("i2v", "i2v-a14b", "ti2v")] == [False, True, False]
     assert all(spec.latent_channels == NUM_CHANNELS for spec in specs.values())
+
+
+@pytest.mark.parametrize(
+    "profile",
+    ["svi-shot", "swift", *(pytest.param(each, marks=pytest.mark.slow) for each in ("no-reflection", "fifo"))],
+)
+def test_forwards_of_two_experts_are_as_counted(folders: Mapping[str, Path], profile: str) -> None:
+    """Every forward of either network of a whole video, against what a dry run says."""
+    kind = "i2v-a14b" if profile.startswith("svi") else "t2v-a14b"
+    backbone = load_backbone(str(folders[kind]), device="cpu")
+    assert isinstance(backbone, WanBackbone)
+    settings: dict[str, Any] = {"num_steps": 10, "guidance_scale": GUIDANCE}
+    if profile in ("swift", "no-reflection"):
+        settings |= {"num_guidance_latents": 2, "judged_group": 1, "handoff_level": 5}
+    config = resolve_config(profile, backbone.spec, settings)
+    num_latents = 2 * WINDOW if kind == "i2v-a14b" else 14
+    asked = [0, 0]
+
+    def count(number: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        asked[number] += len(args[0] if args else kwargs["hidden_states"])
+
+    for number, network in enumerate(backbone.experts.all):
+        network.register_forward_pre_hook(functools.partial(count, number), with_kwargs=True)
+    texts = backbone.encode_prompts([PROMPT, NEGATIVE])
+    pictures = Pictures(backbone, picture()) if kind == "i2v-a14b" else None
+    run = VideoRun(backbone, config, [texts[0]], texts[1], num_latents, 0, pictures=pictures)
+    for _ in run.steps():
+        pass
+    experts = experts_of_levels(backbone.spec, config)
+    assert set(experts) == {0, 1}
+    found = count_calls(config, num_latents, experts)
+    assert run.num_calls == found.total
+    assert sum(asked) == found.forwards
+    assert (found.num_by_both > 0) == (kind == "t2v-a14b"), "clips are at one level, queues are not"
+    assert min(asked) > 0
