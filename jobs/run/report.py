@@ -13,6 +13,7 @@ from pipeline.records.manifest import Manifest
 from pipeline.records.run_folder import read_run
 from pipeline.report.links import Links
 from pipeline.report.page import write_report
+from pipeline.report.pictures import RowPictures
 from pipeline.report.strips import StripMaker
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage, checked_root
@@ -83,7 +84,8 @@ def make_report(
     if scores.by:
         about["scored_by"] = scores.by
         rows = ({**row, **scores.of(row["row"], row["sha256"])} for row in rows)
-    page = write_report(rows, about, page_folder, links=links, strips=strips, note=note)
+    pictures = RowPictures(record.prompts.path)
+    page = write_report(rows, about, page_folder, links=links, strips=strips, pictures=pictures, note=note)
     if strips is not None and strips.num_missing:
         say(f"{strips.num_missing} videos could not be read, and have no contact strip: see `miga verify OUT`")
     return page

@@ -27,6 +27,7 @@ from markupsafe import Markup
 from miga.errors import OutputError
 from pipeline.report.cards import card
 from pipeline.report.links import Links
+from pipeline.report.pictures import RowPictures
 from pipeline.report.pieces import ROWS_A_PIECE, ROWS_OF_WORDS, Collected, Collector, Put
 from pipeline.report.totals import STAGES, Totals, tiles
 from pipeline.report.values import flatten, plain, script_json, visible
@@ -53,6 +54,7 @@ def write_report(
     *,
     links: Links | None = None,
     strips: Strips | None = None,
+    pictures: RowPictures | None = None,
     note: str = "",
 ) -> Path:
     """Renders the page and puts it in place in one step, so that a reader never sees half of it.
@@ -66,6 +68,7 @@ def write_report(
         folder: local folder that is to hold the page: the run's own, or any other.
         links: how the page refers to videos; None means that it lies in the run's own folder.
         strips: makes contact strips for the rows that the page itself holds.
+        pictures: shows what rows began from; None: they are not even named.
         note: a sentence for the reader of the page.
 
     Returns:
@@ -82,7 +85,7 @@ def write_report(
             with write_local(files / name) as file:
                 file.write(data)
 
-        page, digest = _render(rows, run, links or Links(os.fspath(folder)), put, strips, note)
+        page, digest = _render(rows, run, links or Links(os.fspath(folder)), put, strips, note, pictures)
         name = f"{FILES_PREFIX}{digest}"
         if files.is_dir():
             _move(files, folder / name)
@@ -136,12 +139,13 @@ def _render(
     put: Put | None,
     strips: Strips | None,
     note: str,
+    pictures: RowPictures | None = None,
 ) -> tuple[str, str]:
     """The page, and what the folder beside it is named by."""
     sums, collector = Totals(), Collector(put)
     for position, row in enumerate(rows):
         sums.add(row)
-        collector.add(card(row, position, links))
+        collector.add(card(row, position, links) | ({"pictures": found} if (found := _of(pictures, row)) else {}))
     held = collector.finish()
     cards = held.cards()
     jpegs = strips(cards) if strips is not None else {}
@@ -189,6 +193,10 @@ def _render(
         visible=visible,
     )
     return page, digest
+
+
+def _of(pictures: RowPictures | None, row: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [] if pictures is None else pictures.of(row)
 
 
 def _first(held: Collected) -> str:

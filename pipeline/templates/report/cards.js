@@ -74,6 +74,8 @@ const rest = (card) => {
 const remedy = (text) => text.split("`").map((part, at) => at % 2 ? h("code", {}, part) : part);
 const failure = (card) => h("div", { class: "failure" }, h("strong", {}, shown(card.error_type || "Failed")),
   h("p", { dir: "auto" }, shown(card.error)), h("p", { class: "remedy" }, h("b", {}, "Remedy: "), remedy(shown(card.remedy))));
+const began = (card) => card.pictures && h("p", { class: "began" }, card.pictures.flatMap(({ is, name, source }) => [
+  is === "image" ? "From " : " to ", source ? h("img", { src: source, alt: shown(name), title: shown(name) }) : h("code", {}, shown(name))]));
 const nameOf = (card) => card.id === null || card.id === String(card.row) ? `row ${card.row}` : `${shown(card.id)} · row ${card.row}`;
 
 const build = (card) => {
@@ -90,5 +92,5 @@ const build = (card) => {
         !failed && act("Enlarge", "Enlarge, and step by frame", () => openViewer([card])),
         !failed && act("Compare", "Beside another video", () => compare(card))),
       card.negative_prompt && h("p", { class: "negative", dir: "auto" }, "Not: ", shown(card.negative_prompt)),
-      plot?.node, times(card), figures(card), rest(card)));
+      began(card), plot?.node, times(card), figures(card), rest(card)));
 };
