@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from jobs.run.plan import Plan, make_plan
+from jobs.run.plan import Plan, make_plan, why_not
+from miga.backbones.base import BackboneSpec
 from miga.config import SamplerConfig
 from miga.errors import ConfigError, InputError, OutputError, UsageError
+from miga.generate import rules_of_pictures
 from miga.metrics.sprites import SpriteMeter, scenes_of
 from miga.profiles import resolve_config
 from pipeline.ablation import Grid, load_grid, merge_settings
 from pipeline.config import RunConfig, override
+from pipeline.prompts.images import COLUMNS, folder_of, place_of
 from pipeline.prompts.source import PromptFile
 from pipeline.records.manifest import Manifest
 from pipeline.rows import SEED_LIMIT, BadRow, PromptRow
@@ -51,7 +54,8 @@ class AblationPlan:
     @property
     def prompts(self) -> bytes:
         """The prompt file of every run."""
-        return "".join(json.dumps(_row_fields(row), ensure_ascii=False) + "\n" for row in self.rows).encode()
+        folder = folder_of(self.base.prompts.path)
+        return "".join(json.dumps(_row_fields(row, folder), ensure_ascii=False) + "\n" for row in self.rows).encode()
 
     def run_plan(self, setting: str) -> Plan:
         """The plan of a setting's run."""
@@ -63,6 +67,7 @@ class AblationPlan:
             prompts=PromptFile.of(storage.uri(PROMPTS_FILE), [self.prompts]),
             out=f"{storage.root}/runs/{setting}",
             config=config,
+            spec=_spec_of(self.base.spec, self.samplers[setting]),
             sampler=self.samplers[setting],
             num_rows=len(self.rows),
         )
@@ -106,6 +111,8 @@ def plan_ablation(
             raise ConfigError(f"setting {name!r}: {error.message}", error.hint) from error
     runs = merge_settings({name: sampler.to_dict() for name, sampler in resolved.items()})
     rows = _expand(base, num_seeds)
+    for name, sampler in resolved.items():
+        _check_rows(name, _spec_of(base.spec, sampler), sampler, rows)
     all_sprites = all(scenes_of(row.prompts) is not None for row in rows)
     is_sprite_size = SpriteMeter.can_read(base.spec.height, base.spec.width)
     return AblationPlan(
@@ -129,22 +136,49 @@ def _expand(plan: Plan, num_seeds: int | None) -> list[PromptRow]:
     for row in plan.rows():
         if isinstance(row, BadRow):
             raise InputError(f"row {row.index} cannot be made: {row.error}", "correct it, or take it out of the file")
-        if row.image is not None or row.last_image is not None:
-            raise InputError(
-                f"row {row.index} begins with a picture, and settings are compared on prompts alone",
-                "take image and last_image out of the file",
-            )
         named = replace(row, metadata={**row.metadata, PROMPT_KEY: row.id})
         seeds = range(num_seeds) if num_seeds else ()
         rows += [replace(named, id=f"{row.id}/seed-{seed}", seed=seed) for seed in seeds] or [named]
     return rows
 
 
-def _row_fields(row: PromptRow) -> dict[str, Any]:
-    """A row as a line of a prompt file."""
+def _spec_of(spec: BackboneSpec, sampler: SamplerConfig) -> BackboneSpec:
+    """The model's spec under a setting, which may make chains of clips."""
+    return replace(spec, clips=None).of_clips(sampler.clips)
+
+
+def _check_rows(name: str, spec: BackboneSpec, sampler: SamplerConfig, rows: Sequence[PromptRow]) -> None:
+    """Whether a setting makes all rows, with or without pictures: settings are compared on all of them.
+
+    Raises:
+        ConfigError: if the model and the setting's profile do not go together.
+        InputError: naming the setting and the first row that it does not make.
+    """
+    try:
+        rules = rules_of_pictures(spec, sampler)
+    except ConfigError as error:
+        raise ConfigError(f"setting {name!r}: {error.message}", error.hint) from error
+    for row in rows:
+        reasons = {
+            "image": rules.why_no_first if row.image else "it needs one" if rules.is_needed else "",
+            "last_image": rules.why_no_last if row.last_image else "",
+        }
+        said = [f"{column}: {why}" for column, why in reasons.items() if why]
+        if sampler.clips is not None and (why := why_not(spec, row.num_frames, sampler)):
+            said.append(why)
+        if said:
+            raise InputError(
+                f"setting {name!r} does not make row {row.index}: {said[0]}",
+                "compare settings that take the same pictures and make the same lengths, or change the prompt file",
+            )
+
+
+def _row_fields(row: PromptRow, folder: str) -> dict[str, Any]:
+    """A row as a line of a prompt file that lies elsewhere: pictures are named by their whole place."""
     prompt: str | list[str] = row.prompts[0] if len(row.prompts) == 1 else list(row.prompts)
     fields = {"id": row.id, "prompt": prompt, "seed": row.seed, "num_frames": row.num_frames}
     own = {} if row.negative_prompt is None else {"negative_prompt": row.negative_prompt}
+    own |= {column: place_of(name, folder) for column in COLUMNS if (name := getattr(row, column)) is not None}
     return {**fields, **own, **row.metadata}
 
 

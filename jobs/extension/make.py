@@ -116,6 +116,8 @@ def _make_and_note(storage: Storage, extension: Extension, lease: Lease, board: 
         epoch=epoch,
         resume_from=extension.kept if newest is None else f"{checkpoints}/{newest}",
         latents_path=f"{extension.stem}.safetensors",
+        image=extension.pictures[0],
+        last_image=extension.pictures[1],
     )
     longer = _make(storage, extension, task, board)
     lease.check_now()
@@ -140,6 +142,10 @@ def _make(storage: Storage, extension: Extension, task: VideoTask, board: Progre
         id=row.id,
         prompts=row.prompts,
         negative_prompt=row.negative_prompt,
+        image=row.image,
+        image_sha256=row.image_sha256,
+        last_image=row.last_image,
+        last_image_sha256=row.last_image_sha256,
         seed=task.seed,
         num_frames=task.num_frames,
         metadata=_metadata(row),

@@ -13,6 +13,7 @@ from miga.config import SamplerConfig
 from miga.errors import UsageError
 from miga.profiles import read_config
 from pipeline.config import RunConfig, override
+from pipeline.prompts.images import COLUMNS, folder_of, frame_of, picture_at, place_of
 from pipeline.records.run_folder import RUN_FILE, RunRecord, open_state_path, path_in_out, read_run
 from pipeline.rows import ManifestRow
 from pipeline.storage.base import Storage
@@ -28,6 +29,7 @@ class Extension:
         kept: path of the state to go on from.
         num_frames: of the longer video.
         key: of the longer video.
+        pictures: the first and the last one, as PNGs fitted to its frames; None for none.
         stem: path of its files, without what ends their names.
     """
 
@@ -39,6 +41,7 @@ class Extension:
     kept: str
     num_frames: int
     key: str
+    pictures: tuple[bytes | None, bytes | None] = (None, None)
 
     @property
     def stem(self) -> str:
@@ -69,12 +72,8 @@ def plan_extension(
     spec = configured_spec(load_spec(config.model, config.revision), model_options(config), config.revision)
     if row.status != "ok" or row.num_frames is None or row.seed is None:
         raise UsageError(f"row {row.row} was not made: {row.error}", "name a row whose status is ok")
-    if row.image is not None:
-        raise UsageError(
-            f"row {row.row} was made from a picture, {row.image!r}, and such videos are not extended",
-            f"make a new run of that row with num_frames = {num_frames}",
-        )
     sampler = read_config(record.sampler, storage.uri(RUN_FILE))
+    spec = spec.of_clips(sampler.clips)
     _check_length(spec, row, num_frames, sampler)
     if row.latents_uri is None:
         raise UsageError(
@@ -99,7 +98,35 @@ def plan_extension(
         kept=kept,
         num_frames=num_frames,
         key=record.key_of(row, row.seed, num_frames),
+        pictures=_pictures(record, row, spec, is_trusted=trust),
     )
+
+
+def _pictures(
+    record: RunRecord, row: ManifestRow, spec: BackboneSpec, *, is_trusted: bool
+) -> tuple[bytes | None, bytes | None]:
+    """The pictures that a row was made from, fitted to its frames: the very files, by their digests.
+
+    Raises:
+        UsageError: if one lies at an address that OUT alone names.
+        BadRowError: if one is gone, or another file by now.
+    """
+    folder = folder_of(record.prompts.path)
+    found: list[bytes | None] = []
+    for column in COLUMNS:
+        name, sha256 = getattr(row, column), getattr(row, f"{column}_sha256")
+        if name is None or sha256 is None:
+            found.append(None)
+            continue
+        where = place_of(name, folder)
+        if "://" in where and not is_trusted:
+            raise UsageError(
+                f"row {row.row} was made from a picture at {where}, which is read where OUT says so",
+                "if OUT is your own, or known to you, say --trust",
+            )
+        found.append(frame_of(picture_at(name, folder), sha256, spec.height, spec.width))
+    first, last = found
+    return first, last
 
 
 def _check_length(spec: BackboneSpec, row: ManifestRow, num_frames: int, sampler: SamplerConfig) -> None:

@@ -65,18 +65,26 @@ def folder_of(prompts: str) -> str:
     return os.path.dirname(os.path.abspath(prompts))
 
 
+def place_of(name: str, folder: str) -> str:
+    """The path or the address that a row's name of a picture stands for.
+
+    Raises:
+        BadRowError: if it is blank.
+    """
+    if not name.strip():
+        raise BadRowError("the name of a picture is blank", "give a path or an address, or leave it out")
+    if "://" not in name and "://" in folder and not name.startswith("/"):
+        return folder + str(PurePosixPath(name))
+    return name if "://" in name else os.path.join(folder, os.path.expanduser(name))
+
+
 def picture_at(name: str, folder: str) -> Picture:
     """A picture by a path or an address; what is neither absolute nor an address lies in the folder.
 
     Raises:
         BadRowError: if it cannot be read, or is none.
     """
-    if not name.strip():
-        raise BadRowError("the name of a picture is blank", "give a path or an address, or leave it out")
-    if "://" not in name and "://" in folder and not name.startswith("/"):
-        where = folder + str(PurePosixPath(name))
-    else:
-        where = name if "://" in name else os.path.join(folder, os.path.expanduser(name))
+    where = place_of(name, folder)
     try:
         check_address(where, InputError, "image")
         data = read_bytes(where, MAX_BYTES)
