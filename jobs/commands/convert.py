@@ -16,7 +16,7 @@ _HELP: Final = (
 _ABOUT: Final = (
     f"{_HELP}. Numbers are kept bit for bit, no code in a file is ever run, and the folder appears whole or not at all."
 )
-_PARTS: Final = ("transformer", "vae", "text_encoder")
+_PARTS: Final = ("transformer", "transformer_2", "vae", "text_encoder", "image_encoder")
 
 GROUP: Final = "models and settings"
 EXAMPLES: Final = (
@@ -24,6 +24,8 @@ EXAMPLES: Final = (
     "miga convert --transformer wan2.1_t2v_1.3B_bf16.safetensors --vae wan_2.1_vae.safetensors "
     "--text-encoder umt5_xxl_fp16.safetensors wan-1.3b",
     "miga convert finetuned.safetensors Wan2.1-T2V-1.3B wan-finetuned  # one file in place of a folder's own",
+    "miga convert Wan2.2-I2V-A14B wan2.2-i2v  # both transformers",
+    "miga convert Wan2.1-I2V-14B-480P --image-encoder clip_vision_h.safetensors wan-i2v",
     "miga convert model.ckpt videocrafter2",
     "miga convert --causal self-forcing self_forcing_dmd.pt Wan2.1-T2V-1.3B self-forcing-1.3b",
 )
@@ -40,10 +42,12 @@ def add(commands: Any) -> None:
         "paths", metavar="PATH", nargs="*", help="files or folders; what is in them is recognised by its tensors"
     )
     convert.add_argument("out", metavar="OUT_DIR", help="the folder to make; it must not exist")
-    group = convert.add_argument_group("parts of Wan2.1 by name")
+    group = convert.add_argument_group("parts of Wan by name")
     group.add_argument("--transformer", metavar="FILE", help="such as wan2.1_t2v_1.3B_bf16.safetensors, or a folder")
     group.add_argument("--vae", metavar="FILE", help="such as wan_2.1_vae.safetensors or Wan2.1_VAE.pth")
     group.add_argument("--text-encoder", metavar="FILE", help="such as umt5_xxl_fp16.safetensors")
+    group.add_argument("--transformer-2", metavar="FILE", help="of Wan2.2's 14B models the one for low noise")
+    group.add_argument("--image-encoder", metavar="FILE", help="of Wan2.1's image models, clip_vision_h.safetensors")
     convert.add_argument(
         "--tokenizer",
         metavar="NAME",

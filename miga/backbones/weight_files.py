@@ -33,6 +33,8 @@ QUANTIZED: Final = re.compile(
 """Names of tensors that belong to weights stored in few bits."""
 HARMLESS: Final = {
     "transformer": re.compile(r".*\.norm_added_q\.weight"),
+    "transformer_2": re.compile(r".*\.norm_added_q\.weight"),
+    "image_encoder": re.compile(r"visual_projection\.weight|(?:vision_model\.)?embeddings\.position_ids"),
     "text_encoder": re.compile(r"(?:decoder\..*|lm_head\.weight|.*\bposition_ids)"),
 }
 """Tensors of published checkpoints that no module has a place for and that change nothing: a norm that Wan's attention

@@ -33,7 +33,7 @@ def test_rows_with_pictures(tmp_path: Path) -> None:
     assert [row["status"] for row in made] == ["ok", "ok", "failed", "failed"]
     for row in made[:2]:
         assert row["image_sha256"] == hashlib.sha256((tmp_path / row["image"]).read_bytes()).hexdigest()
-        assert count_frames(row["uri"]) == row["num_frames"] == 41
+        assert count_frames(out / row["uri"]) == row["num_frames"] == 41
         assert row["num_latents"] == 12
         assert row["network_calls"] == 4
     assert made[0]["key"] != made[1]["key"]

@@ -41,7 +41,7 @@ def test_a_picture_of_the_world_becomes_a_chain(tmp_path: Path, capsys: pytest.C
     assert status == 0, summary
     (row,) = check_complete(out, 1)
     assert row["image_sha256"] == hashlib.sha256((tmp_path / "world.png").read_bytes()).hexdigest()
-    assert count_frames(row["uri"]) == row["num_frames"] == FRAMES
+    assert count_frames(out / row["uri"]) == row["num_frames"] == FRAMES
     assert (row["num_latents"], row["network_calls"]) == (12 * CLIPS, 2 * CLIPS)
     page = (out / "report.html").read_text()
     assert '"is":"image"' in page.replace(" ", "")

@@ -14,15 +14,15 @@ from typing import Any, Final
 
 import diffusers
 from diffusers import UniPCMultistepScheduler
-from transformers import UMT5Config
+from transformers import CLIPVisionConfig, UMT5Config
 
 from miga.backbones.converted_folder import folder_made_whole, require_new, write_json, write_weights
 from miga.backbones.loading import resolve_folder
 from miga.backbones.model_config import arguments
 from miga.backbones.tensor_files import Stored
 from miga.backbones.wan.backbone import WanBackbone
-from miga.backbones.wan.config import Umt5Config, WanTransformerConfig
-from miga.backbones.wan.original import CALLED, PARTS, Found, Part, PartConfig, config_of
+from miga.backbones.wan.config import ClipVisionConfig, Umt5Config, WanTransformerConfig
+from miga.backbones.wan.original import CALLED, MORE_PARTS, PARTS, Found, Part, PartConfig, config_of
 from miga.backbones.wan.sources import TOKENIZER_PLACES, existing, gather, has_tokenizer, require_all
 from miga.backbones.wan.spec import module_of
 from miga.backbones.weight_files import DIFFUSERS_STEM, STEMS, named
@@ -42,6 +42,26 @@ _TOKENIZER_HINT: Final = (
 )
 FLOW_SHIFT: Final = 3.0
 """What Wan's models were published with in diffusers; the sampler's own setting decides here."""
+_INDEX: Final[Mapping[Part, list[str]]] = {
+    "transformer_2": ["diffusers", "WanTransformer3DModel"],
+    "image_encoder": ["transformers", "CLIPVisionModel"],
+}
+_BOUNDARIES: Final = {False: 0.875, True: 0.9}
+"""Share of the noise from which on the first of two transformers is asked, as published: of text, of pictures."""
+_CLIP_PROCESSOR: Final[Mapping[str, Any]] = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_resize": True,
+    "size": {"height": 224, "width": 224},
+    "resample": 3,
+    "do_center_crop": False,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "do_convert_rgb": True,
+}
+"""What diffusers' own pipeline reads pictures with; pictures are stretched to the square, as Wan's own program does."""
 SMALL_FILES_BYTES: Final = 64 * 2**20
 """More than tokenizer and configurations take."""
 
@@ -79,7 +99,8 @@ def convert_wan(
     places = [existing(source) for source in sources]
     gathered = gather(places, chosen)
     require_all(gathered, places, out)
-    configs = {part: config_of(gathered.parts[part], gathered.stated) for part in PARTS}
+    parts_there = [part for part in (*PARTS, *MORE_PARTS) if part in gathered.parts]
+    configs = {part: config_of(gathered.parts[part], gathered.stated) for part in parts_there}
     transformer, text = configs["transformer"], configs["text_encoder"]
     assert isinstance(transformer, WanTransformerConfig)
     assert isinstance(text, Umt5Config)
@@ -89,24 +110,46 @@ def convert_wan(
             f"{gathered.parts['transformer'].title} reads {transformer.text_dim}",
             hint="they are of two models; Wan2.1 reads texts with UMT5-XXL, such as umt5_xxl_fp16.safetensors",
         )
+    _check_together(gathered.parts, configs)
     words = _tokenizer_folder(tokenizer, gathered.tokenizer)
-    num_bytes = {part: gathered.parts[part].num_bytes for part in PARTS}
+    num_bytes = {part: gathered.parts[part].num_bytes for part in parts_there}
     with folder_made_whole(out, sum(num_bytes.values()) + SMALL_FILES_BYTES) as unfinished:
         _write_descriptions(unfinished, gathered.parts, configs, notes or {})
         _write_tokenizer(unfinished, words, tokenizer)
-        for part in PARTS:
+        for part in parts_there:
             found = gathered.parts[part]
             names = named([file.name for file in found.files])
             progress(f"writing the {CALLED[part]}, {num_bytes[part] / 1e6:,.0f} MB, from {names}")
             write_weights(unfinished / part, STEMS.get(part, DIFFUSERS_STEM), _in_order(found, configs[part]))
     return {
         "folder": str(out),
-        "files": {part: [str(file) for file in gathered.parts[part].files] for part in PARTS},
+        "files": {part: [str(file) for file in gathered.parts[part].files] for part in parts_there},
         "tokenizer": str(words),
-        "tensors": {part: len(gathered.parts[part].tensors) for part in PARTS},
+        "tensors": {part: len(gathered.parts[part].tensors) for part in parts_there},
         "bytes": num_bytes,
         "left_out": sum(found.left_out for found in gathered.parts.values()),
     }
+
+
+def _check_together(parts: Mapping[Part, Found], configs: Mapping[Part, PartConfig]) -> None:
+    """Whether the parts that only some models have belong to the others.
+
+    Raises:
+        ModelError: if not, naming the files.
+    """
+    transformer, second, image = (configs.get(part) for part in ("transformer", "transformer_2", "image_encoder"))
+    assert isinstance(transformer, WanTransformerConfig)
+    if second is not None and second != transformer:
+        raise ModelError(
+            f"{parts['transformer'].title} and {parts['transformer_2'].title} are not of one size",
+            hint="they are of two models: Wan2.2 has a pair of each kind, high and low noise",
+        )
+    if image is not None and (not isinstance(image, ClipVisionConfig) or image.hidden_size != transformer.image_dim):
+        reads = f"tokens of {transformer.image_dim} numbers" if transformer.image_dim else "no pictures' tokens"
+        raise ModelError(
+            f"{parts['transformer'].title} reads {reads}, and {parts['image_encoder'].title} is named beside it",
+            hint="leave the image encoder out" if transformer.image_dim is None else "it is another model's",
+        )
 
 
 def _in_order(found: Found, config: PartConfig) -> dict[str, Stored]:
@@ -124,6 +167,12 @@ def _write_descriptions(
             kind = parts[part].tensors["shared.weight"].dtype
             text = UMT5Config(**arguments(config), architectures=["UMT5EncoderModel"], dtype=kind)
             text.save_pretrained(folder / part)
+        elif isinstance(config, ClipVisionConfig):
+            kind = next(iter(parts[part].tensors.values())).dtype
+            clip = CLIPVisionConfig(**arguments(config), architectures=["CLIPVisionModel"], dtype=kind)
+            clip.save_pretrained(folder / part)
+            (folder / "image_processor").mkdir()
+            write_json(folder / "image_processor" / "preprocessor_config.json", _CLIP_PROCESSOR)
         else:
             module: Any = module_of(config)
             module.save_config(folder / part)
@@ -131,10 +180,14 @@ def _write_descriptions(
         num_train_timesteps=1000, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT
     )
     scheduler.save_pretrained(folder / "scheduler")
+    transformer = configs["transformer"]
+    assert isinstance(transformer, WanTransformerConfig)
+    takes_pictures = transformer.in_channels != transformer.out_channels
+    there = {part: named_as for part, named_as in _INDEX.items() if part in parts}
     write_json(
         folder / "model_index.json",
         {
-            "_class_name": "WanPipeline",
+            "_class_name": "WanImageToVideoPipeline" if takes_pictures else "WanPipeline",
             "_diffusers_version": diffusers.__version__,
             "_converted_from": {part: [file.name for file in found.files] for part, found in parts.items()},
             "scheduler": ["diffusers", "UniPCMultistepScheduler"],
@@ -142,6 +195,10 @@ def _write_descriptions(
             "tokenizer": ["transformers", "T5TokenizerFast"],
             "transformer": ["diffusers", "WanTransformer3DModel"],
             "vae": ["diffusers", "AutoencoderKLWan"],
+            **({"image_encoder": [None, None], "image_processor": [None, None]} if takes_pictures else {}),
+            **({"boundary_ratio": _BOUNDARIES[takes_pictures]} if "transformer_2" in parts else {}),
+            **there,
+            **({"image_processor": ["transformers", "CLIPImageProcessor"]} if "image_encoder" in parts else {}),
             **notes,
         },
     )

@@ -17,19 +17,34 @@ from typing import Any, Final, Literal, TypeAlias
 import torch
 
 from miga.backbones.tensor_files import Stored, require_plain
-from miga.backbones.wan.config import Umt5Config, WanTransformerConfig, WanVaeConfig
+from miga.backbones.wan.config import ClipVisionConfig, Umt5Config, WanTransformerConfig, WanVaeConfig
 from miga.backbones.wan.spec import ARCHITECTURES, module_of
 from miga.backbones.weight_files import HARMLESS, named
 from miga.errors import ModelError
 from miga.outside_data import OutsideDataError, validated
 
-Part: TypeAlias = Literal["transformer", "vae", "text_encoder"]
-PartConfig: TypeAlias = WanTransformerConfig | WanVaeConfig | Umt5Config
+Part: TypeAlias = Literal["transformer", "transformer_2", "vae", "text_encoder", "image_encoder"]
+PartConfig: TypeAlias = WanTransformerConfig | WanVaeConfig | Umt5Config | ClipVisionConfig
 Tensors: TypeAlias = Mapping[str, Stored]
 
 PARTS: Final[tuple[Part, ...]] = ("transformer", "vae", "text_encoder")
-CALLED: Final[Mapping[Part, str]] = {"transformer": "transformer", "vae": "VAE", "text_encoder": "text encoder"}
-LIBRARY: Final[Mapping[Part, str]] = {"transformer": "diffusers", "vae": "diffusers", "text_encoder": "transformers"}
+"""Of every model."""
+MORE_PARTS: Final[tuple[Part, ...]] = ("transformer_2", "image_encoder")
+"""Of some: Wan2.2's 14B models, the first of which is for high noise; Wan2.1's image models."""
+CALLED: Final[Mapping[Part, str]] = {
+    "transformer": "transformer",
+    "transformer_2": "transformer for low noise",
+    "vae": "VAE",
+    "text_encoder": "text encoder",
+    "image_encoder": "image encoder",
+}
+LIBRARY: Final[Mapping[Part, str]] = {
+    "transformer": "diffusers",
+    "transformer_2": "diffusers",
+    "vae": "diffusers",
+    "text_encoder": "transformers",
+    "image_encoder": "transformers",
+}
 """Whose module it becomes."""
 
 PREFIXES: Final = (
@@ -38,6 +53,7 @@ PREFIXES: Final = (
     "text_encoders.umt5xxl.transformer.",
     "first_stage_model.",
     "vae.",
+    "vision_model.",
     "model.",
 )
 """What ComfyUI and others put before the names; in a file of all parts, before those of each."""
@@ -46,10 +62,26 @@ HEAD_WIDTH: Final = 128
 """Of the transformer's attention, in all of Wan's models; shapes do not say it."""
 LATENT_CHANNELS: Final = 16
 """Of Wan2.1's VAE. Mean and deviation of each are published for it, and stand in no file of weights."""
+CONDITIONED_CHANNELS: Final = 36
+"""That a transformer takes which is shown pictures: of the latent, of the mask, of the picture's latents."""
 EMBEDDED_TOKENIZER: Final = "spiece_model"
 """In ComfyUI's text encoders: the bytes of the tokenizer's file."""
 
-CONVERT_HINT: Final = "Wan2.1's text-to-video models can be converted, 1.3B, 14B and what was trained from them"
+CONVERT_HINT: Final = (
+    "Wan2.1's models of text and of pictures can be converted, 1.3B, 14B and what was trained from them, and Wan2.2's "
+    "14B models; others are taken in diffusers' layout, as they are published"
+)
+VIT_H: Final = ClipVisionConfig(
+    hidden_size=1280,
+    intermediate_size=5120,
+    projection_dim=1024,
+    num_hidden_layers=32,
+    num_attention_heads=16,
+    patch_size=14,
+    hidden_act="gelu",
+)
+"""CLIP's image encoder of Wan2.1's image models (ViT-H/14)."""
+CLIP_FILE: Final = "clip_vision_h.safetensors"
 
 _FOREIGN: Final = (
     (r"^(?:.*\.)?(?:lora_(?:A|B|up|down|unet_|te)|hada_|lokr_)", "a LoRA", "give it by --lora beside the model"),
@@ -65,25 +97,20 @@ _FOREIGN: Final = (
     ),
     (r"audio_(?:injector|encoder|proj)|casual_audio", "of a model that is conditioned on sound", CONVERT_HINT),
     (
-        r"\bk_img\b|\bv_img\b|\bimg_emb\b|norm_k_img|add_k_proj|image_embedder",
-        "of an image-to-video model, which is conditioned on images",
-        CONVERT_HINT,
-    ),
-    (
         r"control_adapter|\bref_conv\b|control_(?:blocks|embed)",
         "of a model that is conditioned on controls",
         CONVERT_HINT,
     ),
     (r"cam_encoder|camera_(?:encoder|adapter)", "of a model that is conditioned on cameras", CONVERT_HINT),
     (
-        r"^(?:model\.)?(?:visual|vision_model)\.",
-        "of CLIP's image encoder, which only image-to-video models have",
-        CONVERT_HINT,
+        r"^(?:model\.)?visual\.",
+        "CLIP's image encoder under the names of Wan's own program, whose queries, keys and values are one tensor",
+        f"take the same under transformers' names, such as ComfyUI's {CLIP_FILE}, by --image-encoder",
     ),
     (
         r"coder\.(?:down|up)samples\.\d+\.(?:down|up)samples\.",
         "of Wan2.2's VAE, which belongs to its 5B model",
-        CONVERT_HINT,
+        "take that model in diffusers' layout: Wan-AI/Wan2.2-TI2V-5B-Diffusers",
     ),
     (
         r"\bdouble_blocks\.|\bjoint_blocks\.|\bsingle_blocks\.",
@@ -101,6 +128,11 @@ _SIGNS: Final[tuple[tuple[Part, Literal["wan", "library"], str], ...]] = (
     ("vae", "library", r"(?:en|de)coder\.(?:mid_block|down_blocks|up_blocks|conv_in|norm_out)\."),
     ("vae", "wan", r"(?:en|de)coder\.(?:middle|downsamples|upsamples|head)\."),
     ("text_encoder", "library", r"encoder\.block\.\d+\.layer\.|shared\.weight|encoder\.embed_tokens\."),
+    (
+        "image_encoder",
+        "library",
+        r"embeddings\.(?:class|patch|position)_embedding|encoder\.layers\.\d+\.|pre_layrnorm\.",
+    ),
     ("text_encoder", "wan", r"token_embedding\.|blocks\.\d+\.(?:attn|pos_embedding|ffn\.(?:gate|fc1|fc2))\."),
 )
 """How names of each part begin, under the names of Wan's own program or of diffusers and transformers."""
@@ -145,7 +177,9 @@ def parts_of(tensors: Tensors) -> list[Found]:
         ModelError: if it is quantized, or is something else, saying what, or holds a tensor twice.
     """
     embedded = [key for key in tensors if key.rpartition(".")[2] == EMBEDDED_TOKENIZER]
-    weights = {key: stored for key, stored in tensors.items() if key not in embedded}
+    is_clip = any(key.startswith("vision_model.") for key in tensors)
+    projection = [key for key in tensors if is_clip and HARMLESS["image_encoder"].fullmatch(key)]
+    weights = {key: stored for key, stored in tensors.items() if key not in (*embedded, *projection)}
     require_plain(weights)
     sections: dict[str, dict[str, Stored]] = defaultdict(dict)
     for key, stored in weights.items():
@@ -159,9 +193,8 @@ def parts_of(tensors: Tensors) -> list[Found]:
             f"{_file(tensors)} holds two of one part, a {CALLED[twice[0]]} under two prefixes",
             hint="take a file that holds each part once",
         )
-    return [
-        replace(each, left_out=each.left_out + len(embedded)) if each.part == "text_encoder" else each for each in found
-    ]
+    beside = {"text_encoder": len(embedded), "image_encoder": len(projection)}
+    return [replace(each, left_out=each.left_out + beside.get(each.part, 0)) for each in found]
 
 
 def _file(tensors: Tensors) -> str:
@@ -323,8 +356,10 @@ def config_of(found: Found, stated: Stated | None = None) -> PartConfig:
         ModelError: if tensors are missing, left over or of another shape, or it is another model's part.
     """
     try:
-        if found.part == "transformer":
+        if found.part in ("transformer", "transformer_2"):
             config: PartConfig = _transformer_config(found, stated)
+        elif found.part == "image_encoder":
+            config = VIT_H
         elif found.part == "vae":
             config = _vae_config(found)
         else:
@@ -384,9 +419,8 @@ def _count(found: Found, pattern: str) -> int:
 
 def _transformer_config(found: Found, stated: Stated | None) -> WanTransformerConfig:
     width, channels, *patch = _shape(found, "patch_embedding.weight", 5)
-    if channels != LATENT_CHANNELS:
+    if channels not in (LATENT_CHANNELS, CONDITIONED_CHANNELS):
         why = {
-            36: "it is conditioned on images, as image-to-video, first-and-last-frame and inpainting models are",
             32: "it is conditioned on other videos",
             48: "it is Wan2.2's 5B model, or is conditioned on controls",
         }.get(channels, "it is another model's")
@@ -413,14 +447,20 @@ def _transformer_config(found: Found, stated: Stated | None) -> WanTransformerCo
             f"{found.title} has {num_layers} blocks; models {width} wide have {depth}",
             hint="it was cut off; if it is meant so, name the folder whose config.json states num_layers",
         )
+    image = f"{embedder}.image_embedder"
+    reads_pictures = any(name.startswith(f"{image}.") for name in found.tensors)
+    two_pictures = found.tensors.get(f"{image}.pos_embed")
     config = validated(
         WanTransformerConfig,
         {
+            "image_dim": _shape(found, f"{image}.norm1.weight", 1)[0] if reads_pictures else None,
+            "added_kv_proj_dim": width if any(".add_k_proj." in name for name in found.tensors) else None,
+            "pos_embed_seq_len": _shape(found, f"{image}.pos_embed", 3)[1] if two_pictures else None,
             "patch_size": patch,
             "num_attention_heads": heads,
             "attention_head_dim": width // heads,
             "in_channels": channels,
-            "out_channels": channels,
+            "out_channels": LATENT_CHANNELS,
             "text_dim": _shape(found, f"{embedder}.text_embedder.linear_1.weight", 2)[1],
             "freq_dim": _shape(found, f"{embedder}.time_embedder.linear_1.weight", 2)[1],
             "ffn_dim": _shape(found, "blocks.0.ffn.net.0.proj.weight", 2)[0],
@@ -510,21 +550,19 @@ def _check_stated(file: Path, stated: WanModelConfig, config: WanTransformerConf
 
 
 def check_model_type(file: Path, stated: WanModelConfig) -> None:
-    """Refuses what is no text-to-video model by what it says of itself.
+    """Refuses what is no model of text or of pictures by what it says of itself.
 
     Raises:
         ModelError: saying what it is.
     """
     kinds = {
-        "i2v": "an image-to-video model, which is conditioned on images",
-        "flf2v": "a model between two images, which is conditioned on them",
         "vace": "VACE, which is conditioned on videos",
         "ti2v": "Wan2.2's 5B model, which has another VAE",
         "s2v": "a model that is conditioned on sound",
         "animate": "Wan2.2-Animate, which is conditioned on images and poses",
     }
-    if stated.model_type != "t2v":
-        what = kinds.get(stated.model_type, "no text-to-video model")
+    if stated.model_type not in ("t2v", "i2v", "flf2v"):
+        what = kinds.get(stated.model_type, "no model of text or of pictures")
         raise ModelError(f"{str(file)!r}: model_type is {stated.model_type!r}: it is {what}", hint=CONVERT_HINT)
     if stated.text_len != 512:
         raise ModelError(f"{str(file)!r}: text_len is {stated.text_len}, Wan2.1 reads 512 tokens", hint=CONVERT_HINT)

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +16,9 @@ from miga.backbones.tensor_files import SAFETENSORS, Stored, tensors_of
 from miga.backbones.wan.config import WanTransformerConfig
 from miga.backbones.wan.original import (
     CALLED,
+    CLIP_FILE,
     CONVERT_HINT,
+    MORE_PARTS,
     PARTS,
     Found,
     Part,
@@ -38,14 +40,16 @@ from miga.errors import ModelError, UsageError
 
 _WEIGHT_SUFFIXES: Final = (*SAFETENSORS, *PICKLES, ".gguf")
 TOKENIZER_PLACES: Final = ("google/umt5-xxl", "umt5-xxl", "tokenizer")
-_NOISE_HALF: Final = re.compile(r"(?:high|low)[-_ ]?noise", re.IGNORECASE)
+_NOISE_HALF: Final = re.compile(r"(high|low)[-_ ]?noise", re.IGNORECASE)
 _SHARD: Final = re.compile(r"-\d{5}-of-\d{5}\.")
 EXAMPLES: Final[Mapping[Part, str]] = {
     "transformer": "wan2.1_t2v_1.3B_bf16.safetensors",
     "vae": "wan_2.1_vae.safetensors",
     "text_encoder": "umt5_xxl_fp16.safetensors",
+    "transformer_2": "wan2.2_t2v_low_noise_14B_fp16.safetensors",
+    "image_encoder": CLIP_FILE,
 }
-OPTIONS: Final[Mapping[Part, str]] = {part: f"--{part.replace('_', '-')}" for part in PARTS}
+OPTIONS: Final[Mapping[Part, str]] = {part: f"--{part.replace('_', '-')}" for part in (*PARTS, *MORE_PARTS)}
 
 
 @dataclass
@@ -100,6 +104,8 @@ def gather(sources: Sequence[Path], chosen: Mapping[Part, Path]) -> Gathered:
             _take_folder_of_part(gathered, part, place)
             continue
         found = {each.part: each for each in _file_parts(place)}
+        if part in _HALVES and (half := next((each for each in found.values() if each.part in _HALVES), None)):
+            found = {part: replace(half, part=part)}  # the option says it, whatever the file's name does
         if part not in found:
             kinds = " and ".join(f"a {CALLED[kind]}" for kind in found)
             raise ModelError(
@@ -115,8 +121,12 @@ def gather(sources: Sequence[Path], chosen: Mapping[Part, Path]) -> Gathered:
                 continue  # a file of all parts, one of which was chosen from elsewhere
             _take(gathered, each)
             _look_beside(gathered, each)
+    named_parts = set(gathered.parts)
     for folder in (place for place in sources if place.is_dir()):
         _take_folder(gathered, folder)
+    transformer = gathered.parts.get("transformer")
+    if "image_encoder" not in named_parts and transformer is not None and not reads_pictures(transformer):
+        gathered.parts.pop("image_encoder", None)  # it lies in the folder for another model
     return gathered
 
 
@@ -136,21 +146,24 @@ def _file_parts(file: Path) -> list[Found]:
             f"{str(file)!r} is one file of several that are a whole",
             hint=f"name the folder that holds them all and their index, {shlex.quote(str(file.parent))}",
         )
-    found = parts_of(tensors_of(file))
-    for each in found:
-        _refuse_half_of_wan22(each)
-    return found
+    return [_placed(each) for each in parts_of(tensors_of(file))]
 
 
-def _refuse_half_of_wan22(found: Found) -> None:
-    """By its name; its tensors are called and shaped as those of Wan2.1."""
-    for file in found.files if found.part == "transformer" else ():
-        if _NOISE_HALF.search(file.name) or file.parent.name in ("high_noise_model", "low_noise_model"):
-            raise ModelError(
-                f"{str(file)!r} is one of Wan2.2's two transformers, by its name: they share the noise levels between "
-                "them, and neither is a model by itself",
-                hint=CONVERT_HINT,
-            )
+_HALVES: Final[Mapping[Part, str]] = {"transformer": "high", "transformer_2": "low"}
+"""Of Wan2.2's two transformers: what their names say of the noise that each is for."""
+
+
+def half_of(found: Found) -> str:
+    """Which of Wan2.2's two transformers it is, by its name alone: its tensors are shaped as those of Wan2.1."""
+    for file in found.files if found.part in _HALVES else ():
+        for name in (file.name, file.parent.name):
+            if match := _NOISE_HALF.search(name):
+                return match[1].lower()
+    return ""
+
+
+def _placed(found: Found) -> Found:
+    return replace(found, part="transformer_2") if half_of(found) == "low" else found
 
 
 def _part_of_files(part: Part, files: Sequence[Path]) -> Found:
@@ -165,9 +178,8 @@ def _part_of_files(part: Part, files: Sequence[Path]) -> Found:
             )
         tensors |= found
     for each in parts_of(tensors):
-        _refuse_half_of_wan22(each)
-        if each.part == part:
-            return each
+        if each.part == part or (part in _HALVES and each.part == "transformer"):
+            return replace(each, part=part)
     raise ModelError(f"{str(files[0])!r} is no {CALLED[part]}", hint=CONVERT_HINT)
 
 
@@ -197,7 +209,7 @@ def _read_stated(gathered: Gathered, folder: Path) -> None:
 
 def _take_folder_of_part(gathered: Gathered, part: Part, folder: Path) -> None:
     """A folder that holds nothing else, in one file or several."""
-    if part == "transformer":
+    if part in _HALVES:
         _read_stated(gathered, folder)
     stem = STEMS.get(part, DIFFUSERS_STEM)
     has_stem = _has_stem(folder, stem)
@@ -224,11 +236,8 @@ def _take_folder(gathered: Gathered, folder: Path) -> None:
     if os.path.lexists(folder / "model_index.json"):
         _take_diffusers_folder(gathered, folder, wanted)
         return
-    if halves := [name for name in visible_files(folder) if _NOISE_HALF.search(name) and (folder / name).is_dir()]:
-        raise ModelError(
-            f"{str(folder)!r} is a model of two transformers, {named(halves)}, as Wan2.2's 14B models are",
-            hint=CONVERT_HINT,
-        )
+    _take_halves(gathered, folder)
+    wanted = [part for part in (*PARTS, *MORE_PARTS) if part not in gathered.parts]
     gathered.tokenizer = gathered.tokenizer or next(
         (folder / place for place in TOKENIZER_PLACES if has_tokenizer(folder / place)), None
     )
@@ -250,9 +259,20 @@ def _take_folder(gathered: Gathered, folder: Path) -> None:
                 _take(gathered, each)
 
 
+def _take_halves(gathered: Gathered, folder: Path) -> None:
+    """Wan2.2's two transformers, each in a folder of its own, as Wan-AI publishes them."""
+    for name in visible_files(folder):
+        match = _NOISE_HALF.search(name)
+        if match is None or not (folder / name).is_dir():
+            continue
+        part: Part = "transformer" if match[1].lower() == "high" else "transformer_2"
+        if part not in gathered.parts:
+            _take_folder_of_part(gathered, part, folder / name)
+
+
 def _take_diffusers_folder(gathered: Gathered, folder: Path, wanted: Sequence[Part]) -> None:
     kind = class_name_of(read_json(folder / "model_index.json"))
-    if kind != "WanPipeline":
+    if kind not in ("WanPipeline", "WanImageToVideoPipeline"):
         raise ModelError(f"{str(folder)!r} is a {kind}, not a WanPipeline", hint=CONVERT_HINT)
     if len(wanted) == len(PARTS):
         raise ModelError(
@@ -275,6 +295,11 @@ def require_all(gathered: Gathered, sources: Sequence[Path], out: Path) -> None:
         ModelError: naming the command that has all.
     """
     missing = [part for part in PARTS if part not in gathered.parts]
+    transformer, second = (gathered.parts.get(part) for part in ("transformer", "transformer_2"))
+    if second is None and transformer is not None and half_of(transformer) == "high":
+        missing.append("transformer_2")
+    if transformer is not None and reads_pictures(transformer) and "image_encoder" not in gathered.parts:
+        missing.append("image_encoder")
     if not missing:
         return
     lacking = " and ".join(f"no {CALLED[part]}" for part in missing)
@@ -287,23 +312,31 @@ def require_all(gathered: Gathered, sources: Sequence[Path], out: Path) -> None:
     there = [shlex.quote(str(found.files[0])) for found in gathered.parts.values()]
     raise ModelError(
         f"there is {lacking} beside {named(there)}",
-        hint=f"name all parts: {command_for(gathered.parts, sources, out)}",
+        hint=f"name all parts: {command_for(gathered.parts, sources, out, missing)}",
     )
 
 
-def command_for(parts: Mapping[Part, Found], sources: Sequence[Path], out: str | Path) -> str:
+def reads_pictures(transformer: Found) -> bool:
+    """Whether a transformer reads the tokens of a picture, which an image encoder makes."""
+    return any("image_embedder" in name for name in transformer.tensors)
+
+
+def command_for(
+    parts: Mapping[Part, Found], sources: Sequence[Path], out: str | Path, missing: Sequence[Part] = ()
+) -> str:
     """The command that converts what is there, with examples for the parts that are not.
 
     Args:
         parts: that are there.
         sources: that the user named; those that are files are named by their part.
         out: the folder to make.
+        missing: parts that only some models have, and this one lacks.
     """
     folders = [source for source in sources if source.is_dir()]
     files = {part: shlex.quote(str(found.files[0])) for part, found in parts.items()}
     options = [
         f"{OPTIONS[part]} {files.get(part, EXAMPLES[part])}"
-        for part in PARTS
+        for part in (*PARTS, *(part for part in MORE_PARTS if part in parts or part in missing))
         if part not in parts or parts[part].files[0].parent not in folders
     ]
     return " ".join(["miga convert", *options, *(shlex.quote(str(place)) for place in (*folders, out))])

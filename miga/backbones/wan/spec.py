@@ -584,10 +584,12 @@ def modules_of_folder(folder: Path) -> dict[str, tuple[torch.nn.Module, str]]:
     return modules
 
 
-def module_of(config: WanTransformerConfig | WanVaeConfig | Umt5Config) -> torch.nn.Module:
+def module_of(config: WanTransformerConfig | WanVaeConfig | Umt5Config | ClipVisionConfig) -> torch.nn.Module:
     """The module of a part's configuration, on the meta device; the same one for the same configuration."""
     if isinstance(config, WanTransformerConfig):
         return _transformer(config)
+    if isinstance(config, ClipVisionConfig):
+        return _image_encoder(config)
     return _vae(config) if isinstance(config, WanVaeConfig) else _text_encoder(config)
 
 

@@ -1,0 +1,166 @@
+"""`miga convert` of models that take pictures, and of Wan2.2's pairs: every tensor in its place, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from miga.backbones.registry import load_spec
+from miga.backbones.wan import convert as converting
+from miga.backbones.wan import original
+from miga.backbones.wan.config import ClipVisionConfig
+from miga.backbones.wan.convert import convert_wan
+from miga.errors import ModelError
+from tests import wan_layouts as layouts
+from tests.wan_layouts import State, wan_transformer
+
+CLIP = ClipVisionConfig(
+    hidden_size=20, intermediate_size=40, projection_dim=16, num_hidden_layers=3, num_attention_heads=2, patch_size=14,
+    image_size=28, hidden_act="gelu",
+)  # fmt: skip
+IMAGE_NAMES = (
+    ("condition_embedder.image_embedder.norm1", "img_emb.proj.0"),
+    ("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"),
+    ("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
+    ("condition_embedder.image_embedder.norm2", "img_emb.proj.4"),
+    (".attn2.add_k_proj", ".cross_attn.k_img"),
+    (".attn2.add_v_proj", ".cross_attn.v_img"),
+    (".attn2.norm_added_k", ".cross_attn.norm_k_img"),
+)
+
+
+def image_transformer(seed: int, *, reads: bool = False) -> State:
+    torch.manual_seed(seed)
+    more: dict[str, Any] = {"image_dim": 20, "added_kv_proj_dim": 256} if reads else {}
+    model = WanTransformer3DModel(**layouts.TRANSFORMER, in_channels=36, out_channels=16, **more)
+    for weight in model.parameters():
+        nn.init.normal_(weight, std=0.1)
+    return model.state_dict()
+
+
+def wan_names(state: State) -> State:
+    """Under the names of Wan's own program."""
+    own: State = {}
+    plain: State = {}
+    for name, tensor in state.items():
+        renamed = name
+        for ours, theirs in IMAGE_NAMES:
+            renamed = renamed.replace(ours, theirs)
+        (own if renamed != name else plain)[renamed] = tensor
+    return wan_transformer(plain) | own
+
+
+@pytest.fixture(scope="module")
+def states() -> dict[str, State]:
+    return layouts.build().states()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return layouts.write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "umt5")
+
+
+def write(file: Path, state: State) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+    return file
+
+
+def is_same(folder: Path, state: State) -> bool:
+    (file,) = folder.glob("*.safetensors")
+    found = load_file(file)
+    return found.keys() == state.keys() and all(torch.equal(found[name], part) for name, part in state.items())
+
+
+@pytest.mark.parametrize("takes_pictures", [False, True], ids=["t2v", "i2v"])
+def test_a_pair_as_wan_publishes_it(tmp_path: Path, states: dict[str, State], takes_pictures: bool) -> None:
+    text = [{name: part + seed for name, part in states["transformer"].items()} for seed in (1, 2)]
+    high, low = (image_transformer(1), image_transformer(2)) if takes_pictures else text
+    folder = layouts.write_original(tmp_path / "Wan2.2-A14B", states)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "i2v", "in_dim": 36} if takes_pictures else {}
+    for file in ("config.json", "diffusion_pytorch_model.safetensors"):
+        (folder / file).unlink()
+    for name, state in (("high_noise_model", high), ("low_noise_model", low)):
+        write(folder / name / "diffusion_pytorch_model.safetensors", wan_names(state))
+        (folder / name / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "out"
+    convert_wan([folder], out)
+    assert is_same(out / "transformer", high)
+    assert is_same(out / "transformer_2", low)
+    spec = load_spec(str(out))
+    assert spec.expert_boundary == (0.9 if takes_pictures else 0.875)
+    assert spec.image_input == ("channels" if takes_pictures else "held")
+    shutil.rmtree(folder / "low_noise_model")
+    with pytest.raises(ModelError, match="no transformer for low noise") as caught:
+        convert_wan([folder], tmp_path / "half")
+    assert "--transformer-2" in caught.value.hint
+
+
+def test_a_pair_of_files(tmp_path: Path, states: dict[str, State], tokenizer: Path) -> None:
+    """As ComfyUI has them: told apart by their names, or by the option."""
+    files = layouts.write_comfy(tmp_path / "comfy", states)
+    high, low = (
+        write(tmp_path / f"wan2.2_i2v_{half}_noise_14B.safetensors", wan_names(image_transformer(seed)))
+        for seed, half in ((1, "high"), (2, "low"))
+    )
+    parts: Any = {part: files[part] for part in ("vae", "text_encoder")}
+    convert_wan([high, low], tmp_path / "a", parts=parts, tokenizer=tokenizer)
+    assert is_same(tmp_path / "a" / "transformer_2", image_transformer(2))
+    others = [shutil.copy(file, tmp_path / f"{name}.safetensors") for file, name in ((high, "one"), (low, "two"))]
+    by_option = parts | {"transformer": others[0], "transformer_2": others[1]}
+    convert_wan([], tmp_path / "b", parts=by_option, tokenizer=tokenizer)
+    assert is_same(tmp_path / "b" / "transformer_2", image_transformer(2))
+    text = write(tmp_path / "wan2.2_t2v_low_noise.safetensors", wan_names(states["transformer"]))
+    with pytest.raises(ModelError, match="not of one size"):
+        convert_wan([high, text], tmp_path / "c", parts=parts, tokenizer=tokenizer)
+
+
+def test_a_model_that_reads_pictures(
+    tmp_path: Path, states: dict[str, State], tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With CLIP's image encoder as ComfyUI has it; its sizes are constants, here those of a tiny one."""
+    monkeypatch.setattr(original, "VIT_H", CLIP)
+    transformer = image_transformer(3, reads=True)
+    torch.manual_seed(4)
+    values = {name: getattr(CLIP, name) for name in CLIP.__dataclass_fields__}
+    encoder = CLIPVisionModel(CLIPVisionConfig(**values)).state_dict()
+    clip = {f"vision_model.{name}": part for name, part in encoder.items()} | {
+        "visual_projection.weight": torch.ones(16, 20)
+    }
+    files = layouts.write_comfy(tmp_path / "comfy", states)
+    parts: Any = {part: files[part] for part in ("vae", "text_encoder")}
+    parts["transformer"] = write(tmp_path / "i2v.safetensors", wan_names(transformer))
+    with pytest.raises(ModelError, match="no image encoder") as caught:
+        convert_wan([], tmp_path / "no", parts=parts, tokenizer=tokenizer)
+    assert "--image-encoder clip_vision_h.safetensors" in caught.value.hint
+    vision = write(tmp_path / "clip_vision_h.safetensors", clip)
+    written = convert_wan([vision], tmp_path / "out", parts=parts, tokenizer=tokenizer)
+    assert written["left_out"] == 2, "the projection, and the tokenizer in the text encoder's file"
+    assert is_same(tmp_path / "out" / "transformer", transformer)
+    assert is_same(tmp_path / "out" / "image_encoder", encoder)
+    spec = load_spec(str(tmp_path / "out"))
+    assert (spec.image_input, spec.needs_image, spec.takes_last_image) == ("channels", True, False)
+    plain = parts | {"transformer": files["transformer"]}
+    with pytest.raises(ModelError, match="reads no pictures' tokens"):
+        convert_wan([vision], tmp_path / "text", parts=plain, tokenizer=tokenizer)
+    cut = write(tmp_path / "cut.safetensors", {name: part for name, part in clip.items() if "layers.2" not in name})
+    with pytest.raises(ModelError, match=r"image encoder in .* lacks"):
+        convert_wan([cut], tmp_path / "cut", parts=parts, tokenizer=tokenizer)
+
+
+def test_the_published_image_encoder() -> None:
+    """Its sizes, on the meta device: 632 million weights, as `IMAGE_PARAMETERS` has it."""
+    from miga.backbones.wan.spec import IMAGE_PARAMETERS, module_of
+
+    assert sum(weight.numel() for weight in module_of(original.VIT_H).parameters()) == IMAGE_PARAMETERS
+    assert converting.MORE_PARTS == ("transformer_2", "image_encoder")
