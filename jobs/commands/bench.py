@@ -72,6 +72,23 @@ def add(commands: Any) -> None:
     drift.add_argument("--read-only", action="store_true", help="make none, show what --out holds")
     drift.add_argument("--plot", metavar="FILE.png", help="where the plot goes")
 
+    chains = _add(
+        benches, "chains", _chains, "drift of chains of clips from pictures of the world, model against model"
+    )
+    chains.add_argument(
+        "--models", nargs="+", required=True, metavar="LABEL=FOLDER", help="base=... control=... recycled=..."
+    )
+    chains.add_argument("--profile", default="svi-shot:num_steps=8,guidance_scale=1.0", help=PROFILE_HELP)
+    chains.add_argument("--prompts", type=int, default=32, help="chains, each of a held-out scene (default: 32)")
+    chains.add_argument("--clips", type=int, default=20, help="of a chain (default: 20)")
+    chains.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network")
+    chains.add_argument("--processes", type=int, help="chains made at a time, one thread each (default: cores)")
+    chains.add_argument(
+        "--out", metavar="FILE.jsonl", help="a line per finished chain: what is there already is not made again"
+    )
+    chains.add_argument("--read-only", action="store_true", help="make none, show what --out holds")
+    chains.add_argument("--plot", metavar="FILE.png", help="where the plot goes")
+
     memory = _add(benches, "memory", _memory, "resident memory of a worker over the length of one video")
     memory.add_argument("--profiles", nargs="+", default=["paper", "swift"], metavar="PROFILE", help=PROFILE_HELP)
     memory.add_argument(
@@ -244,6 +261,12 @@ def _drift(options: argparse.Namespace) -> Tables:
     from jobs.benches.drift import bench_drift
 
     return bench_drift(options)
+
+
+def _chains(options: argparse.Namespace) -> Tables:
+    from jobs.benches.chains import bench_chains
+
+    return bench_chains(options)
 
 
 def _memory(options: argparse.Namespace) -> Tables:

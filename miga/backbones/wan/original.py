@@ -545,6 +545,12 @@ def _check_stated(file: Path, stated: WanModelConfig, config: WanTransformerConf
                 f"{str(file)!r}: {key} is {theirs}, and the weights beside it say {value}",
                 hint="they are of two models, or the download is not complete: download it again",
             )
+    if stated.model_type in ("i2v", "flf2v") and config.in_channels == LATENT_CHANNELS:
+        raise ModelError(
+            f"{str(file)!r}: model_type is {stated.model_type!r}, an image-to-video model, and the weights beside it "
+            f"take {config.in_channels} channels",
+            hint="they are of two models: download it again",
+        )
     if stated.eps != config.eps:
         raise ModelError(f"{str(file)!r}: eps is {stated.eps}, Wan2.1's is {config.eps}", hint=CONVERT_HINT)
 

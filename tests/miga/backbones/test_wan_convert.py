@@ -895,8 +895,8 @@ def test_other_files_as_a_model(tmp_path: Path, states: States, capsys: pytest.C
     status, said = generate(tmp_path, pickle, capsys)
     assert status == 2
     assert str(pickle) in command_in(said)
-    status, said = generate(tmp_path, write_state(tmp_path / "i2v.safetensors", FOREIGN["image to video"][0]), capsys)
-    assert (status, "of an image-to-video model" in said) == (2, True)
+    status, said = generate(tmp_path, write_state(tmp_path / "vace.safetensors", FOREIGN["VACE"][0]), capsys)
+    assert (status, "of VACE" in said) == (2, True)
     (tmp_path / "notes.md").write_text("x")
     status, said = generate(tmp_path, tmp_path / "notes.md", capsys)
     assert (status, "miga convert" in said) == (2, True)

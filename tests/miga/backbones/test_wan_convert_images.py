@@ -1,4 +1,4 @@
-"""`miga convert` of models that take pictures, and of Wan2.2's pairs: every tensor in its place, and what is refused."""
+"""`miga convert` of models that take pictures, and of Wan2.2's pairs: every tensor in its place, what is refused."""
 
 from __future__ import annotations
 
