@@ -25,7 +25,7 @@ EXAMPLES: Final = (
     "--text-encoder umt5_xxl_fp16.safetensors wan-1.3b",
     "miga convert finetuned.safetensors Wan2.1-T2V-1.3B wan-finetuned  # one file in place of a folder's own",
     "miga convert Wan2.2-I2V-A14B wan2.2-i2v  # both transformers",
-    "miga convert Wan2.1-I2V-14B-480P --image-encoder clip_vision_h.safetensors wan-i2v",
+    "miga convert --image-encoder clip_vision_h.safetensors Wan2.1-I2V-14B-480P wan-i2v",
     "miga convert model.ckpt videocrafter2",
     "miga convert --causal self-forcing self_forcing_dmd.pt Wan2.1-T2V-1.3B self-forcing-1.3b",
 )

@@ -33,7 +33,8 @@ NUM_TIMESTEPS: Final = 1000
 _DRAWS: Final = 0
 _STORES: Final = 1
 _MEASURES: Final = 2
-"""Streams of random numbers."""
+_ERRORS: Final = 3
+"""Streams of random numbers. Errors have their own: a control without any sees the same clips under the same noise."""
 BANK_DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -168,8 +169,10 @@ class Trainer:
     def advance(self) -> dict[str, float]:
         """One step of training; its figures by name, of this process."""
         settings = self._settings
-        draws = SeededChance(settings.seed, self.step, self._group.rank, _DRAWS)
-        drawn = [self._draw(draws) for _ in range(settings.batch)]
+        draws, errors = (
+            SeededChance(settings.seed, self.step, self._group.rank, stream) for stream in (_DRAWS, _ERRORS)
+        )
+        drawn = [self._draw(draws, errors) for _ in range(settings.batch)]
         examples = [each.example for each in drawn]
         x_BCFHW = torch.cat([torch.cat([each.x_BCFHW, _y(each)], dim=1) for each in examples])
         target_BCFHW = torch.cat([each.target_BCFHW for each in examples])
@@ -250,14 +253,14 @@ class Trainer:
 
     # ---- of a step ---------------------------------------------------------------------------------------------------
 
-    def _draw(self, chance: SeededChance) -> _Drawn:
+    def _draw(self, chance: SeededChance, errors: SeededChance) -> _Drawn:
         clip = self._clips[chance.choice(len(self._clips))]
         name = self._name_of(clip, chance)
         index = self._indices[chance.choice(len(self._indices))]
         clean_BCFHW = clip.clean_CFHW[None].to(self._device)
         noise_BCFHW = chance.normal(clean_BCFHW.shape).to(self._device)
         timestep, recycling = float(self._timestep[index]), self._settings.recycling
-        injected = erft.draw_errors(self.banks, timestep, clean_BCFHW.shape[2], recycling, chance)
+        injected = erft.draw_errors(self.banks, timestep, clean_BCFHW.shape[2], recycling, errors)
         if name == NONE:  # a condition that shows nothing has no errors
             injected = replace(injected, condition=None)
         sigma = float(self._sigma[index])

@@ -20,6 +20,7 @@ from miga.backbones.wan.lora import fuse_loras
 from miga.backbones.wan.padding import use_compact_padding
 from miga.backbones.wan.training import WanVelocity, prepare
 from miga.errors import ConfigError, InputError
+from miga.training.chance import SeededChance
 from miga.training.encoded import EncodedClips
 from miga.training.erft import RecyclingSettings
 from miga.training.error_bank import Banks
@@ -64,6 +65,10 @@ def in_two_threads(work: Callable[[int, Distributed], Any]) -> list[Any]:
         thread.join(60.0)
     assert None not in found
     return found
+
+
+def streams(step: int) -> tuple[SeededChance, SeededChance]:
+    return SeededChance(0, step, 0), SeededChance(0, step, 3)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -206,6 +211,11 @@ def test_scale_and_clean_inputs(tmp_path: Path) -> None:
     clean = trainer(clips, replace(SETTINGS, recycling=RecyclingSettings(p_clean=1.0)))
     figures = [clean.advance() for _ in range(3)]
     assert all(line["clean_inputs"] == 1.0 and "injected_latent_rms" not in line for line in figures)
+    injected_into = trainer(clips, replace(still, recycling=always))
+    control = trainer(clips, replace(still, recycling=RecyclingSettings(p_clean=1.0)))
+    pairs = [(injected_into._draw(*streams(step)), control._draw(*streams(step))) for step in range(3)]
+    assert all(torch.equal(one.clip.clean_CFHW, other.clip.clean_CFHW) for one, other in pairs)
+    assert all(one.index == other.index for one, other in pairs), "the control sees the same clips and noise levels"
     assert 0.0 < clean.measured_hand_over(2)["hand_over_rms"] < 100.0
 
 
