@@ -7,7 +7,6 @@ DATA is a folder of clips with captions, the OUT of a run, or a folder of encode
 from __future__ import annotations
 
 import argparse
-import os
 
 import torch
 
@@ -29,17 +28,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         plan = _plan(options)
-        machines = _machines(options, plan)
-        _show(plan, machines)
+        _show(plan, _machines(options, plan, has_gpus=torch.cuda.is_available()))
         if options.dry_run:
             return 0
+        num_encoders = options.encoders or options.processes
         workers = WorkersConfig(
-            num_actors=max(options.processes, machines.num_encoders if plan.sources else 1),
-            cpus_per_actor=machines.cpus,
-            gpus_per_actor=machines.gpus,
+            num_actors=max(options.processes, num_encoders if plan.sources else 1),
+            cpus_per_actor=options.cpus,
+            gpus_per_actor=None if options.device == "auto" else float(options.device == "cuda"),
         )
         plan.out.mkdir(parents=True, exist_ok=True)
-        with ray_session(workers, options.address):
+        with ray_session(workers, options.address) as slots:
+            machines = _machines(options, plan, has_gpus=slots.gpus > 0)
             encode(plan, machines, show)
             result = train(plan, machines, show)
         show(f"trained: {result}")
@@ -154,9 +154,8 @@ def _plan(options: argparse.Namespace) -> TrainingPlan:
     )
 
 
-def _machines(options: argparse.Namespace, plan: TrainingPlan) -> Machines:
-    has_gpu = torch.cuda.is_available() or options.address is not None or "RAY_ADDRESS" in os.environ
-    device = options.device if options.device != "auto" else ("cuda" if has_gpu else "cpu")
+def _machines(options: argparse.Namespace, plan: TrainingPlan, *, has_gpus: bool) -> Machines:
+    device = options.device if options.device != "auto" else ("cuda" if has_gpus else "cpu")
     dtype = options.dtype if options.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
     is_full = plan.rank is None
     return Machines(
@@ -184,16 +183,8 @@ def _show(plan: TrainingPlan, machines: Machines) -> None:
         f"memory  {size(memory.total)} of a card, from shapes: weights {size(memory.weights)}, what learns "
         f"{size(memory.learning)}, blocks' inputs {size(memory.block_inputs)}, inside one {size(memory.inside_block)}, "
         f"a reserve of {size(memory.reserve)}",
-        f"bank    at most {size(_bank_bytes(plan))} of a process's memory",
+        f"bank    at most {size(plan.bank_bytes)} of a process's memory",
     )
-
-
-def _bank_bytes(plan: TrainingPlan) -> int:
-    spec, settings = plan.spec, plan.settings
-    numbers = spec.latent_channels * spec.window * spec.latent_height * spec.latent_width
-    sample = numbers * BANK_DTYPES[settings.bank_dtype].itemsize
-    full = settings.num_grids * settings.capacity * sample * (2 if settings.two_banks else 1)
-    return full if settings.bank_bytes is None else min(full, settings.bank_bytes)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def find_clips(data: str, stock_caption: str = "") -> list[ClipSource]:
         caption = captions.get(name, "") or (beside.read_text().strip() if beside.is_file() else "") or stock_caption
         if not caption:
             bare.append(name)
-        sources.append(ClipSource(name=name, path=str(file), caption=caption))
+        sources.append(ClipSource(name=name, path=str(file.resolve()), caption=caption))
     if bare:
         raise InputError(
             f"{len(bare)} of {len(files)} videos in {data!r} have no caption, the first is {bare[0]!r}",

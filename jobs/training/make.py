@@ -97,12 +97,12 @@ def encode(plan: TrainingPlan, machines: Machines, say: Callable[[str], None]) -
             say(f"{num_done} of {len(plan.sources)} clips encoded")
 
     job = EncodeJob(
-        model=plan.model,
+        model=plan.place,
         revision=plan.revision,
         device=machines.device,
         num_threads=machines.num_threads,
         names=tuple(name for name in plan.settings.mixture if name != NONE),
-        folder=str(plan.clips),
+        folder=str(plan.clips.resolve()),
         seed=plan.settings.seed,
     )
     numbers = encode_clips(
@@ -127,7 +127,7 @@ def train(plan: TrainingPlan, machines: Machines, say: Callable[[str], None]) ->
     states.mkdir(parents=True, exist_ok=True)
     _note(plan)
     job = TrainingJob(
-        model=plan.model,
+        model=plan.place,
         revision=plan.revision,
         part=plan.part,
         clips=str(plan.clips.resolve()),

@@ -17,11 +17,11 @@ from miga.backbones.options import ModelOptions, configured_spec
 from miga.backbones.registry import load_spec
 from miga.backbones.wan.spec import WanArchitecture, load_architecture
 from miga.backbones.wan.training import TrainingMemory, model_folder, parts_to_train, training_memory
-from miga.errors import ConfigError, InputError, OutputError, UsageError
+from miga.errors import ConfigError, InputError, ModelError, OutputError, UsageError
 from miga.training.conditions import NONE
 from miga.training.encoded import INDEX, EncodedClips
 from miga.training.erft import RecyclingSettings
-from miga.training.trainer import TrainingSettings
+from miga.training.trainer import BANK_DTYPES, TrainingSettings
 from pipeline.storage.open import is_in_bucket
 from pipeline.training_clips import ClipSource, find_clips
 
@@ -32,8 +32,8 @@ VARIANTS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """What is published for each of SVI's models; of 2.0 Pro nothing is but its condition, the rest is taken from shot."""
 NOTES: Final = "training.json"
-_FREE: Final = ("num_steps",)
-"""What may change when a training is gone on with."""
+_FREE: Final = ("num_steps", "model")
+"""What may change when a training is gone on with: how far it goes, and where the model lies (its revision may not)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,26 @@ class TrainingPlan:
     num_processes: int
 
     @property
+    def place(self) -> str:
+        """The model as processes elsewhere find it: a folder by its whole path."""
+        path = os.path.expanduser(self.model)
+        return os.path.abspath(path) if os.path.isdir(path) else self.model
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of an error in the bank."""
+        spec = self.spec
+        numbers = spec.latent_channels * spec.window * spec.latent_height * spec.latent_width
+        return numbers * BANK_DTYPES[self.settings.bank_dtype].itemsize
+
+    @property
+    def bank_bytes(self) -> int:
+        """The most that a process's bank takes."""
+        settings = self.settings
+        full = settings.num_grids * settings.capacity * self.sample_bytes * (2 if settings.two_banks else 1)
+        return full if settings.bank_bytes is None else min(full, settings.bank_bytes)
+
+    @property
     def result(self) -> str:
         """What the result is called, without what ends its name; of two experts each file says which it is for."""
         kind = "model" if self.rank is None else "lora"
@@ -82,6 +102,7 @@ class TrainingPlan:
             "lora_rank": self.rank,
             "lora_alpha": self.alpha if self.rank is not None else None,
             "processes": self.num_processes,
+            "clips": self.encoding() if self.sources else {"encoded": _digest(EncodedClips(self.clips).facts)},
             "settings": asdict(self.settings),
             "num_steps": self.num_steps,
         }
@@ -93,7 +114,7 @@ class TrainingPlan:
             "model": self.spec.revision,
             "size": [self.spec.height, self.spec.width, self.spec.window],
             "conditions": sorted(name for name in self.settings.mixture if name != NONE),
-            "videos": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
+            "videos": _digest(names),
             "seed": self.settings.seed,
         }
 
@@ -107,6 +128,10 @@ class TrainingPlan:
             batch=self.settings.batch,
             offloads_inputs=offloads_inputs,
         )
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def plan_training(
@@ -145,6 +170,11 @@ def plan_training(
     architecture = load_architecture(model_folder(model, revision), revision=revision)
     check_names(list(settings.mixture), reads_tokens=architecture.image_width is not None)
     folder = Path(os.path.expanduser(out))
+    if architecture.image_positions is not None:
+        raise ModelError(
+            f"{spec.name!r} was trained between two pictures, and clips are shown one",
+            "take a model of a first picture, such as Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+        )
     clips, sources = folder / "encoded", []
     if os.path.lexists(Path(data) / INDEX):
         clips = Path(data)
@@ -167,8 +197,25 @@ def plan_training(
         num_steps=num_steps,
         num_processes=num_processes,
     )
+    _check_bank(plan)
     _check_earlier(plan)
     return plan
+
+
+def _check_bank(plan: TrainingPlan) -> None:
+    """Whether the bank has room for an error of each grid.
+
+    Raises:
+        ConfigError: if not, naming what it takes.
+    """
+    settings = plan.settings
+    least = settings.num_grids * plan.sample_bytes * (2 if settings.two_banks else 1)
+    if settings.bank_bytes is not None and settings.bank_bytes < least:
+        raise ConfigError(
+            f"a bank of {settings.bank_bytes:,} bytes has no room for one error of {plan.sample_bytes:,} bytes in "
+            f"each of {settings.num_grids} grids",
+            f"give it {least:,} bytes or more, or fewer --grids",
+        )
 
 
 def _check_encoded(clips: EncodedClips, settings: TrainingSettings, spec: BackboneSpec) -> None:
@@ -224,7 +271,7 @@ def _pairs(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
     found: dict[str, tuple[Any, Any]] = {}
     for name in dict.fromkeys([*earlier, *now]):
         was, is_ = earlier.get(name), now.get(name)
-        if isinstance(was, dict) and isinstance(is_, dict) and name in ("settings", "recycling"):
+        if isinstance(was, dict) and isinstance(is_, dict) and name in ("settings", "recycling", "clips"):
             found |= _pairs(was, is_, f"{prefix}{name}.")
         else:
             found[f"{prefix}{name}"] = (was, is_)

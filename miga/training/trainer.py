@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import nn
 
-from miga.errors import ConfigError
+from miga.errors import ConfigError, UsageError
 from miga.training import erft
 from miga.training.chance import SeededChance
 from miga.training.conditions import NONE, check_mixture
@@ -167,7 +167,11 @@ class Trainer:
             )
 
     def advance(self) -> dict[str, float]:
-        """One step of training; its figures by name, of this process."""
+        """One step of training; its figures by name, of this process.
+
+        Raises:
+            UsageError: if the loss is no number any more.
+        """
         settings = self._settings
         draws, errors = (
             SeededChance(settings.seed, self.step, self._group.rank, stream) for stream in (_DRAWS, _ERRORS)
@@ -182,6 +186,11 @@ class Trainer:
         velocity_BCFHW = self._predict(x_BCFHW, timestep_B, texts, tokens or None)
         weight_B = torch.stack([self._weight[each.index] for each in drawn]).to(self._device)
         loss = erft.weighted_loss(velocity_BCFHW, target_BCFHW, weight_B)
+        if not bool(torch.isfinite(loss)):
+            raise UsageError(
+                f"the loss of step {self.step} is {float(loss.detach())}",
+                "take a smaller --learning-rate or --error-scale; what was saved before stays",
+            )
         norm = self._learn(loss)
         residual_BCFHW = erft.residual(velocity_BCFHW.float(), target_BCFHW)
         self._store(residual_BCFHW, drawn)

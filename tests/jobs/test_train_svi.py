@@ -79,6 +79,7 @@ def test_what_cannot_be_trained_is_refused_before_any_work(
     assert "in a bucket" in refused(capsys, lambda: main([str(model), str(clips), "s3://bucket/x", *said]))
     assert "one transformer" in refused(capsys, lambda: train(model, clips, out, *said, "--expert", "high"))
     assert "is no folder" in refused(capsys, lambda: train(model, tmp_path / "none", out, *said))
+    assert "no room for one error" in refused(capsys, lambda: train(model, clips, out, *said, "--bank-gb", "1e-6"))
     assert train(model, clips, out, *said, "--dry-run") == 0
     shown = capsys.readouterr().out
     assert "memory" in shown

@@ -183,7 +183,7 @@ def _write_descriptions(
     transformer = configs["transformer"]
     assert isinstance(transformer, WanTransformerConfig)
     takes_pictures = transformer.in_channels != transformer.out_channels
-    there = {part: named_as for part, named_as in _INDEX.items() if part in parts}
+    there: dict[str, Any] = {part: named_as for part, named_as in _INDEX.items() if part in parts}
     write_json(
         folder / "model_index.json",
         {

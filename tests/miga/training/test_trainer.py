@@ -19,7 +19,7 @@ from miga.backbones.lora_files import Lora
 from miga.backbones.wan.lora import fuse_loras
 from miga.backbones.wan.padding import use_compact_padding
 from miga.backbones.wan.training import WanVelocity, prepare
-from miga.errors import ConfigError, InputError
+from miga.errors import ConfigError, InputError, UsageError
 from miga.training.chance import SeededChance
 from miga.training.encoded import EncodedClips
 from miga.training.erft import RecyclingSettings
@@ -227,6 +227,10 @@ def test_what_cannot_be_trained_is_refused_by_name(tmp_path: Path) -> None:
         replace(SETTINGS, learning_rate=-1.0)
     with pytest.raises(ConfigError, match="none of shot-1 is among them"):
         trainer(clips, replace(SETTINGS, mixture={"shot-1": 1.0})).advance()
+    lost = trainer(clips)
+    lost._weight = torch.full_like(lost._weight, torch.nan)
+    with pytest.raises(UsageError, match=r"the loss of step 0 is nan"):
+        lost.advance()
     (tmp_path / "clips" / "00000002.safetensors").unlink()
     with pytest.raises(InputError, match=r"00000002\.safetensors"):
         EncodedClips(tmp_path / "clips")
