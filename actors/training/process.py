@@ -45,6 +45,7 @@ class TrainingJob:
         num_threads: of a process.
         rank, alpha: of a LoRA; rank None: all weights learn.
         checkpointing: whether blocks are computed anew for the gradient.
+        holds: see `Trainer`.
         settings: of the training itself.
         measure_every: steps after which a clip is sampled, to measure what is handed over; 0: never.
         measure_steps: Euler steps of that clip.
@@ -62,6 +63,7 @@ class TrainingJob:
     rank: int | None
     alpha: float
     checkpointing: bool
+    holds: bool
     settings: TrainingSettings
     measure_every: int
     measure_steps: int
@@ -113,7 +115,12 @@ class TrainingProcess:
             job.model, job.revision, job.part, self._device, getattr(torch, job.dtype)
         )
         self._layers = prepare(
-            self._network, rank=job.rank, alpha=job.alpha, seed=job.settings.seed, checkpointing=job.checkpointing
+            self._network,
+            rank=job.rank,
+            alpha=job.alpha,
+            seed=job.settings.seed,
+            checkpointing=job.checkpointing,
+            holds=job.holds,
         )
         self._trainer = Trainer(
             self._network,
@@ -122,6 +129,7 @@ class TrainingProcess:
             job.settings,
             self._device,
             group,
+            holds=job.holds,
         )
         if step is not None:
             try:

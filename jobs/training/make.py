@@ -139,6 +139,7 @@ def train(plan: TrainingPlan, machines: Machines, say: Callable[[str], None]) ->
         rank=plan.rank,
         alpha=plan.alpha,
         checkpointing=machines.checkpointing,
+        holds=plan.spec.image_input == "first_latent",
         settings=plan.settings,
         measure_every=machines.measure_every,
         measure_steps=machines.measure_steps,

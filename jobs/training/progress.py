@@ -13,7 +13,7 @@ import numpy as np
 PROGRESS: Final = "progress.jsonl"
 CURVES: Final = "curves.png"
 _SMOOTHED: Final = 50
-"""Steps that a curve is a mean over."""
+"""Steps that a curve is a mean over; fewer where there are few."""
 _RMS: Final = {
     "injected_condition_rms": ("injected into the condition", "#c4561b"),
     "injected_latent_rms": ("injected into latents", "#1f5fa8"),
@@ -101,6 +101,6 @@ def _smooth(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, 
     pairs = np.asarray([(line["step"], line[name]) for line in lines if name in line], dtype=np.float64)
     if not len(pairs):
         return np.empty(0), np.empty(0)
-    width = min(_SMOOTHED, len(pairs))
+    width = max(1, min(_SMOOTHED, len(pairs) // 8))
     sums = np.cumsum(np.concatenate([[0.0], pairs[:, 1]]))
     return pairs[width - 1 :, 0], (sums[width:] - sums[:-width]) / width

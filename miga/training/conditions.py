@@ -55,6 +55,12 @@ class Shown:
             )
         return cls(match["kind"], int(match["count"]))
 
+    def num_held(self, frames_per_latent: int) -> int:
+        """Latents that are known under it: those of given frames alone, or the reference's and those handed over."""
+        if self.kind == NONE:
+            return 0
+        return 1 + (self.count if self.kind == "pro" else (self.count - 1) // frames_per_latent)
+
 
 def check_mixture(mixture: Mapping[str, float]) -> None:
     """Whether these conditions can be drawn from.

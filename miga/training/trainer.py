@@ -19,7 +19,7 @@ from torch import nn
 from miga.errors import ConfigError, UsageError
 from miga.training import erft
 from miga.training.chance import SeededChance
-from miga.training.conditions import NONE, check_mixture
+from miga.training.conditions import NONE, Shown, check_mixture
 from miga.training.encoded import EncodedClip, EncodedClips
 from miga.training.erft import MASK_CHANNELS, Example, Injected, RecyclingSettings
 from miga.training.error_bank import Banks, Replacement
@@ -28,7 +28,7 @@ from miga.training.group import Alone, Group
 Predict: TypeAlias = Callable[
     [torch.Tensor, torch.Tensor, Sequence[torch.Tensor], Sequence[torch.Tensor] | None], torch.Tensor
 ]
-"""Velocity `[B, C, F, H, W]` of latents with their condition, time steps `[B]`, texts `[L, D]` and pictures' tokens."""
+"""Velocity `[B, C, F, H, W]` of latents with their condition, time steps (`[B]`, `[B, F]`), texts `[L, D]`, tokens."""
 NUM_TIMESTEPS: Final = 1000
 _DRAWS: Final = 0
 _STORES: Final = 1
@@ -117,6 +117,7 @@ class _Drawn:
     injected: Injected
     tokens: torch.Tensor | None
     index: int
+    num_held: int = 0
 
 
 class Trainer:
@@ -129,6 +130,8 @@ class Trainer:
         settings: see there.
         device: of the network.
         group: all processes of the training.
+        holds: whether the network takes a condition as clean first latents at time step 0 (Wan2.2 TI2V-5B), and not
+            as channels beside its latents. Held latents are neither predicted nor learnt.
 
     Attributes:
         step: the next one, from 0 on.
@@ -146,10 +149,14 @@ class Trainer:
         settings: TrainingSettings,
         device: torch.device,
         group: Group | None = None,
+        *,
+        holds: bool = False,
     ) -> None:
+        self._holds = holds
         self.step = 0
         self.banks = settings.banks()
         self._predict, self._clips, self._settings, self._device = predict, clips, settings, device
+        self._num_latents = clips[0].clean_CFHW.shape[1]
         self._group: Group = group or Alone()
         self._learning = {name: part for name, part in network.named_parameters() if part.requires_grad}
         if not self._learning:
@@ -178,12 +185,17 @@ class Trainer:
         )
         drawn = [self._draw(draws, errors) for _ in range(settings.batch)]
         examples = [each.example for each in drawn]
-        x_BCFHW = torch.cat([torch.cat([each.x_BCFHW, _y(each)], dim=1) for each in examples])
-        target_BCFHW = torch.cat([each.target_BCFHW for each in examples])
-        timestep_B = torch.stack([self._timestep[each.index] for each in drawn]).to(self._device)
+        x_BCFHW = torch.cat(
+            [self._shown(each.x_BCFHW, _y(each), at.num_held) for each, at in zip(examples, drawn, strict=True)]
+        )
+        target_BCFHW = torch.cat([_unheld(each.example.target_BCFHW, each.num_held) for each in drawn])
+        timestep_B = torch.cat([self._time(self._timestep[each.index], each.num_held) for each in drawn])
         tokens = [each.tokens for each in drawn if each.tokens is not None]
         texts = [each.clip.text_LD for each in drawn]
-        velocity_BCFHW = self._predict(x_BCFHW, timestep_B, texts, tokens or None)
+        predicted_BCFHW = self._predict(x_BCFHW, timestep_B, texts, tokens or None)
+        velocity_BCFHW = torch.cat(
+            [_unheld(predicted_BCFHW[at : at + 1], each.num_held) for at, each in enumerate(drawn)]
+        )
         weight_B = torch.stack([self._weight[each.index] for each in drawn]).to(self._device)
         loss = erft.weighted_loss(velocity_BCFHW, target_BCFHW, weight_B)
         if not bool(torch.isfinite(loss)):
@@ -217,12 +229,13 @@ class Trainer:
         name = self._name_of(clip, chance)
         y_BCFHW = self._condition(clip, name)
         tokens = [clip.tokens[name]] if name in clip.tokens else None
+        num_held = self._num_held(name)
         sigmas = [*erft.training_schedule(num_steps, self._settings.shift)[0].tolist(), 0.0]
         x_BCFHW = chance.normal((1, *clip.clean_CFHW.shape)).to(self._device)
         with torch.no_grad():
             for sigma, following in itertools.pairwise(sigmas):
-                time_B = torch.tensor([NUM_TIMESTEPS * sigma], device=self._device)
-                velocity = self._predict(torch.cat([x_BCFHW, y_BCFHW], dim=1), time_B, [clip.text_LD], tokens)
+                time_B = self._time(torch.tensor(NUM_TIMESTEPS * sigma), num_held)
+                velocity = self._predict(self._shown(x_BCFHW, y_BCFHW, num_held), time_B, [clip.text_LD], tokens)
                 x_BCFHW = x_BCFHW + (following - sigma) * velocity.float()
         count = min(self._settings.recycling.num_condition_latents, x_BCFHW.shape[2])
         return {"hand_over_rms": _rms(x_BCFHW[0, :, -count:].cpu() - clip.clean_CFHW[:, -count:])}
@@ -274,7 +287,25 @@ class Trainer:
             injected = replace(injected, condition=None)
         sigma = float(self._sigma[index])
         example = erft.inject(clean_BCFHW, noise_BCFHW, self._condition(clip, name), sigma, injected)
-        return _Drawn(clip, example, injected, clip.tokens.get(name), index)
+        return _Drawn(clip, example, injected, clip.tokens.get(name), index, self._num_held(name))
+
+    def _num_held(self, name: str) -> int:
+        """Latents that are shown clean, and not learnt."""
+        return Shown.of(name).num_held(MASK_CHANNELS) if self._holds else 0
+
+    def _shown(self, x_1CFHW: torch.Tensor, y_1CFHW: torch.Tensor, num_held: int) -> torch.Tensor:
+        """What the network is shown of a clip: its condition beside the latents, or in place of the first ones."""
+        if not self._holds:
+            return torch.cat([x_1CFHW, y_1CFHW], dim=1)
+        return torch.cat([y_1CFHW[:, MASK_CHANNELS:, :num_held], x_1CFHW[:, :, num_held:]], dim=2)
+
+    def _time(self, timestep: torch.Tensor, num_held: int) -> torch.Tensor:
+        """The time step of a clip `[1]`, or of each of its latents `[1, F]`."""
+        if not self._holds:
+            return timestep.reshape(1).to(self._device)
+        time_F = timestep.float().repeat(self._num_latents)
+        time_F[:num_held] = 0.0
+        return time_F[None].to(self._device)
 
     def _name_of(self, clip: EncodedClip, chance: SeededChance) -> str:
         shares = {name: p for name, p in self._settings.mixture.items() if name == NONE or name in clip.conditions}
@@ -358,6 +389,13 @@ def store_residuals(
             if is_kept:
                 sigma, timestep = (float(level) for level in level_2B[:, number])
                 banks.store(residual[number : number + 1], sigma, timestep, chance)
+
+
+def _unheld(velocity_1CFHW: torch.Tensor, num_held: int) -> torch.Tensor:
+    """Nothing in place of held latents."""
+    if not num_held:
+        return velocity_1CFHW
+    return torch.cat([torch.zeros_like(velocity_1CFHW[:, :, :num_held]), velocity_1CFHW[:, :, num_held:]], dim=2)
 
 
 def _y(example: Example) -> torch.Tensor:

@@ -189,6 +189,16 @@ def test_two_processes_go_on_bit_for_bit(model: Path, tmp_path: Path, monkeypatc
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_a_model_that_holds_its_first_latent(tmp_path: Path) -> None:
+    model = build_tiny_image_wan(tmp_path / "model", "ti2v")
+    data, out = videos(tmp_path / "clips", (30, 25)), tmp_path / "out"
+    assert train(model, data, out, "--steps", "3", "--condition", "film-1", "--condition", "pro-1") == 0
+    lora = load_file(out / "lora.safetensors")
+    assert max(float(part.abs().max()) for name, part in lora.items() if "lora_B" in name) > 0.0
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_all_weights_of_one_expert(tmp_path: Path) -> None:
     model = build_tiny_image_wan(tmp_path / "model", "i2v-a14b")
     data = videos(tmp_path / "clips", (30, 25))

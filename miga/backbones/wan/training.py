@@ -21,6 +21,7 @@ from miga.backbones.loading import resolve_folder
 from miga.backbones.wan.backbone import WanBackbone
 from miga.backbones.wan.image import ImageReader
 from miga.backbones.wan.padding import has_compact_padding
+from miga.backbones.wan.per_latent import use_per_latent_timesteps
 from miga.backbones.wan.spec import JSON_FILES, NUM_TEXT_TOKENS, WanArchitecture, load_architecture
 from miga.errors import ModelError
 from miga.training.lora import LoraLinear, add_lora
@@ -68,7 +69,13 @@ class WanVelocity:
 
 
 def prepare(
-    network: WanTransformer3DModel, *, rank: int | None, alpha: float, seed: int, checkpointing: bool
+    network: WanTransformer3DModel,
+    *,
+    rank: int | None,
+    alpha: float,
+    seed: int,
+    checkpointing: bool,
+    holds: bool = False,
 ) -> dict[str, LoraLinear]:
     """Sets what learns: a LoRA of that rank, or everything.
 
@@ -78,6 +85,7 @@ def prepare(
         alpha: of the LoRA.
         seed: of the LoRA.
         checkpointing: whether the activations inside blocks are computed anew for the gradient.
+        holds: whether it is told a time step for every latent, for some are held clean.
 
     Returns:
         The LoRA's layers by name; none where everything learns.
@@ -85,6 +93,8 @@ def prepare(
     Raises:
         ModelError: if all weights are to learn in half precision.
     """
+    if holds:
+        use_per_latent_timesteps(network)
     if checkpointing:
         network.enable_gradient_checkpointing()
     network.train()
@@ -248,11 +258,9 @@ def parts_to_train(spec: BackboneSpec, expert: str | None) -> tuple[str, float, 
     Raises:
         ModelError: if the model is of no kind that is trained, or the expert is to be named, or there is none.
     """
-    if spec.image_input != "channels":
-        how = {"first_latent": "holds a clean first latent", "held": "was trained on text alone"}
+    if spec.image_input not in ("channels", "first_latent"):
         raise ModelError(
-            f"{spec.name!r} {how.get(spec.image_input, 'takes no pictures')}, and error recycling trains models that "
-            "take a condition beside their latents",
+            f"{spec.name!r} was trained on text alone, and error recycling trains models that are shown pictures",
             "take one such as Wan-AI/Wan2.1-I2V-14B-480P-Diffusers, or of the embedded model what "
             "`python -m jobs.train_sprites_i2v` writes",
         )

@@ -23,7 +23,7 @@ def write_random_clips(
         mask = torch.zeros(4, WINDOW, HEIGHT, WIDTH)
         mask[:, 0] = 1.0
         text = torch.randn(5, TEXT_DIM, generator=generator)
-        conditions = {name: torch.cat([mask, clean]) for name in names}
+        conditions = {name: torch.cat([mask, clean]) for name in names if name != "none"}
         write_clip(clip_file(folder, number), EncodedClip(clean, conditions, text, notes={"caption": "a red ball"}))
     write_index(folder, {"numbers": list(range(count))})
     return EncodedClips(folder)

@@ -219,6 +219,42 @@ def test_scale_and_clean_inputs(tmp_path: Path) -> None:
     assert 0.0 < clean.measured_hand_over(2)["hand_over_rms"] < 100.0
 
 
+def test_a_model_that_holds_its_first_latents(tmp_path: Path) -> None:
+    """TI2V-5B's way: what is known is shown clean at time step 0, errors and all, and is not learnt."""
+    clips = write_random_clips(tmp_path / "clips", names=("film-5", "film-1", "pro-1", "none"))
+    made = build_transformer()
+    use_compact_padding(made)
+    prepare(made, rank=4, alpha=4.0, seed=3, checkpointing=False, holds=True)
+    velocity, seen = WanVelocity(made), []
+
+    def predict(x: torch.Tensor, time: torch.Tensor, *others: Any) -> torch.Tensor:
+        seen.append((x, time))
+        return velocity(x, time, *others)
+
+    always = RecyclingSettings(p_clean=0.0, p_condition=1.0, num_condition_latents=2)
+    for name, num_held in (("film-5", 2), ("film-1", 1), ("pro-1", 2), ("none", 0)):
+        settings = replace(SETTINGS, mixture={name: 1.0}, recycling=always, num_gathered=0)
+        held = Trainer(made, predict, clips, settings, torch.device("cpu"), holds=True)
+        drawn = held._draw(*streams(0))  # the first clip of the first step: there is no error yet
+        assert drawn.num_held == num_held
+        known = drawn.example.y_BCFHW
+        assert known is not None
+        seen.clear()
+        figures = [held.advance() for _ in range(4)]
+        assert all(np.isfinite(line["loss"]) for line in figures)
+        x, time = seen[0]
+        assert x.shape[1] == NUM_CHANNELS
+        assert torch.equal(time[:, :num_held], torch.zeros(2, num_held))
+        assert (time[:, num_held:] > 0.0).all()
+        assert torch.equal(x[:1, :, :num_held], known[:, 4:, :num_held])
+        assert not torch.equal(x[:1, :, num_held:], known[:, 4:, num_held:])
+        stored = [each.error for each in held.banks.clean.all_samples()]
+        assert stored
+        assert all(not error[:, :, :num_held].any() and error[:, :, num_held:].any() for error in stored)
+        assert ("injected_condition_rms" in figures[-1]) == (name != "none")
+        assert np.isfinite(held.measured_hand_over(2)["hand_over_rms"])
+
+
 def test_what_cannot_be_trained_is_refused_by_name(tmp_path: Path) -> None:
     clips = write_random_clips(tmp_path / "clips")
     with pytest.raises(ConfigError, match="condition 'movie' is unknown"):
