@@ -10,6 +10,7 @@ Legend: B clips, C channels, F frames or latents, H, W pixels or latent cells.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ from miga.backbones.sprites.training import Schedule, step_rng, train
 from miga.backbones.sprites.world import PERIOD, Placement, Scene
 from miga.backbones.wan.backbone import WanBackbone
 from miga.backbones.wan.padding import use_compact_padding
-from miga.errors import ModelError
+from miga.errors import ModelError, OutputError
 from miga.image_condition import ImageBackbone
 from miga.training.chance import SeededChance
 from miga.training.conditions import NONE, conditions_of, frames_before
@@ -97,13 +98,24 @@ def encode_world_clips(backbone: ImageBackbone, num_clips: int, seed: int, folde
         num_clips: how many; more than are there already are added.
         seed: of the clips, a generator for each.
         folder: where they lie, in the form that `jobs.train_svi` takes too.
+
+    Raises:
+        OutputError: if those in the folder are another model's, or of another seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    facts, noted = {"model": backbone.spec.revision, "seed": seed}, folder / "encoding.json"
+    earlier = json.loads(noted.read_text()) if noted.exists() else facts
+    if other := [name for name, value in facts.items() if earlier.get(name) != value]:
+        raise OutputError(
+            f"{str(folder)!r} holds clips of another {' and '.join(other)}",
+            "choose another --work-dir, or delete that one: its training is of those clips",
+        )
+    noted.write_text(json.dumps(facts))
     (folder / INDEX).unlink(missing_ok=True)
     for number in tqdm(range(num_clips), desc="encode clips", mininterval=5.0):
         if not clip_file(folder, number).exists():
             write_clip(clip_file(folder, number), _encode(backbone, step_rng(seed, "i2v-clips", number)))
-    write_index(folder, {"numbers": list(range(num_clips)), "world": "sprites", "seed": seed})
+    write_index(folder, {"numbers": list(range(num_clips)), "world": "sprites", **facts})
     return EncodedClips(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from miga.backbones.sprites.image_to_video import (
 from miga.backbones.wan.backbone import WanBackbone
 from miga.backbones.wan.padding import use_compact_padding
 from miga.backbones.wan.per_latent import use_per_latent_timesteps
-from miga.errors import ModelError
+from miga.errors import ModelError, OutputError
 from miga.image_condition import Pictures
 from miga.profiles import resolve_config
 from miga.training.encoded import EncodedClips
@@ -85,6 +86,18 @@ def test_conditions_of_the_world(backbone: WanBackbone, clips: EncodedClips) -> 
                 assert float((y[4:, 1]).abs().max()) > 0.0
             elif name != "pro-0":  # the first latent sees the first frame alone
                 assert torch.allclose(y[4:, 0], clip.clean_CFHW[:, 0], atol=2e-2)
+
+
+@pytest.mark.slow
+def test_clips_of_another_model_are_not_gone_on_with(backbone: WanBackbone, clips: EncodedClips) -> None:
+    """The embedded weights are trained anew now and then."""
+    assert len(encode_world_clips(backbone, 2, 0, clips.folder)) == 2
+    with pytest.raises(OutputError, match="clips of another seed"):
+        encode_world_clips(backbone, 2, 1, clips.folder)
+    other = WanBackbone(replace(backbone.spec, revision="retrained"), CPU)
+    with pytest.raises(OutputError, match="clips of another model"):
+        encode_world_clips(other, 2, 0, clips.folder)
+    assert len(encode_world_clips(backbone, 12, 0, clips.folder)) == 12
 
 
 @pytest.mark.slow
