@@ -34,6 +34,7 @@ def lines(slopes: dict[str, float], shape: dict[str, float] | None = None) -> li
     return found
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("slopes", "verdict"),
     [

@@ -98,6 +98,7 @@ def test_it_goes_on_bit_for_bit_with_its_bank(tmp_path: Path) -> None:
     assert [without_bank.advance() for _ in range(4)] != figures[6:], "the bank is part of what it goes on from"
 
 
+@pytest.mark.slow
 def test_a_lora_learns_and_its_file_makes_the_same_model(tmp_path: Path) -> None:
     clips = write_random_clips(tmp_path / "clips", 2)
     made, layers = network()
@@ -170,6 +171,7 @@ def test_two_processes_end_with_the_recorded_banks() -> None:
                 assert float((ours[f"{name}.{grid}.{slot}.error"] - part).abs().max()) <= 1e-5
 
 
+@pytest.mark.slow
 def test_two_processes_learn_one_model_and_fill_two_banks(tmp_path: Path) -> None:
     clips = write_random_clips(tmp_path / "clips")
 
@@ -199,6 +201,7 @@ def test_a_bank_is_bounded_in_bytes(tmp_path: Path) -> None:
         trainer(clips, replace(settings, bank_bytes=4 * sample - 1)).advance()
 
 
+@pytest.mark.slow
 def test_scale_and_clean_inputs(tmp_path: Path) -> None:
     clips = write_random_clips(tmp_path / "clips")
     still = replace(SETTINGS, learning_rate=1e-12)
