@@ -217,7 +217,7 @@ def test_specs_of_the_folders(folders: Mapping[str, Path]) -> None:
 
 @pytest.mark.parametrize(
     "profile",
-    ["svi-shot", "swift", *(pytest.param(each, marks=pytest.mark.slow) for each in ("no-reflection", "fifo"))],
+    ["swift", *(pytest.param(each, marks=pytest.mark.slow) for each in ("svi-shot", "no-reflection", "fifo"))],
 )
 def test_forwards_of_two_experts_are_as_counted(folders: Mapping[str, Path], profile: str) -> None:
     """Every forward of either network of a whole video, against what a dry run says."""
