@@ -20,7 +20,7 @@ from miga.backbones.sprites.world import Placement, held_out_scenes
 from pipeline.video import count_frames
 from tests.actors.test_generate_run import check_complete, run
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 CLIPS, FRAMES = 5, 45 + 4 * 44
 

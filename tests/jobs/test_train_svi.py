@@ -142,6 +142,7 @@ def progress(out: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # five starts of Ray's processes, each of which loads torch
 def test_two_processes_go_on_bit_for_bit(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once; in two commands; and with a process killed on the way: one LoRA, one bank each, one curve."""
     data = videos(tmp_path / "clips")
