@@ -44,14 +44,18 @@ class ClipSource:
     Attributes:
         name: for messages.
         path: of the file; in an OUT its path there.
-        caption: what it shows.
+        captions: what it shows, one after the other, each for as long; one of most.
         out: the OUT; empty for a file.
     """
 
     name: str
     path: str
-    caption: str
+    captions: tuple[str, ...]
     out: str = ""
+
+    def caption(self, share: float = 0.0) -> str:
+        """What it shows at this share of its length."""
+        return self.captions[min(int(share * len(self.captions)), len(self.captions) - 1)]
 
     @contextlib.contextmanager
     def local(self) -> Iterator[Path]:
@@ -91,7 +95,7 @@ def find_clips(data: str, stock_caption: str = "") -> list[ClipSource]:
         caption = captions.get(name, "") or (beside.read_text().strip() if beside.is_file() else "") or stock_caption
         if not caption:
             bare.append(name)
-        sources.append(ClipSource(name=name, path=str(file.resolve()), caption=caption))
+        sources.append(ClipSource(name=name, path=str(file.resolve()), captions=(caption,)))
     if bare:
         raise InputError(
             f"{len(bare)} of {len(files)} videos in {data!r} have no caption, the first is {bare[0]!r}",
@@ -109,8 +113,7 @@ def _of_run(out: str) -> list[ClipSource]:
     if not made:
         raise InputError(f"no video of {out!r} was made", "train on a run that made some")
     return [
-        ClipSource(name=row.id, path=path_in_out(str(row.uri)), caption=row.prompts[0], out=storage.root)
-        for row in made
+        ClipSource(name=row.id, path=path_in_out(str(row.uri)), captions=row.prompts, out=storage.root) for row in made
     ]
 
 
@@ -162,12 +165,14 @@ class CutClip:
             few before it.
         reference_CHW: a frame of the video, from outside the clip where there is one.
         start: of the clip in the video.
+        middle: of the clip, as a share of the video.
     """
 
     frames_FCHW: torch.Tensor
     before_FCHW: torch.Tensor
     reference_CHW: torch.Tensor
     start: int
+    middle: float
 
 
 def cut_clip(
@@ -218,7 +223,7 @@ def cut_clip(
     before = range(first_before, start + num_shared) if num_before and first_before >= 0 else range(0)
     clip_FCHW = torch.stack([kept[number] for number in range(start, start + num_frames)])
     before_FCHW = torch.stack([kept[number] for number in before]) if len(before) else clip_FCHW[:0]
-    return CutClip(clip_FCHW, before_FCHW, kept[reference], start)
+    return CutClip(clip_FCHW, before_FCHW, kept[reference], start, (start + num_frames / 2) / total)
 
 
 def _cropped(frame_HWC: np.ndarray, size_HW: tuple[int, int], crop_3: np.ndarray) -> torch.Tensor:

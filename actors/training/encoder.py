@@ -88,8 +88,9 @@ class ClipEncoder:
             raise BadVideoError(f"it has too few frames before a clip for {', '.join(self._job.names)}")
         clip_FCHW, before_FCHW = (frames.to(backbone.device) for frames in (cut.frames_FCHW, cut.before_FCHW))
         reference_CHW = cut.reference_CHW.to(backbone.device)
-        if source.caption not in self._texts:
-            (self._texts[source.caption],) = backbone.encode_prompts([source.caption])
+        caption = source.caption(cut.middle)
+        if caption not in self._texts:
+            (self._texts[caption],) = backbone.encode_prompts([caption])
         tokens = {
             name: read
             for name in names
@@ -98,9 +99,9 @@ class ClipEncoder:
         return EncodedClip(
             clean_CFHW=backbone.encode_frames(clip_FCHW).transpose(0, 1),
             conditions=conditions_of(backbone, clip_FCHW, reference_CHW, before_FCHW, names),
-            text_LD=self._texts[source.caption],
+            text_LD=self._texts[caption],
             tokens=tokens,
-            notes={"caption": source.caption, "video": source.name, "start": str(cut.start)},
+            notes={"caption": caption, "video": source.name, "start": str(cut.start)},
         )
 
 

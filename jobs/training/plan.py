@@ -109,7 +109,7 @@ class TrainingPlan:
 
     def encoding(self) -> dict[str, Any]:
         """What encoded clips are of."""
-        names = [(source.name, source.path, source.caption) for source in self.sources]
+        names = [(source.name, source.path, source.captions) for source in self.sources]
         return {
             "model": self.spec.revision,
             "size": [self.spec.height, self.spec.width, self.spec.window],

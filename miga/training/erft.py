@@ -51,6 +51,8 @@ class RecyclingSettings:
         for name in ("p_noise", "p_condition", "p_latent", "p_clean", "p_store_clean", "spread"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} = {getattr(self, name)!r} is out of range", "it must be 0 to 1")
+        if not 0.0 <= self.scale < float("inf"):
+            raise ConfigError(f"scale = {self.scale!r} is out of range", "it must be 0 or more")
         if self.num_condition_latents < 1:
             raise ConfigError(
                 f"num_condition_latents = {self.num_condition_latents!r} is out of range", "it must be 1 or more"

@@ -23,7 +23,7 @@ from miga.backbones.registry import load_backbone
 from miga.encoding import write_video
 from miga.errors import BadVideoError, ConfigError, InputError
 from miga.training.encoded import EncodedClips
-from pipeline.training_clips import cut_clip, find_clips
+from pipeline.training_clips import ClipSource, cut_clip, find_clips
 from tests.tiny_wan import build_tiny_image_wan, build_tiny_wan
 
 FRAMES = 21
@@ -74,6 +74,7 @@ def test_what_cannot_be_trained_is_refused_before_any_work(
     text = build_tiny_wan(tmp_path / "text")
     assert "trained on text alone" in refused(capsys, lambda: train(text, clips, out, *said))
     assert "p_clean = 1.5" in refused(capsys, lambda: train(model, clips, out, *said, "--p-clean", "1.5"))
+    assert "scale = -1.0" in refused(capsys, lambda: train(model, clips, out, *said, "--error-scale", "-1"))
     assert "'movie' is unknown" in refused(capsys, lambda: train(model, clips, out, *said, "--condition", "movie"))
     assert "reads one beside" in refused(capsys, lambda: train(model, clips, out, *said, "--condition", "none"))
     assert "in a bucket" in refused(capsys, lambda: main([str(model), str(clips), "s3://bucket/x", *said]))
@@ -99,9 +100,11 @@ def test_captions_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "x" / "x.csv").write_text("Filename,Video Description\na.mp4,a cat\n")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.mov", "text": "a dog"}\n')
     (tmp_path / "y" / "c.txt").write_text("a bird\n")
-    assert [(clip.name, clip.caption) for clip in find_clips(str(tmp_path))] == [
+    assert [(clip.name, clip.caption()) for clip in find_clips(str(tmp_path))] == [
         ("b.mov", "a dog"), ("x/a.mp4", "a cat"), ("y/c.mp4", "a bird"),
     ]  # fmt: skip
+    in_turn = ClipSource(name="a", path="a", captions=("low tide", "high tide"))
+    assert [in_turn.caption(share) for share in (0.0, 0.49, 0.5, 1.0)] == ["low tide"] * 2 + ["high tide"] * 2
     (tmp_path / "x" / "x.csv").write_text("movie,Video Description\na.mp4,a cat\n")
     with pytest.raises(InputError, match=r"x\.csv"):
         find_clips(str(tmp_path))
