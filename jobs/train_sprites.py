@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=5120, help="clips encoded for the transformer")
     parser.add_argument("--transformer-steps", type=int, default=4600)
     parser.add_argument("--batch", type=int, default=BATCH, help="clips in a step of the transformer")
+    parser.add_argument("--compile", action="store_true", help="compile the transformer (needs a C++ compiler)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -58,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.seed,
         begin_from=options.begin_from,
         batch=options.batch,
+        compiled=options.compile,
     )
     if options.decoder_steps:
         vae = train_decoder(vae, work / "decoder.pt", options.decoder_steps, options.seed, device)

@@ -8,7 +8,7 @@ Legend: `frames_FHWC` are F frames of H x W pixels, C = 3 (RGB), float32 in [0, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -34,7 +34,7 @@ TEXTURES: Final[dict[str, str]] = {"stripes": "striped", "dots": "dotted", "grad
 """Textures of a ground beside a plain one, and the word for each."""
 PERIODS: Final[dict[str, float]] = {"stripes": 16.0, "dots": 16.0, "gradient": 96.0}
 """Pixels after which a texture repeats itself along its direction."""
-CONTRASTS: Final = (0.05, 0.09)
+CONTRASTS: Final = (0.08, 0.15)
 """How far a texture goes from the ground's colour to either side, in all channels alike."""
 SPEEDS: Final = (0.25, 0.75)
 """Pixels a frame that a camera pans along the texture's direction, either way."""
@@ -47,7 +47,7 @@ COMPANION_PLACES: Final = ((9.0, 9.0), (55.0, 9.0), (9.0, 55.0), (55.0, 55.0))
 """Around which corners a second object lies."""
 COMPANION_SPREAD: Final = 2.0
 """How far from them, at most, in x and y."""
-PLAIN_SHARE: Final = 0.4
+PLAIN_SHARE: Final = 0.3
 PAN_SHARE: Final = 0.5
 """Share of the textured scenes that a camera pans over."""
 COMPANION_SHARE: Final = 0.3
@@ -80,7 +80,7 @@ class Texture:
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> Texture:
-        """A texture, or none."""
+        """A texture, or none; its contrast is drawn with the ground's colour, which leaves it more or less room."""
         if rng.random() < PLAIN_SHARE:
             return cls()
         kind = list(TEXTURES)[int(rng.integers(len(TEXTURES)))]
@@ -89,7 +89,6 @@ class Texture:
             angle=float(rng.uniform(0.0, np.pi / (2.0 if kind == "dots" else 1.0))),
             phase=float(rng.random()),
             across=float(rng.random()) if kind == "dots" else 0.0,
-            contrast=float(rng.uniform(*CONTRASTS)),
             speed=float(rng.uniform(*SPEEDS) * rng.choice([-1.0, 1.0])) if rng.random() < PAN_SHARE else 0.0,
         )
 
@@ -135,7 +134,7 @@ class Details:
                 ground_tint=_triple(ground_tint),
                 size=float(rng.uniform(*SIZES)),
                 light=float(rng.uniform(*LIGHTS)),
-                texture=texture,
+                texture=replace(texture, contrast=rng.uniform(*CONTRASTS) if texture.kind != "plain" else 0.0),
                 companion=companion,
             )
             if details.reads_as(scene):

@@ -39,7 +39,7 @@ MIN_ALPHA: Final = 0.35
 MIN_PIXELS: Final = 20.0
 MAX_GROUND_DISTANCE: Final = 0.12
 """What is further from the ground's colour, after `TEXTURE_ROOM`, is not ground."""
-TEXTURE_ROOM: Final = 0.2
+TEXTURE_ROOM: Final = 0.3
 """How far a texture may go from the most common colour of the ground, in grey."""
 NEAR: Final = 3.0
 """Pixels around a fitted subject that still count as its own."""
@@ -146,7 +146,9 @@ class _FirstLook:
 
 
 def _first_look(frame_HWC: np.ndarray) -> _FirstLook:
-    median_C = np.median(frame_HWC, axis=(0, 1))
+    # Grey apart: a texture splits it in two, and then each channel's own median may be of another half.
+    grey_HW1 = frame_HWC.mean(axis=2, keepdims=True)
+    median_C = np.median(frame_HWC - grey_HW1, axis=(0, 1)) + np.median(grey_HW1)
     distance_HW = _distance(frame_HWC - median_C)
     strongest = float(np.quantile(distance_HW, 1.0 - STRONGEST_SHARE))
     if strongest < MIN_CONTRAST:

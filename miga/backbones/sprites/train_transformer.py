@@ -64,7 +64,7 @@ EMPTY_CAPTION_SHARE: Final = 0.1
 """Share of clips shown without their caption: what classifier-free guidance steers away from."""
 PARTIAL_CAPTION_SHARE: Final = 0.2
 """Share of captions that leave something open: each of `OMISSIBLE` with even odds."""
-NAMED_DETAIL_SHARE: Final = 0.5
+NAMED_DETAIL_SHARE: Final = 0.25
 """Share of captions that name a texture, and of those that name a second object, where a clip shows it."""
 LATER_WORDS: Final = (*TEXTURES.values(), "small", "dot")
 """Words that came to the grammar later: they stand behind the others, so that those keep their numbers."""
@@ -216,6 +216,7 @@ def train_transformer(
     begin_from: Path | None = None,
     batch: int = BATCH,
     stop_at: int | None = None,
+    compiled: bool = False,
 ) -> tuple[WanTransformer3DModel, UMT5EncoderModel, T5TokenizerFast]:
     """Trains denoiser and text encoder (resuming from `state_file`) on clips encoded once.
 
@@ -228,6 +229,7 @@ def train_transformer(
         begin_from: a checkpoint's folder, to train on from its weights; None begins from nothing.
         batch: clips a step.
         stop_at: stop after so many steps of the schedule.
+        compiled: train a compiled transformer: two minutes at the start, then 1.7 times as fast on a CPU.
 
     Returns:
         The transformer, the text encoder, both with averaged weights, and the tokenizer.
@@ -240,6 +242,8 @@ def train_transformer(
     if begin_from is not None:
         model.load_checkpoint(begin_from)
     model = model.to(device).train()
+    if compiled:
+        model.transformer.compile()
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = step_rng(seed, "transformer", step)
