@@ -108,9 +108,19 @@ class SamplerConfig:
         """
         return None
 
-    def num_switch_calls(self, num_latents: int, num_prompts: int) -> int:
-        """Network calls that the changes between so many prompts take, beside those of a video of one prompt."""
+    def num_switch_calls(self, num_latents: int, num_prompts: int, starts: tuple[int, ...] = ()) -> int:
+        """Network calls that the changes between so many prompts take, beside those of a video of one prompt.
+
+        Args:
+            num_latents: of the video.
+            num_prompts: that stand in turn.
+            starts: first latent of each (`PromptTrack.starts`); empty: even shares.
+        """
         return 0
+
+    def first_under(self, latent: int) -> int:
+        """The first latent that is made under a prompt which begins at that one."""
+        return latent
 
     def concern(self, num_latents: int | None) -> str:
         """What a user should know of a video of that length (None: without end) before it is made; empty if nothing."""

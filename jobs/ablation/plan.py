@@ -16,6 +16,7 @@ from miga.profiles import resolve_config
 from pipeline.ablation import Grid, load_grid, merge_settings
 from pipeline.config import RunConfig, override
 from pipeline.prompts.source import PromptFile
+from pipeline.prompts.starts import COLUMNS as START_COLUMNS
 from pipeline.records.manifest import Manifest
 from pipeline.rows import SEED_LIMIT, BadRow, PromptRow
 from pipeline.storage.open import open_storage
@@ -145,7 +146,8 @@ def _row_fields(row: PromptRow) -> dict[str, Any]:
     prompt: str | list[str] = row.prompts[0] if len(row.prompts) == 1 else list(row.prompts)
     fields = {"id": row.id, "prompt": prompt, "seed": row.seed, "num_frames": row.num_frames}
     own = {} if row.negative_prompt is None else {"negative_prompt": row.negative_prompt}
-    return {**fields, **own, **row.metadata}
+    starts = {name: list(each) for name in START_COLUMNS if (each := getattr(row, name))}
+    return {**fields, **own, **starts, **row.metadata}
 
 
 def check_out(plan: AblationPlan) -> None:

@@ -21,7 +21,7 @@ from miga.config import SamplerConfig
 from miga.cost import count_calls
 from miga.errors import ModelError
 from pipeline.figures import count, duration, size
-from pipeline.rows import BadRow
+from pipeline.rows import BadRow, first_frames
 from pipeline.scheduling.estimate import CostModel, estimate_run
 from pipeline.terminal import on_one_line
 
@@ -57,7 +57,10 @@ def dry_run(plan: Plan, num_workers: int, card_gb: float | None = None) -> dict[
             bad.append({"row": row.index, "id": row.id, "error": row.error})
         else:
             lengths[row.num_frames] += 1
-            num_switch_calls += plan.sampler.num_switch_calls(plan.spec.num_latents(row.num_frames), len(row.prompts))
+            starts = tuple(map(plan.spec.latent_at, first_frames(row, plan.spec.fps)))
+            num_switch_calls += plan.sampler.num_switch_calls(
+                plan.spec.num_latents(row.num_frames), len(row.prompts), starts
+            )
 
     costs = estimate(plan.spec, plan.sampler, lengths, num_workers, len(bad))
     for name in ("network_calls", "network_calls_max", "network_forwards", "network_forwards_max"):

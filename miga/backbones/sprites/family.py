@@ -43,16 +43,23 @@ class SpritesFamily(WanFamily):
         """See `Family.exact_scores`: those of the sprite world's scorer."""
         return ("colour", "ground", "shape", "motion", "all_right", "residual", "right_drift")
 
-    def meter(self, spec: BackboneSpec, prompts: Sequence[str], num_frames: int) -> FrameMeter | None:
+    def meter(
+        self, spec: BackboneSpec, prompts: Sequence[str], num_frames: int, prompt_frames: Sequence[int] = ()
+    ) -> FrameMeter | None:
         """See `Family.meter`: of captions of the sprite world."""
         from miga.metrics.sprites import SpriteMeter, scenes_of, wanted_scenes
 
         scenes = scenes_of(prompts)
         if scenes is None or not SpriteMeter.can_read(spec.height, spec.width):
             return None
-        of_frames = {"frames_first_latent": spec.frames_first_latent, "frames_per_latent": spec.frames_per_latent}
-        clip_frames = spec.frames_first_latent + (spec.window - 1) * spec.frames_per_latent
-        return SpriteMeter(wanted_scenes(scenes, num_frames, **of_frames), clip_frames)
+        wanted = wanted_scenes(
+            scenes,
+            num_frames,
+            frames_first_latent=spec.frames_first_latent,
+            frames_per_latent=spec.frames_per_latent,
+            prompt_frames=prompt_frames,
+        )
+        return SpriteMeter(wanted, spec.frames_first_latent + (spec.window - 1) * spec.frames_per_latent)
 
     def place(self, model: str) -> str:
         """See `FolderFamily.place`."""
