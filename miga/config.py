@@ -118,6 +118,16 @@ class SamplerConfig:
         """
         return 0
 
+    @property
+    def why_no_picture(self) -> str:
+        """Why no video begins with a picture under these settings; empty if one may."""
+        return ""
+
+    @property
+    def num_calls_for_picture(self) -> int:
+        """Network calls that a first picture spares: those that would make its latent, where calls are of it alone."""
+        return 0
+
     def first_under(self, latent: int) -> int:
         """The first latent that is made under a prompt which begins at that one."""
         return latent

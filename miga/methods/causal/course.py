@@ -159,7 +159,9 @@ class Causal:
     # ---- Course ----
 
     def start(self, clean_FCHW: torch.Tensor | None) -> CausalState:
-        """Nothing is made; or the video begins with given clean latents, which are whole blocks."""
+        """Nothing is made; or the video begins with given clean latents, which are whole blocks, or with a picture."""
+        if clean_FCHW is None and self.begin.pictures is not None:
+            clean_FCHW = self.begin.pictures.anchor()
         if clean_FCHW is None:
             return CausalState(0)
         if self.config.rolling or self.config.lengths_near(len(clean_FCHW)):

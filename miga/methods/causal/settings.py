@@ -222,6 +222,23 @@ class CausalSettings(SamplerConfig):
         latents = starts[1:] or [-(-number * num_latents // num_prompts) for number in range(1, num_prompts)]
         return len({first for latent in latents if (first := self.first_under(latent)) < num_latents})
 
+    @property
+    def why_no_picture(self) -> str:
+        """See `SamplerConfig.why_no_picture`: a picture is a latent, and stands where a block does."""
+        if self.rolling:
+            return f"profile {self.profile!r} rolls blocks over the video, and begins with noise"
+        if (self.first_block or self.block) == 1:
+            return ""
+        return (
+            f"profile {self.profile!r} begins with a block of {self.first_block or self.block} latents, and a picture "
+            f"is one: set first_block = 1 in [sampler] (videos are 1 + {self.block}k latents then)"
+        )
+
+    @property
+    def num_calls_for_picture(self) -> int:
+        """See `SamplerConfig.num_calls_for_picture`: its latent is shown clean, and that is all."""
+        return len(self.first_timesteps or self.timesteps)
+
     def first_under(self, latent: int) -> int:
         """See `SamplerConfig.first_under`: a block is made under one prompt, that of its first latent."""
         head = self.first_block or self.block
