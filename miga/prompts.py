@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 
@@ -25,7 +25,7 @@ class PromptTrack:
 
     conditions: Sequence[Condition]
     latents_per_prompt: int | Fraction = 1
-    starts: tuple[int, ...] = ()
+    starts: tuple[int, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if self.starts and len(self.starts) != len(self.conditions):

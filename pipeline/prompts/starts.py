@@ -17,7 +17,7 @@ _HOW: Final = {
 }
 
 
-def read_starts(fields: Mapping[str, Any], num_prompts: int) -> dict[str, tuple[Any, ...]]:
+def read_starts(fields: Mapping[str, Any], num_prompts: int) -> dict[str, Any]:
     """What a row says of where its prompts begin, by column: a number a prompt from 0 on, or none.
 
     The first prompt begins at 0, and that number may be left out.

@@ -47,6 +47,7 @@ def test_which_presets_take_a_picture() -> None:
         assert rules.why_no_last
 
 
+@pytest.mark.slow
 def test_a_video_begins_with_the_picture_and_goes_on_when_killed(tmp_path: Path) -> None:
     sprites: Any = load_backbone("sprites", device="cpu")
     config = resolve_config("longlive-infinity", sprites.spec, STEPS)
