@@ -84,6 +84,7 @@ class VideoTask:
         resume_from: path of the last part of a checkpoint to start from; None: from nothing.
         latents_path: where its finished latents go; None: they are not kept.
         prompts: of the video, in words, if its scores are to be read off its frames; else none.
+        prompt_frames, prompt_starts: frame and latent at which each prompt begins; empty: they have even shares.
         image, last_image: pictures that it begins and ends with, fitted to its frames, as PNGs; None for none.
     """
 
@@ -98,6 +99,8 @@ class VideoTask:
     resume_from: str | None = None
     latents_path: str | None = None
     prompts: tuple[str, ...] = ()
+    prompt_frames: tuple[int, ...] = ()
+    prompt_starts: tuple[int, ...] = ()
     image: bytes | None = None
     last_image: bytes | None = None
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import torch
 
 from miga.backbones.base import BackboneSpec
 from miga.backbones.family import ModelOptions
+from miga.config import SamplerConfig
 from miga.errors import UsageError
 from miga.loaded_model import DTYPES, TEXT_DTYPES, Placing, parse_device, parse_dtype
+from miga.profiles import why_no_starts
 
 MAX_FRAMES: Final = 2**31 - 1
 """More than a file of video holds; at 16 frames a second they take four years to watch."""
@@ -184,6 +187,27 @@ def texts_of(prompt: Any, prompts_in_turn: Any, embedding: Any = None) -> list[s
             f"[pipe(text) for text in {texts}]",
         )
     raise UsageError(f"prompt is a {type(prompt).__name__}", "give a text")
+
+
+def prompt_starts_of(
+    given: Any, num_prompts: int, config: SamplerConfig, spec: BackboneSpec, num_frames: int | None
+) -> tuple[int, ...]:
+    """The first latent of each prompt, of the frames at which they are to begin; empty where nothing is said.
+
+    Raises:
+        UsageError: if there are not as many, if they do not rise from 0 on, or if prompts cannot begin there.
+    """
+    if given is None:
+        return ()
+    how = "give the frame at which each prompt begins, such as [0, 80, 160]"
+    is_list = isinstance(given, Sequence) and all(type(frame) is int for frame in given)
+    if not is_list or len(given) != num_prompts:
+        raise UsageError(f"prompt_frames {given!r} cannot be of {num_prompts} prompts", how)
+    if given[0] != 0 or any(after <= before for before, after in pairwise(given)):
+        raise UsageError(f"prompt_frames {given!r} do not rise from 0 on", how)
+    if reason := why_no_starts(config, spec, num_frames, given):
+        raise UsageError(reason, "give other prompt_frames")
+    return tuple(map(spec.latent_at, given))
 
 
 def _in_turn(prompts: Any) -> list[str]:

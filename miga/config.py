@@ -108,9 +108,29 @@ class SamplerConfig:
         """
         return None
 
-    def num_switch_calls(self, num_latents: int, num_prompts: int) -> int:
-        """Network calls that the changes between so many prompts take, beside those of a video of one prompt."""
+    def num_switch_calls(self, num_latents: int, num_prompts: int, starts: tuple[int, ...] = ()) -> int:
+        """Network calls that the changes between so many prompts take, beside those of a video of one prompt.
+
+        Args:
+            num_latents: of the video.
+            num_prompts: that stand in turn.
+            starts: first latent of each (`PromptTrack.starts`); empty: even shares.
+        """
         return 0
+
+    @property
+    def why_no_picture(self) -> str:
+        """Why no video begins with a picture under these settings; empty if one may."""
+        return ""
+
+    @property
+    def num_calls_for_picture(self) -> int:
+        """Network calls that a first picture spares: those that would make its latent, where calls are of it alone."""
+        return 0
+
+    def first_under(self, latent: int) -> int:
+        """The first latent that is made under a prompt which begins at that one."""
+        return latent
 
     def concern(self, num_latents: int | None) -> str:
         """What a user should know of a video of that length (None: without end) before it is made; empty if nothing."""

@@ -167,7 +167,8 @@ class Sampler:
         solver = make_solver(config.solver, denoiser.schedule, config.eta)
         if pictures is not None:
             require_pictures(rules_of_pictures(pictures.backbone.spec, config), pictures)
-        shown = None if pictures is None or kind.needs_picture else HeldFirst(pictures.anchor())
+        is_method_s = kind.needs_picture or kind.needs_cache
+        shown = None if pictures is None or is_method_s else HeldFirst(pictures.anchor())
         self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted, judge=judge, pictures=shown)
         if self.wavefront is not None and self._is_lazy:
             self.stepper = LazyStepper.of(self.stepper, self.wavefront, self._count)

@@ -292,16 +292,13 @@ def picture_rules(
             "take a chain of its clips, such as profile 'chain' or 'svi-shot'; or a model that holds its first latent, "
             "as Wan-AI/Wan2.2-TI2V-5B-Diffusers does",
         )
-    if keeps_cache:
-        if spec.expert_boundary is not None:
-            raise ConfigError(
-                f"profile {config.profile!r} keeps keys and values of one network, and {spec.name!r} has two, one for "
-                "each part of the noise levels",
-                "take causal weights, as `miga convert --causal` makes them, or another profile",
-            )
-        reason = f"profile {config.profile!r} takes no pictures"
-        return PictureRules(why_no_first=reason, why_no_last=reason)
-    why_no_first = "" if spec.image_input else f"{spec.name!r} takes no pictures"
+    if keeps_cache and spec.expert_boundary is not None:
+        raise ConfigError(
+            f"profile {config.profile!r} keeps keys and values of one network, and {spec.name!r} has two, one for "
+            "each part of the noise levels",
+            "take causal weights, as `miga convert --causal` makes them, or another profile",
+        )
+    why_no_first = config.why_no_picture if spec.image_input else f"{spec.name!r} takes no pictures"
     return PictureRules(why_no_first, f"profile {config.profile!r} takes a first picture alone")
 
 

@@ -28,6 +28,7 @@ from miga.call_arguments import (
     options_of,
     parameters_of,
     placing_of,
+    prompt_starts_of,
     seed_of,
     texts_of,
 )
@@ -298,6 +299,7 @@ class LongVideoPipeline:
         max_sequence_length: int | None = None,
         image: Any = None,
         last_image: Any = None,
+        prompt_frames: Sequence[int] | None = None,
         **others: Any,
     ) -> LongVideo:
         """Makes a whole video: one, of one prompt or of several in turn.
@@ -323,6 +325,7 @@ class LongVideoPipeline:
             image: picture that the video begins with: of PIL, an array, or a path. It is turned as its EXIF says,
                 scaled until it covers the frame, and cut around its middle.
             last_image: the same of the picture that it ends with, where the model takes one.
+            prompt_frames: frame at which each of `prompts_in_turn` begins, from 0 on, where shares are not even.
             **others: arguments of diffusers' that mean nothing here are refused, with what to write instead.
 
         Raises:
@@ -339,6 +342,7 @@ class LongVideoPipeline:
             prompt, prompts_in_turn, negative_prompt, prompt_embeds, negative_prompt_embeds,
             default_num_frames(self.config, self.spec) if num_frames is None else num_frames,
             height, width, num_inference_steps, guidance_scale, seed_of(seed, generator), image, last_image,
+            prompt_frames,
         )  # fmt: skip
         job = self._job(asked)
         frames = []
@@ -375,6 +379,7 @@ class LongVideoPipeline:
         frames_per_prompt: float | None = None,
         image: Any = None,
         last_image: Any = None,
+        prompt_frames: Sequence[int] | None = None,
         **others: Any,
     ) -> FrameStream:
         """Frames uint8 `[H, W, 3]` as they are finished, in constant memory; for ever if `num_frames` is None.
@@ -396,17 +401,21 @@ class LongVideoPipeline:
                 length in a video without end.
             image: see `__call__`.
             last_image: see `__call__`.
+            prompt_frames: see `__call__`; instead of `frames_per_prompt`.
             **others: see `__call__`.
 
         Raises:
             UsageError, BadRowError, ModelError: see `__call__`; before the first frame.
         """
         habits.refuse_arguments(others, habits.CALL, parameters_of(type(self).stream), "stream")
+        if frames_per_prompt is not None and prompt_frames is not None:
+            raise UsageError("frames_per_prompt and prompt_frames are both given", "give one of them")
         if frames_per_prompt is not None and not is_length(frames_per_prompt):
             raise UsageError(f"frames_per_prompt {frames_per_prompt!r} cannot be", "take a number of frames, 1 or more")
         asked = _Asked(
             prompt, prompts_in_turn, negative_prompt, None, None, num_frames,
             height, width, num_inference_steps, guidance_scale, seed_of(seed, generator), image, last_image,
+            prompt_frames,
         )  # fmt: skip
         job = self._job(asked, frames_per_prompt)
         steps = self._steps(job)
@@ -467,6 +476,7 @@ class LongVideoPipeline:
         config = self._config_for(asked.num_inference_steps, asked.guidance_scale)
         if asked.num_frames is not None and (reason := why_no_length(config, spec, asked.num_frames)):
             raise UsageError(reason, "take one of those counts")
+        starts = prompt_starts_of(asked.prompt_frames, len(texts), config, spec, asked.num_frames)
         backbone = self._model.sized(asked.height, asked.width)
         warn_of_concerns(config, backbone.spec, num_latents, spec)
         if backbone is not self.backbone or config != self.config:
@@ -479,8 +489,9 @@ class LongVideoPipeline:
         if frames_per_prompt is not None:
             latents_per_prompt = max(1, round(frames_per_prompt / spec.frames_per_latent))
         return _Job(
-            backbone, config, embeddings, negative_embedding, num_latents, asked.seed, latents_per_prompt, pictures
-        )
+            backbone, config, embeddings, negative_embedding, num_latents, asked.seed, latents_per_prompt, starts,
+            pictures,
+        )  # fmt: skip
 
     def _pictures(self, asked: _Asked, backbone: Backbone, config: SamplerConfig) -> Pictures | None:
         """The pictures that were given, fitted to the frames.
@@ -570,6 +581,7 @@ class LongVideoPipeline:
             job.num_latents,
             job.seed,
             latents_per_prompt=job.latents_per_prompt,
+            prompt_starts=job.prompt_starts,
             features=self.features,
             pictures=job.pictures,
         )
@@ -592,6 +604,7 @@ class _Asked:
     seed: int
     image: Any = None
     last_image: Any = None
+    prompt_frames: Any = None
 
 
 @dataclass(frozen=True)
@@ -605,6 +618,7 @@ class _Job:
     num_latents: int | None
     seed: int
     latents_per_prompt: int | None
+    prompt_starts: tuple[int, ...] = ()
     pictures: Pictures | None = None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -126,6 +126,36 @@ def why_no_length(config: SamplerConfig, spec: BackboneSpec, num_frames: int) ->
         f"num_frames {num_frames} cannot be made: {spec.num_latents(num_frames)} latents are no whole number of the "
         f"blocks of profile {config.profile!r}; the nearest is {lengths}"
     )
+
+
+def why_no_starts(
+    config: SamplerConfig, spec: BackboneSpec, num_frames: int | None, first_frames: Sequence[int]
+) -> str | None:
+    """Why prompts cannot begin at these frames of a video, saying which and what can be; None if they can.
+
+    Args:
+        config: the settings.
+        spec: the model.
+        num_frames: of the video, which can be made; None: it has no end.
+        first_frames: of each prompt, counted from 0, rising.
+    """
+    before, num_latents = 0, None if num_frames is None else spec.num_latents(num_frames)
+    for number, frame in enumerate(first_frames[1:], 2):
+        first = config.first_under(spec.latent_at(frame))
+        if num_frames is not None and num_latents is not None and (frame >= num_frames or first >= num_latents):
+            backwards = range(num_frames - 1, -1, -1)
+            last = next(each for each in backwards if config.first_under(spec.latent_at(each)) < num_latents)
+            return (
+                f"prompt {number} begins at frame {frame}, too late in a video of {num_frames} frames: nothing would "
+                f"be made under it; the latest frame is {last}"
+            )
+        if first <= before:
+            return (
+                f"prompts {number - 1} and {number} begin at frames {first_frames[number - 2]} and {frame}, which "
+                f"profile {config.profile!r} makes together: one of them would never be shown; put them further apart"
+            )
+        before = first
+    return None
 
 
 def default_num_frames(config: SamplerConfig, spec: BackboneSpec) -> int:

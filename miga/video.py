@@ -111,6 +111,7 @@ class VideoRun:
         seed: of all its noise.
         latents_per_prompt: latents that stand under each prompt; by default an even share (of a video without end:
             one window).
+        prompt_starts: first latent of each prompt, rising from 0, where shares are not even; empty: they are.
         features: what ScalingNoise's search compares latents by; None: the latents themselves.
         run_windows: who runs the windows of a pass; by default the backbone, `config.windows_per_batch` at a time.
         executor: runs the windows of many passes at once, here and elsewhere (`wavefront.py`), in place of
@@ -138,6 +139,7 @@ class VideoRun:
         seed: int,
         *,
         latents_per_prompt: int | None = None,
+        prompt_starts: Sequence[int] = (),
         features: Features | None = None,
         run_windows: RunWindows | None = None,
         executor: WindowExecutor | None = None,
@@ -150,8 +152,8 @@ class VideoRun:
         if pictures is None:
             require_pictures(PictureRules(is_needed=methods()[config.method].needs_picture), None)
         conditions = [backbone.condition(embedding, negative_embedding) for embedding in prompt_embeddings]
-        track = _prompt_track(conditions, config, num_latents, latents_per_prompt)
-        self._has_fixed_prompts = len(conditions) == 1 or latents_per_prompt is not None
+        track = _prompt_track(conditions, config, num_latents, latents_per_prompt, tuple(prompt_starts))
+        self._has_fixed_prompts = len(conditions) == 1 or latents_per_prompt is not None or bool(prompt_starts)
         self._shape = backbone.spec.latent_shape
         noise = NamedNoise(seed, self._shape, backbone.device)
         self.num_latents = num_latents
@@ -333,6 +335,7 @@ def make_video(
     seed: int,
     *,
     latents_per_prompt: int | None = None,
+    prompt_starts: Sequence[int] = (),
     run_windows: RunWindows | None = None,
     features: Features | None = None,
     pictures: Pictures | None = None,
@@ -346,6 +349,7 @@ def make_video(
         num_latents,
         seed,
         latents_per_prompt=latents_per_prompt,
+        prompt_starts=prompt_starts,
         run_windows=run_windows,
         features=features,
         has_checkpoints=False,
@@ -362,8 +366,14 @@ def _decoder(backbone: Backbone, config: SamplerConfig, num_latents: int | None)
 
 
 def _prompt_track(
-    conditions: Sequence[Any], config: SamplerConfig, num_latents: int | None, latents_per_prompt: int | None
+    conditions: Sequence[Any],
+    config: SamplerConfig,
+    num_latents: int | None,
+    latents_per_prompt: int | None,
+    starts: tuple[int, ...],
 ) -> PromptTrack:
+    if starts:
+        return PromptTrack(conditions, starts=starts)
     if latents_per_prompt is not None:
         return PromptTrack(conditions, latents_per_prompt)
     if num_latents is not None:

@@ -42,6 +42,8 @@ class PromptRow:
         source: where it was read, such as "prompts.jsonl:17" (1-based line, or row of a Parquet file).
         image, last_image: pictures that the video begins and ends with, as the row names them; None for none.
         image_sha256, last_image_sha256: of their files; None too where nobody has looked at them.
+        prompt_frames: frame at which each prompt begins, from 0 on; empty: not said so.
+        prompt_times: the same in seconds; both empty: prompts have even shares.
     """
 
     index: int
@@ -56,6 +58,8 @@ class PromptRow:
     image_sha256: str | None = None
     last_image: str | None = None
     last_image_sha256: str | None = None
+    prompt_frames: tuple[int, ...] = ()
+    prompt_times: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +132,8 @@ class ManifestRow:
     image_sha256: str | None = None
     last_image: str | None = None
     last_image_sha256: str | None = None
+    prompt_frames: tuple[Int64, ...] = ()
+    prompt_times: tuple[float, ...] = ()
     seed: Seed | None = None
     profile: str
     model: str
@@ -276,16 +282,20 @@ def video_key(
     model_revision: str,
     image_sha256: str | None = None,
     last_image_sha256: str | None = None,
+    prompt_frames: tuple[int, ...] = (),
+    prompt_times: tuple[float, ...] = (),
 ) -> str:
     """What a video is made from, as one name: equal keys mean the same video, up to the arithmetic of the device.
 
     Two rows of a prompt file may share a key (same prompt, same seed); each is still made and recorded by itself.
-    Pictures count by their files' digests, wherever they lie.
+    Pictures count by their files' digests, wherever they lie; where prompts begin counts as it is written.
     """
     pictures = {"image": image_sha256, "last_image": last_image_sha256}
+    starts = {"prompt_frames": list(prompt_frames), "prompt_times": list(prompt_times)}
     return content_hash(
         {
             **{name: digest for name, digest in pictures.items() if digest is not None},
+            **{name: each for name, each in starts.items() if each},
             "prompts": list(prompts),
             "negative_prompt": negative_prompt,
             "seed": seed,
@@ -294,6 +304,11 @@ def video_key(
             "model_revision": model_revision,
         }
     )
+
+
+def first_frames(row: PromptRow | ManifestRow, fps: float) -> tuple[int, ...]:
+    """Frame at which each prompt of a row begins; empty where they have even shares."""
+    return row.prompt_frames or tuple(round(each * fps) for each in row.prompt_times)
 
 
 def bad_row_key(row: BadRow) -> str:

@@ -58,7 +58,7 @@ from pipeline.prompts.images import folder_of, frame_of, picture_at
 from pipeline.records.manifest import BrokenFile, Manifest
 from pipeline.records.quality import Try, try_name
 from pipeline.records.run_folder import CheckpointName, checkpoint_folder, latents_path, newest_checkpoint, video_path
-from pipeline.rows import BadRow, ManifestRow, PromptRow, Status
+from pipeline.rows import BadRow, ManifestRow, PromptRow, Status, first_frames
 from pipeline.scheduling.ledger import (
     Abort,
     Assign,
@@ -764,6 +764,7 @@ class Coordinator:
         asked, row = row, self._gate.asked(row)
         key, shard = self._maker.key(row), self._maker.shard(row)
         keeps = parts.config.run.keep_latents
+        frames = first_frames(row, parts.spec.fps)
         task = VideoTask(
             row=row.index,
             attempt=number,
@@ -776,6 +777,8 @@ class Coordinator:
             resume_from=decision.checkpoint,
             latents_path=latents_path(shard, row.index, key, parts.epoch, number) if keeps else None,
             prompts=row.prompts if self._gate.reads_frames else (),
+            prompt_frames=frames,
+            prompt_starts=tuple(map(parts.spec.latent_at, frames)),
         )
         tried = len(self._gate.tries(row.index))
         self._attempts[row.index, number] = _Attempt(row, asked, key, number, member, decision.waited_s, tried)

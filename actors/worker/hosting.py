@@ -193,7 +193,8 @@ class HostedVideo:
         )
         if task.prompts:
             family, spec = family_of(settings.model, settings.revision), self._parts.backbone.spec
-            self._meter = family.meter(spec, task.prompts, task.num_frames)
+            starts = {"prompt_frames": task.prompt_frames} if task.prompt_frames else {}  # a family may know none
+            self._meter = family.meter(spec, task.prompts, task.num_frames, **starts)
         if settings.sampler.windows_per_batch == 1:  # windows of a batch go through the network together, here
             with self._lock:
                 denoiser = self._backbone.denoiser(settings.sampler)
@@ -206,6 +207,7 @@ class HostedVideo:
             negative,
             task.num_latents,
             task.seed,
+            prompt_starts=task.prompt_starts,
             executor=self._pool,
             resume=self._resumed,
             consume=self._take,

@@ -19,6 +19,7 @@ from pipeline.ablation import Grid, load_grid, merge_settings
 from pipeline.config import RunConfig, override
 from pipeline.prompts.images import COLUMNS, folder_of, place_of
 from pipeline.prompts.source import PromptFile
+from pipeline.prompts.starts import COLUMNS as START_COLUMNS
 from pipeline.records.manifest import Manifest
 from pipeline.rows import SEED_LIMIT, BadRow, PromptRow
 from pipeline.storage.open import open_storage
@@ -179,7 +180,8 @@ def _row_fields(row: PromptRow, folder: str) -> dict[str, Any]:
     fields = {"id": row.id, "prompt": prompt, "seed": row.seed, "num_frames": row.num_frames}
     own = {} if row.negative_prompt is None else {"negative_prompt": row.negative_prompt}
     own |= {column: place_of(name, folder) for column in COLUMNS if (name := getattr(row, column)) is not None}
-    return {**fields, **own, **row.metadata}
+    starts = {name: list(each) for name in START_COLUMNS if (each := getattr(row, name))}
+    return {**fields, **own, **starts, **row.metadata}
 
 
 def check_out(plan: AblationPlan) -> None:

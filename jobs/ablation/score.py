@@ -19,7 +19,7 @@ from miga.metrics.features import FeatureExtractor, FrameFeatures, SpriteFeature
 from miga.metrics.sprites import SpriteMeter, scenes_of, wanted_scenes
 from miga.metrics.video import LongVideoMeter, chunks_of
 from pipeline.ablation import ScoredVideo
-from pipeline.rows import ManifestRow
+from pipeline.rows import ManifestRow, first_frames
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
@@ -42,6 +42,7 @@ class ScoringTask:
         path: of the video in it.
         prompts: of the video.
         num_frames: of the video.
+        prompt_frames: at which prompts begin; empty: they have even shares.
         clip_frames: of the model's own clip.
         frames_first_latent, frames_per_latent: of the model.
         is_sprites: whether the scorer of the sprite world can read it.
@@ -51,6 +52,7 @@ class ScoringTask:
     path: str
     prompts: tuple[str, ...]
     num_frames: int
+    prompt_frames: tuple[int, ...]
     clip_frames: int
     frames_first_latent: int
     frames_per_latent: int
@@ -72,6 +74,7 @@ def score_file(task: ScoringTask, extractor: FeatureExtractor) -> dict[str, floa
                 task.num_frames,
                 frames_first_latent=task.frames_first_latent,
                 frames_per_latent=task.frames_per_latent,
+                prompt_frames=task.prompt_frames,
             )
             meters.append(SpriteMeter(wanted, task.clip_frames))
         for chunk_FHWC in chunks_of(read_frames(file)):
@@ -185,7 +188,8 @@ def _read_scores(storage: Storage, path: str) -> dict[str, dict[str, dict[str, f
 
 def _score_key(row: ManifestRow) -> str:
     """What the scores of a video depend on: its bytes, and what it was to show."""
-    return f"{row.sha256}:{json.dumps(row.prompts)}"
+    starts = [*row.prompt_frames, *row.prompt_times]
+    return f"{row.sha256}:{json.dumps(row.prompts)}" + (f":{json.dumps(starts)}" if starts else "")
 
 
 def _task(plan: AblationPlan, out: str, row: ManifestRow) -> ScoringTask:
@@ -197,6 +201,7 @@ def _task(plan: AblationPlan, out: str, row: ManifestRow) -> ScoringTask:
         path=f"video/{row.shard:05d}/{row.uri.rpartition('/')[2]}",  # where it is now, should OUT have been moved
         prompts=row.prompts,
         num_frames=row.num_frames,
+        prompt_frames=first_frames(row, spec.fps),
         clip_frames=spec.frames_first_latent + (spec.window - 1) * spec.frames_per_latent,
         frames_first_latent=spec.frames_first_latent,
         frames_per_latent=spec.frames_per_latent,

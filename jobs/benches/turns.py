@@ -35,8 +35,14 @@ MEASURES: Final[dict[str, bool]] = {
     "frames to change": False,
     "open stays": True,
     "residual": False,
+    "colour, 2nd block": True,
+    "ground, 2nd block": True,
+    "colour, 4th block": True,
+    "ground, 4th block": True,
 }
 """All measures, and whether more of it is better."""
+BLOCK_FRAMES: Final = 12
+"""Of a causal preset's block: three latents."""
 _CHOICES: Final = {"colour": tuple(COLOURS), "shape": tuple(SHAPES), "ground": tuple(GROUNDS)}
 
 
@@ -85,9 +91,10 @@ def make_turns(maker: VideoMaker, job: VideoJob) -> dict[str, Any]:
     scenes = (first, next_scene(first, open_names))
     captions = [caption_of(scene, job.prompt, job.captions) for scene in scenes]
     started_s, frames = time.process_time(), []
+    config = parse_profile(job.profile, backbone.spec)
     for step in make_video(
         backbone,
-        parse_profile(job.profile, backbone.spec),
+        config,
         backbone.encode_prompts(captions),
         maker.negative,
         job.latents,
@@ -96,7 +103,7 @@ def make_turns(maker: VideoMaker, job: VideoJob) -> dict[str, Any]:
         num_calls = step.num_calls
         if step.frames is not None:
             frames.append(step.frames)
-    turn = backbone.spec.num_frames(math.ceil(job.latents / 2))
+    turn = backbone.spec.num_frames(config.first_under(math.ceil(job.latents / 2)))
     values = measure_turns(np.concatenate(frames) / np.float32(255.0), scenes, open_names, turn)
     return {
         "captions in turn": captions,
@@ -114,7 +121,8 @@ def measure_turns(
     "first named", "then named": share of frames before the turn, and of those in the second half behind it, that show
     all looks the prompt of that time names. "frames to change": from the turn until they are shown by three quarters of
     `HELD` frames; the frames left where that never happens. "open stays": share of all frames that show the looks left
-    open as most of the first second does; NaN where none is.
+    open as most of the first second does; NaN where none is. "colour, 4th block": share of frames 36 to 47 behind the
+    turn that show the new one; NaN where it is left open, or the video ends before.
 
     Args:
         frames_FHWC: float32 in [0, 1].
@@ -136,7 +144,18 @@ def measure_turns(
         "frames to change": float(changed),
         "open stays": float(np.logical_and.reduce(kept).mean()) if kept else math.nan,
         "residual": float(reading.residual_F.mean()),
+        **{
+            f"{name}, {ordinal} block": _share(seen[name] == getattr(scenes[1], name), turn, number, name in open_names)
+            for ordinal, number in (("2nd", 2), ("4th", 4))
+            for name in ("colour", "ground")
+        },
     }
+
+
+def _share(is_new_F: np.ndarray, turn: int, number: int, is_open: bool) -> float:
+    """Of the frames of a block behind the turn, counted from 1."""
+    frames_F = is_new_F[turn + (number - 1) * BLOCK_FRAMES : turn + number * BLOCK_FRAMES]
+    return math.nan if is_open or len(frames_F) < BLOCK_FRAMES else float(frames_F.mean())
 
 
 def _most_common(names: np.ndarray) -> str:
@@ -150,7 +169,7 @@ def compare(
     """Means per profile, and paired differences from one of them, each with its interval over prompts."""
     values = {
         (profile, name): {
-            (row["prompt"], row["seed"]): math.nan if row[name] is None else float(row[name])
+            (row["prompt"], row["seed"]): math.nan if row.get(name) is None else float(row[name])
             for row in rows
             if row["profile"] == profile
         }

@@ -18,7 +18,7 @@ from miga.outside_data import OutsideDataError, parse_json_object
 from pipeline.records.lease import Lease
 from pipeline.records.manifest import portable
 from pipeline.records.run_folder import CheckpointName, newest_checkpoint
-from pipeline.rows import ManifestRow, PromptRow
+from pipeline.rows import ManifestRow, PromptRow, first_frames
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
 
@@ -105,6 +105,7 @@ def _make_and_note(storage: Storage, extension: Extension, lease: Lease, board: 
     row = extension.row
     assert row.seed is not None
     epoch = 1 + max((name.epoch for name in _names(names)), default=0)
+    frames = first_frames(row, extension.spec.fps)
     task = VideoTask(
         row=row.row,
         attempt=1,
@@ -114,6 +115,8 @@ def _make_and_note(storage: Storage, extension: Extension, lease: Lease, board: 
         path=f"{extension.stem}.mp4",
         checkpoints=checkpoints,
         epoch=epoch,
+        prompt_frames=frames,
+        prompt_starts=tuple(map(extension.spec.latent_at, frames)),
         resume_from=extension.kept if newest is None else f"{checkpoints}/{newest}",
         latents_path=f"{extension.stem}.safetensors",
         image=extension.pictures[0],
@@ -149,6 +152,8 @@ def _make(storage: Storage, extension: Extension, task: VideoTask, board: Progre
         seed=task.seed,
         num_frames=task.num_frames,
         metadata=_metadata(row),
+        prompt_frames=row.prompt_frames,
+        prompt_times=row.prompt_times,
     )
     settings = _worker_settings(storage, extension)
     with board.step("encoding prompts"):

@@ -21,7 +21,7 @@ from miga.config import SamplerConfig
 from miga.cost import count_calls
 from miga.errors import ModelError
 from pipeline.figures import count, duration, size
-from pipeline.rows import BadRow
+from pipeline.rows import BadRow, first_frames
 from pipeline.scheduling.estimate import CostModel, estimate_run
 from pipeline.terminal import on_one_line
 
@@ -50,18 +50,22 @@ def dry_run(plan: Plan, num_workers: int, card_gb: float | None = None) -> dict[
     """
     memory = None if card_gb is None else memory_on(plan, card_gb)  # before minutes of reading: it may not fit
     lengths: Counter[int] = Counter()
-    num_switch_calls = 0
+    num_other_calls = 0
     bad: list[dict[str, Any]] = []
     for row in plan.rows(read_ahead=READ_AHEAD):
         if isinstance(row, BadRow):
             bad.append({"row": row.index, "id": row.id, "error": row.error})
         else:
             lengths[row.num_frames] += 1
-            num_switch_calls += plan.sampler.num_switch_calls(plan.spec.num_latents(row.num_frames), len(row.prompts))
+            starts = tuple(map(plan.spec.latent_at, first_frames(row, plan.spec.fps)))
+            num_other_calls += plan.sampler.num_switch_calls(
+                plan.spec.num_latents(row.num_frames), len(row.prompts), starts
+            )
+            num_other_calls -= 0 if row.image is None else plan.sampler.num_calls_for_picture
 
     costs = estimate(plan.spec, plan.sampler, lengths, num_workers, len(bad))
     for name in ("network_calls", "network_calls_max", "network_forwards", "network_forwards_max"):
-        costs[name] += num_switch_calls
+        costs[name] += num_other_calls
     return {
         "model": plan.spec.name,
         "size": f"{plan.spec.height}x{plan.spec.width}",

@@ -28,14 +28,14 @@ from miga.backbones.registry import (
 from miga.config import SamplerConfig
 from miga.errors import BadRowError, ConfigError, MigaError, UsageError
 from miga.generate import rules_of_pictures
-from miga.profiles import default_num_frames, resolve_config, warn_of_concerns, why_no_length
+from miga.profiles import default_num_frames, resolve_config, warn_of_concerns, why_no_length, why_no_starts
 from pipeline.config import RunConfig
 from pipeline.prompts.images import RowImages
 from pipeline.prompts.read import count_rows, read_prompts
 from pipeline.prompts.source import PromptFile, look_at
 from pipeline.records.run_folder import RunRecord, fingerprint
 from pipeline.records.scores import MANIFEST_SCORES
-from pipeline.rows import BadRow, PromptRow
+from pipeline.rows import BadRow, PromptRow, first_frames
 from pipeline.trackers.open import check_tracker
 from pipeline.video import check_codec
 
@@ -75,9 +75,13 @@ class Plan:
             limit=self.config.limit,
             check_num_frames=lambda count: why_not(self.spec, count, self.sampler),
             check_prompt=self.check_prompt if judge_prompts else None,
+            check_starts=self._why_no_starts,
             read_ahead=read_ahead,
             images=row_images(self.prompts.path, self.spec, self.sampler) if judge_prompts else None,
         )
+
+    def _why_no_starts(self, row: PromptRow) -> str | None:
+        return why_no_starts(self.sampler, self.spec, row.num_frames, first_frames(row, self.spec.fps))
 
     def lengths(self, num_last: int = 1000) -> tuple[Counter[int], Sequence[int]]:
         """How many rows there are of each length, in frames, and the lengths of the last ones, in order.

@@ -13,7 +13,7 @@ from miga.outside_data import OutsideDataError, parse_toml
 from pipeline.config import RunConfig, override, parse_config, read_toml
 
 FOLDER: Final = Path(__file__).parent.parent / "configs"
-GRIDS: Final = ("ablate", "ablate-guidance")
+GRIDS: Final = ("ablate", "ablate-guidance", "ablate-flex")
 """Files there that are grids of `miga ablate`, and no configs of a run."""
 
 _KEY: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)

@@ -118,6 +118,16 @@ class BackboneSpec:
             )
         return whole + 1
 
+    def latent_at(self, frame: int) -> int:
+        """The latent that a frame, counted from 0, is decoded from; of a chain, in the clip that it is shown of."""
+        if self.clips is None:
+            return max(0, -(-(frame + 1 - self.frames_first_latent) // self.frames_per_latent))
+        clips, clip_frames = self.clips, self._decoded(self.clips.num_latents)
+        clip, within = divmod(frame - (clip_frames - clips.drop_tail), clip_frames - clips.overlap)
+        if clip < 0:
+            return replace(self, clips=None).latent_at(frame)
+        return (clip + 1) * clips.num_latents + replace(self, clips=None).latent_at(within + clips.drop_head)
+
     def num_frames(self, num_latents: int) -> int:
         """Frames that `num_latents` latents decode to; of a chain, those of whole clips."""
         if self.clips is None:

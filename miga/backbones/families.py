@@ -9,6 +9,7 @@ from miga.backbones.family import Family
 from miga.backbones.own import FAMILY as OWN
 from miga.backbones.simulated.family import SimulatedFamily
 from miga.backbones.sprites.family import FAMILY as SPRITES
+from miga.backbones.sprites.family import TRAINED_ON_FAMILY as SPRITES_CAUSAL
 from miga.backbones.videocrafter2.family import FAMILY as VIDEOCRAFTER2
 from miga.backbones.wan.family import FAMILY as WAN
 from miga.entry_points import registered
@@ -23,7 +24,7 @@ def _with_published_models() -> dict[str, Family]:
     return {WAN.name: WAN, **found}
 
 
-_OURS: Final = (SimulatedFamily(_with_published_models), OWN, SPRITES, VIDEOCRAFTER2, WAN)
+_OURS: Final = (SimulatedFamily(_with_published_models), OWN, SPRITES, SPRITES_CAUSAL, VIDEOCRAFTER2, WAN)
 """In the order in which they are asked. Wan is last: it takes what nobody claims, and says what is wrong with it."""
 
 

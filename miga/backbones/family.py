@@ -222,13 +222,16 @@ class Family(ABC):
         """Names of the scores that `meter` reads off frames: those of a world that is known exactly; else none."""
         return ()
 
-    def meter(self, spec: BackboneSpec, prompts: Sequence[str], num_frames: int) -> FrameMeter | None:
+    def meter(
+        self, spec: BackboneSpec, prompts: Sequence[str], num_frames: int, prompt_frames: Sequence[int] = ()
+    ) -> FrameMeter | None:
         """What reads a video's scores off its frames as they come; None where it cannot, as of unknown prompts.
 
         Args:
             spec: of the model.
             prompts: of the video, in turn.
             num_frames: of the video.
+            prompt_frames: frame at which each prompt begins; empty: they have even shares. Given only if not.
         """
         return None
 

@@ -25,13 +25,26 @@ def scenes_of(prompts: Sequence[str]) -> list[Scene] | None:
 
 
 def wanted_scenes(
-    scenes: Sequence[Scene], num_frames: int, *, frames_first_latent: int, frames_per_latent: int
+    scenes: Sequence[Scene],
+    num_frames: int,
+    *,
+    frames_first_latent: int,
+    frames_per_latent: int,
+    prompt_frames: Sequence[int] = (),
 ) -> list[Scene]:
-    """The scene that each frame is to show: prompts take turns by latents, shared out evenly (MIGA A.3, Eq. A3)."""
+    """The scene that each frame is to show: prompts take turns by latents.
+
+    They have even shares (MIGA A.3, Eq. A3), or begin with the latents of `prompt_frames`.
+    """
     num_latents = 1 + -(-(num_frames - frames_first_latent) // frames_per_latent)
+
+    def latent_at(frame: int) -> int:
+        return max(0, -(-(frame + 1 - frames_first_latent) // frames_per_latent))
+
     track = PromptTrack.spread(scenes, num_latents)
-    latents = (max(0, -(-(frame + 1 - frames_first_latent) // frames_per_latent)) for frame in range(num_frames))
-    return [scenes[track.index(latent)] for latent in latents]
+    if prompt_frames:
+        track = PromptTrack(scenes, starts=tuple(map(latent_at, prompt_frames)))
+    return [scenes[track.index(latent_at(frame))] for frame in range(num_frames)]
 
 
 class SpriteMeter:

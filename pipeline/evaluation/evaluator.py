@@ -186,6 +186,7 @@ class Evaluator:
             form.num_frames,
             frames_first_latent=spec.frames_first_latent,
             frames_per_latent=spec.frames_per_latent,
+            prompt_frames=video.prompt_frames,
         )
         clip_frames = spec.frames_first_latent + (spec.window - 1) * spec.frames_per_latent
         return {SPRITES: SpriteMeter(wanted, clip_frames)}

@@ -16,7 +16,7 @@ from pipeline.prompts.read import read_prompts
 from pipeline.records.manifest import Manifest
 from pipeline.records.references import video_name
 from pipeline.records.run_folder import RUN_FILE, read_run
-from pipeline.rows import PromptRow
+from pipeline.rows import PromptRow, first_frames
 from pipeline.storage.base import Storage
 from pipeline.storage.local import LocalStorage
 from pipeline.video import read_form
@@ -37,6 +37,7 @@ class Video:
         id: the row's, or the file's name.
         path: in the storage of OUT; of a folder, the file's name.
         prompts: that it was made of; none if they are not known.
+        prompt_frames: at which each of them begins; empty: they have even shares.
         seed: that it was made with, if known.
         sha256: of the file, if known.
         form: if the manifest has it; else it is looked at.
@@ -47,6 +48,7 @@ class Video:
     id: str
     path: str
     prompts: tuple[str, ...] = ()
+    prompt_frames: tuple[int, ...] = ()
     seed: int | None = None
     sha256: str | None = None
     form: VideoForm | None = None
@@ -119,6 +121,7 @@ def _of_run(storage: Storage, limit: int | None) -> Videos:
                 id=row.id,
                 path=f"video/{row.shard:05d}/{video_name(row)}",
                 prompts=row.prompts,
+                prompt_frames=first_frames(row, row.fps or 0.0),
                 seed=row.seed,
                 sha256=row.sha256,
                 form=None if None in known else VideoForm(*known),  # type: ignore[arg-type]

@@ -45,7 +45,9 @@ _MAX_HEADER_BYTES: Final = 16 << 20
 _CHUNK_FIELDS: Final = (1, 3, 4, 5, 7, 9)
 """Of a column's description: type, path, codec, values, bytes, first page."""
 
-NEEDED: Final = ("prompt", "id", "seed", "num_frames", "negative_prompt", "image", "last_image")
+NEEDED: Final = (
+    "prompt", "id", "seed", "num_frames", "negative_prompt", "image", "last_image", "prompt_frames", "prompt_times",
+)  # fmt: skip
 
 CheckColumns = Callable[[str, Sequence[str]], None]
 

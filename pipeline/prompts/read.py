@@ -12,6 +12,8 @@ the others go on. What a row may hold:
   at all (`.csv` cannot say that).
 - `image`, `last_image`: a picture that the video begins, or ends, with: a path, from the prompt file's folder on, or
   an address. The file is read, and refused by name if it is none (`miga/pictures.py`).
+- `prompt_frames` or `prompt_times`: of several prompts in turn the frame, or the second, at which each begins; without
+  them, prompts have even shares.
 - everything else goes into `metadata`, as JSON, and never keeps a row from being made: NaN becomes null; infinities,
   bytes (base64), times, and whatever else JSON or Python has no value for become text, half a character its escape;
   what is too large becomes a sentence with its size and, where it was read, its SHA-256.
@@ -42,6 +44,8 @@ from pipeline.prompts.files import AsWritten, Record, count_records, read_record
 from pipeline.prompts.images import COLUMNS, RowImages
 from pipeline.prompts.seen_ids import RowBits, SeenIds
 from pipeline.prompts.source import PromptFile, look_at
+from pipeline.prompts.starts import COLUMNS as START_COLUMNS
+from pipeline.prompts.starts import read_starts
 from pipeline.rows import SEED_LIMIT, BadRow, PromptRow, canonical_json
 
 MAX_METADATA_BYTES: Final = 1 << 20
@@ -49,7 +53,7 @@ MAX_DEPTH: Final = 32
 MAX_NUM_FRAMES: Final = 2**31 - 1
 
 
-_COLUMNS: Final = ("prompt", "id", "seed", "num_frames", "negative_prompt", *COLUMNS)
+_COLUMNS: Final = ("prompt", "id", "seed", "num_frames", "negative_prompt", *COLUMNS, *START_COLUMNS)
 _INVISIBLE: Final = frozenset("\u2800\u3164\u115f\u1160\uffa0")
 _INVISIBLE_CATEGORIES: Final = frozenset(("Cc", "Cf", "Zs", "Zl", "Zp", "Mn"))
 _WHOLE: Final = re.compile(r"[+-]?[0-9]{1,400}", re.ASCII)
@@ -62,6 +66,7 @@ _LARGE_COLUMN_BYTES: Final = 1000
 
 
 CheckPrompt: TypeAlias = Callable[[str], str | None]
+CheckStarts: TypeAlias = Callable[[PromptRow], str | None]
 
 
 @runtime_checkable
@@ -81,6 +86,7 @@ def read_prompts(
     limit: int | None = None,
     check_num_frames: Callable[[int], str | None] | None = None,
     check_prompt: CheckPrompt | None = None,
+    check_starts: CheckStarts | None = None,
     read_ahead: int = 1,
     images: RowImages | None = None,
 ) -> Iterator[PromptRow | BadRow]:
@@ -94,6 +100,7 @@ def read_prompts(
         check_num_frames: says why a length cannot be made, such as which lengths the VAE makes.
         check_prompt: says why a prompt cannot be used, such as that it has more tokens than the text encoder takes. One
             with a method `many` is asked about all prompts of the rows read ahead at once.
+        check_starts: says why the prompts of a row cannot begin where it says they do.
         read_ahead: rows read at once.
         images: reads the pictures that rows name; None: nobody looks at them, and rows have no digests of them.
 
@@ -106,7 +113,7 @@ def read_prompts(
     first = next(records, None)
     if first is None:
         raise InputError(f"{file.path} holds no rows", "write at least one prompt into it")
-    judge = _Judge(seed, num_frames, check_num_frames, check_prompt, images)
+    judge = _Judge(seed, num_frames, check_num_frames, check_prompt, images, check_starts)
     from_first: Iterator[Record] = itertools.chain((first,), records)
     if read_ahead > 1 and isinstance(check_prompt, ManyPromptsCheck):
         from_first = judge.looked_at_ahead(from_first, read_ahead, check_prompt)
@@ -133,8 +140,10 @@ class _Judge:
         check_num_frames: Callable[[int], str | None] | None,
         check_prompt: CheckPrompt | None,
         images: RowImages | None,
+        check_starts: CheckStarts | None,
     ) -> None:
         self._images = images
+        self._check_starts = check_starts or _accept
         self._seed = seed
         self._num_frames = num_frames
         self._check_num_frames = check_num_frames or _accept
@@ -179,7 +188,7 @@ class _Judge:
         own_seed = _whole(fields.get("seed"), "seed", record.is_text)
         if own_seed is not None and not 0 <= own_seed < SEED_LIMIT:
             raise BadRowError(f"seed {_cut(own_seed)} is not in 64 bits", f"use 0 to {SEED_LIMIT - 1}")
-        return PromptRow(
+        row = PromptRow(
             index=index,
             id=row_id,
             prompts=prompts,
@@ -189,11 +198,15 @@ class _Judge:
             metadata=_metadata(fields),
             source=record.source,
             **self._pictures(fields),
+            **read_starts(fields, len(prompts)),
         )
+        if (row.prompt_frames or row.prompt_times) and (reason := self._check_starts(row)):
+            raise BadRowError(reason)
+        return row
 
-    def _pictures(self, fields: Mapping[str, Any]) -> dict[str, str | None]:
+    def _pictures(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The pictures that a row names, and their digests."""
-        found: dict[str, str | None] = {}
+        found: dict[str, Any] = {}
         for column in COLUMNS:
             name = _text_or_none(fields.get(column), column)
             found[column] = name

@@ -66,6 +66,8 @@ _COLUMNS: Final[tuple[tuple[str, Any, str], ...]] = (
     ("image_sha256", pa.string(), "of its file, hex"),
     ("last_image", pa.string(), "picture that the video ends with; null without one"),
     ("last_image_sha256", pa.string(), "of its file, hex"),
+    ("prompt_frames", _list_of(pa.int64()), "frame at which each prompt begins, as the row says; empty: not said so"),
+    ("prompt_times", _list_of(pa.float64()), "the same in seconds; both empty: even shares"),
     ("seed", pa.uint64(), "null if the row's could not be read"),
     ("profile", pa.string(), "named sampler settings"),
     ("model", pa.string(), "name or folder"),
@@ -120,7 +122,9 @@ SCHEMA: Final = pa.schema(
 )
 """The columns, the same in every file of every run, each with its `description`."""
 
-LATER_COLUMNS: Final = frozenset({"quality", "image", "image_sha256", "last_image", "last_image_sha256"})
+LATER_COLUMNS: Final = frozenset(
+    {"quality", "image", "image_sha256", "last_image", "last_image_sha256", "prompt_frames", "prompt_times"}
+)
 """Those that files of earlier versions lack; they are null there."""
 
 SIDECAR_NAME: Final = re.compile(r"(\d{8,18})-([0-9a-f]{16})(?:-(\d{1,3}))?\.json", re.ASCII)

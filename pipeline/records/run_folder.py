@@ -71,6 +71,7 @@ _STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 _ASKED: Final = (
     "negative_prompt", "seed", "num_frames", "image", "image_sha256", "last_image", "last_image_sha256",
+    "prompt_frames", "prompt_times",
 )  # fmt: skip
 """Columns of the manifest that a row of the prompt file says."""
 
@@ -152,6 +153,8 @@ class RunRecord:
             self.model_revision,
             row.image_sha256,
             row.last_image_sha256,
+            row.prompt_frames,
+            row.prompt_times,
         )
 
     def columns(self, row: PromptRow | BadRow, key: str) -> dict[str, Any]:

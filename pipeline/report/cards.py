@@ -77,17 +77,27 @@ def prompts_of(row: Mapping[str, Any]) -> list[str]:
 def prompt_spans(row: Mapping[str, Any]) -> list[tuple[int, int, int, int]]:
     """For each prompt of several in turn: its first latent and the one after its last, and so for frames.
 
-    Latents are shared out evenly, as `PromptTrack.spread` does; a latent but the first makes
-    `(num_frames - 1) / (num_latents - 1)` frames, the first makes one (a causal video VAE).
+    Latents are shared out evenly, as `PromptTrack.spread` does, unless the row says where prompts begin; a latent but
+    the first makes `(num_frames - 1) / (num_latents - 1)` frames, the first makes one (a causal video VAE).
     """
     prompts, latents, frames = prompts_of(row), row.get("num_latents") or 0, row.get("num_frames") or 0
     if len(prompts) < 2 or not latents:
         return []
+    per_latent = (frames - 1) / (latents - 1) if latents > 1 else 1
+    if given := _first_frames(row, len(prompts)):
+        bounds, at = [*(min(math.ceil(frame / per_latent), latents) for frame in given), latents], [*given, frames]
+        return [(*bounds[index : index + 2], *at[index : index + 2]) for index in range(len(prompts))]  # type: ignore[misc]
     each = row.get("latents_per_prompt") or max(Fraction(1), Fraction(latents, len(prompts)))
     bounds = [min(math.ceil(index * each), latents) for index in range(len(prompts))] + [latents]
-    per_latent = (frames - 1) / (latents - 1) if latents > 1 else 1
     at = [round(1 + (bound - 1) * per_latent) if bound else 0 for bound in bounds]
     return [(*bounds[index : index + 2], *at[index : index + 2]) for index in range(len(prompts))]  # type: ignore[misc]
+
+
+def _first_frames(row: Mapping[str, Any], num_prompts: int) -> list[int]:
+    """Frames at which prompts begin, where the row says so."""
+    frames, times, fps = items(row, "prompt_frames"), items(row, "prompt_times"), row.get("fps") or 0
+    found = [round(each) for each in frames] or [round(each * fps) for each in times]
+    return found if len(found) == num_prompts else []
 
 
 def _final_latents(row: Mapping[str, Any], num_chunks: int) -> list[float]:

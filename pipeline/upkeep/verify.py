@@ -399,6 +399,8 @@ def difference(asked: PromptRow | BadRow, row: ManifestRow, record: RunRecord) -
     if row.seed is not None:  # the model refused the row otherwise: it was never asked for as a video
         pairs["negative_prompt"] = (asked.negative_prompt, row.negative_prompt)
         pairs["image"] = (asked.image, row.image)
+        pairs["prompt_frames"] = (asked.prompt_frames, row.prompt_frames)
+        pairs["prompt_times"] = (asked.prompt_times, row.prompt_times)
         pairs["last_image"] = (asked.last_image, row.last_image)
         if row.seed not in seeds_of(asked.seed, record.settings.quality):
             pairs["seed"] = (asked.seed, row.seed)

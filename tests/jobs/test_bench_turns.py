@@ -32,6 +32,11 @@ def test_a_change_that_takes(late: int) -> None:
     assert (values["first named"], values["then named"], values["open stays"]) == (1.0, 1.0, 1.0)
     assert values["frames to change"] == max(0, late - 4), "when 12 of the next 16 frames show it"
     assert values["residual"] < 0.02
+    shares = [values[f"{name}, {ordinal} block"] for ordinal in ("2nd", "4th") for name in ("colour", "ground")]
+    assert shares[0] == pytest.approx(1.0 if late == 0 else 11 / 12)
+    assert shares[2] == 1.0
+    assert math.isnan(shares[1])
+    assert math.isnan(shares[3]), "the ground is left open"
 
 
 def test_a_change_that_does_not() -> None:

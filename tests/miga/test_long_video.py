@@ -101,6 +101,11 @@ def test_what_cannot_be_is_refused_before_any_work(pipe: LongVideoPipeline, tiny
         ({"frames_per_prompt": float("nan")}, "frames_per_prompt nan cannot be"),
         ({"frames_per_prompt": float("inf")}, "frames_per_prompt inf cannot be"),
         ({"frames_per_prompt": "9"}, "frames_per_prompt '9' cannot be"),
+        ({"frames_per_prompt": 9, "prompt_frames": [0]}, "frames_per_prompt and prompt_frames are both given"),
+        ({"prompt_frames": [0, 20]}, "prompt_frames [0, 20] cannot be of 1 prompts"),
+        ({"prompt_frames": 20}, "prompt_frames 20 cannot be of 1 prompts"),
+        ({"prompt_frames": [3]}, "prompt_frames [3] do not rise from 0 on"),
+        ({"prompt": None, "prompts_in_turn": ["a", "b"], "prompt_frames": [0, 61]}, "too late in a video of 61"),
     ],
 )
 def test_arguments_that_cannot_be(pipe: LongVideoPipeline, arguments: dict[str, Any], message: str) -> None:

@@ -90,6 +90,18 @@ def test_the_grid_of_long_range_guidance_is_possible() -> None:
                 resolve_config(setting.profile, other, setting.sampler)
 
 
+def test_the_grid_of_flex_switches_each_part_by_itself() -> None:
+    grid = load_grid(ROOT / "jobs" / "configs" / "ablate-flex.toml")
+    assert {row.setting for table in grid.tables for row in table.rows} == set(grid.settings)
+    spec = load_spec("sprites")
+    resolved = {name: resolve_config("flex-like", spec, setting.sampler) for name, setting in grid.settings.items()}
+    assert merge_settings({name: sampler.to_dict() for name, sampler in resolved.items()}).keys() == resolved.keys()
+    for row in grid.tables[0].rows:
+        values = resolved[row.setting].to_dict()
+        switches = [values["rope_scale"] != 1.0, values["antiphase"] != 0.0, values["sink_latents"] > 0]
+        assert switches == [cell == "x" for cell in row.cells]
+
+
 def test_tables_are_chosen_by_name_with_the_settings_they_show() -> None:
     values = grid_values()
     values["tables"].append({**values["tables"][0], "name": "A1", "rows": values["tables"][0]["rows"][:1]})

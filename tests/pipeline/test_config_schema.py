@@ -21,7 +21,7 @@ from pipeline.config_schema import attribute_texts, config_schema
 jsonschema = pytest.importorskip("jsonschema")
 
 ROOT = Path(__file__).parents[2]
-GRIDS = {"ablate.toml", "ablate-guidance.toml"}
+GRIDS = {"ablate.toml", "ablate-guidance.toml", "ablate-flex.toml"}
 SHIPPED = [
     *sorted(path for path in (ROOT / "jobs" / "configs").glob("*.toml") if path.name not in GRIDS),
     ROOT / "infra" / "run.toml",

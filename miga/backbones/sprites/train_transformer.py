@@ -153,7 +153,9 @@ class EncodedClips:
 
 
 @torch.no_grad()
-def encode_clips(vae: AutoencoderKLWan, num_clips: int, seed: int, folder: Path) -> EncodedClips:
+def encode_clips(
+    vae: AutoencoderKLWan, num_clips: int, seed: int, folder: Path, num_frames: int = NUM_FRAMES
+) -> EncodedClips:
     """Random training clips, encoded; they are kept in `folder`, a file for `CHUNK` of them, and read from there."""
     folder.mkdir(parents=True, exist_ok=True)
     chunks = []
@@ -161,7 +163,7 @@ def encode_clips(vae: AutoencoderKLWan, num_clips: int, seed: int, folder: Path)
         file = folder / f"{number:05d}.pt"
         if not file.exists():
             temporary = file.with_suffix(".tmp")
-            torch.save(_encode_chunk(vae, step_rng(seed, "clips", number)), temporary)
+            torch.save(_encode_chunk(vae, step_rng(seed, "clips", number), num_frames), temporary)
             os.replace(temporary, file)
         chunks.append(torch.load(file, weights_only=True))
     return EncodedClips(
@@ -172,14 +174,14 @@ def encode_clips(vae: AutoencoderKLWan, num_clips: int, seed: int, folder: Path)
     )
 
 
-def _encode_chunk(vae: AutoencoderKLWan, rng: np.random.Generator) -> dict[str, Any]:
+def _encode_chunk(vae: AutoencoderKLWan, rng: np.random.Generator, num_frames: int) -> dict[str, Any]:
     scenes = training_scenes()
     mean, std = (torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
     chunk: dict[str, Any] = {"x": [], "scenes": [], "textures": [], "companions": []}
     for index in rng.integers(len(scenes), size=CHUNK):
         scene = scenes[int(index)]
         placement, details = Placement.random(rng), Details.random(scene, rng)
-        clip = clips_to_tensor(render_detailed(scene, placement, details, NUM_FRAMES)[None]).to(vae.device)
+        clip = clips_to_tensor(render_detailed(scene, placement, details, num_frames)[None]).to(vae.device)
         with torch.autocast(vae.device.type, dtype=torch.bfloat16):
             z = vae.encode(clip).latent_dist.mode()
         chunk["x"].append(((z.float().cpu() - mean) / std).half())

@@ -26,6 +26,7 @@ from miga.methods.causal.noise import AntiphaseNoise
 from miga.methods.causal.positions import Places, absolute, anchored, cut, frequencies_of, relative
 from miga.methods.causal.settings import CausalSettings, SwitchAction
 from miga.methods.causal.slots import Compressed, EmaSink, Policy, SlotTable, Window, flush
+from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
 from miga.schedule import NUM_TRAIN_TIMESTEPS
 
@@ -158,7 +159,9 @@ class Causal:
     # ---- Course ----
 
     def start(self, clean_FCHW: torch.Tensor | None) -> CausalState:
-        """Nothing is made; or the video begins with given clean latents, which are whole blocks."""
+        """Nothing is made; or the video begins with given clean latents, which are whole blocks, or with a picture."""
+        if clean_FCHW is None and self.begin.pictures is not None:
+            clean_FCHW = self.begin.pictures.anchor()
         if clean_FCHW is None:
             return CausalState(0)
         if self.config.rolling or self.config.lengths_near(len(clean_FCHW)):
@@ -288,7 +291,7 @@ class Causal:
         call = self._clean_call(memory, places, (-1,) * num_unseen + tuple(table.slots[sink:]), slots)
         assert call is not None
         queue = FrameQueue(x_FCHW, torch.zeros(len(own), dtype=torch.int64), {}, own.start)
-        prompts = replace(self.stepper.prompts, conditions=[self.stepper.prompts.at(first)], latents_per_prompt=1)
+        prompts = PromptTrack([self.stepper.prompts.at(first)])
         stepper = replace(self.stepper.in_part(CLEAN), prompts=prompts)
         stepper.show_cached(queue, replace(call, num_unseen=num_unseen))
 

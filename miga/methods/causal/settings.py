@@ -215,15 +215,34 @@ class CausalSettings(SamplerConfig):
             seen += own * (own + others) + self.block * (self.block + clean)
         return shown, seen
 
-    def num_switch_calls(self, num_latents: int, num_prompts: int) -> int:
-        """Calls that the changes of prompt take beside those of the blocks."""
-        return 0 if self.on_switch != "recache" else len(self._switches(num_latents, num_prompts))
+    def num_switch_calls(self, num_latents: int, num_prompts: int, starts: tuple[int, ...] = ()) -> int:
+        """See `SamplerConfig.num_switch_calls`: a re-cache is one."""
+        if self.on_switch != "recache":
+            return 0
+        latents = starts[1:] or [-(-number * num_latents // num_prompts) for number in range(1, num_prompts)]
+        return len({first for latent in latents if (first := self.first_under(latent)) < num_latents})
 
-    def _switches(self, num_latents: int, num_prompts: int) -> set[int]:
-        from_latent = [-(-number * num_latents // num_prompts) for number in range(1, num_prompts)]
+    @property
+    def why_no_picture(self) -> str:
+        """See `SamplerConfig.why_no_picture`: a picture is a latent, and stands where a block does."""
+        if self.rolling:
+            return f"profile {self.profile!r} rolls blocks over the video, and begins with noise"
+        if (self.first_block or self.block) == 1:
+            return ""
+        return (
+            f"profile {self.profile!r} begins with a block of {self.first_block or self.block} latents, and a picture "
+            f"is one: set first_block = 1 in [sampler] (videos are 1 + {self.block}k latents then)"
+        )
+
+    @property
+    def num_calls_for_picture(self) -> int:
+        """See `SamplerConfig.num_calls_for_picture`: its latent is shown clean, and that is all."""
+        return len(self.first_timesteps or self.timesteps)
+
+    def first_under(self, latent: int) -> int:
+        """See `SamplerConfig.first_under`: a block is made under one prompt, that of its first latent."""
         head = self.first_block or self.block
-        starts = {head + max(0, -(-(latent - head) // self.block)) * self.block for latent in from_latent}
-        return {start for start in starts if start < num_latents}
+        return 0 if latent <= 0 else head + max(0, -(-(latent - head) // self.block)) * self.block
 
 
 _WAN_STEPS: Final = (1000, 750, 500, 250)

@@ -50,6 +50,10 @@ class ChainSettings(SamplerConfig):
         head, tail = (self.num_overlap, 0) if is_head else (0, self.num_overlap)
         return ClipLayout(self.window, head, tail, truncates=self.hand_over == "truncate")
 
+    def first_under(self, latent: int) -> int:
+        """See `SamplerConfig.first_under`: a clip is made under one prompt."""
+        return -(-latent // self.window) * self.window
+
     def check(self) -> None:
         """See `SamplerConfig.check`."""
         most = self.window - 1  # a clip has more frames than latents

@@ -102,6 +102,7 @@ def test_only_the_table_imports_a_family() -> None:
         ("jobs.commands.convert", "videocrafter2"),
         ("jobs.commands.convert", "wan"),
         ("jobs.train_sprites", "sprites"),
+        ("jobs.train_sprites_causal", "sprites"),
         ("jobs.held_out_prompts", "sprites"),
         ("jobs.benches.model", "sprites"),
         ("jobs.benches.drift", "sprites"),
@@ -112,7 +113,7 @@ def test_only_the_table_imports_a_family() -> None:
         ("miga.metrics.sprites", "sprites"),
         *(
             (f"miga.backbones.sprites.{file}", "wan")
-            for file in ("evaluate", "family", "train_transformer", "train_vae")
+            for file in ("evaluate", "family", "train_causal", "train_transformer", "train_vae")
         ),
     }
     assert found == of_one_model | {("miga.backbones.families", room) for room in rooms}

@@ -106,6 +106,49 @@ class CausalWan:
         x_BFTD = (transformer.norm_out(x_BFTD.float()) * (1 + scale) + shift).type_as(x_BFTD)
         return self._pixels(transformer.proj_out(x_BFTD), x_BFCHW.shape).float()
 
+    def masked(
+        self,
+        x_BFCHW: torch.Tensor,
+        timestep_BF: torch.Tensor,
+        position_F: torch.Tensor,
+        may_see_FF: torch.Tensor | None,
+        text_BLD: torch.Tensor,
+        num_text_tokens: int,
+    ) -> torch.Tensor:
+        """The velocity `[B, F, C, H, W]`, float32, of latents that see each other by a mask, without any cache.
+
+        Gradients flow: it is what causal weights are trained with. A latent that sees clean latents at time step 0 is
+        what a call before a cache of them gives.
+
+        Args:
+            x_BFCHW: the latents.
+            timestep_BF: the time step of each.
+            position_F: of each in time.
+            may_see_FF: whether a latent (row) sees another (column); None: all see all.
+            text_BLD: a prompt's embedding for every video, padded with zeros.
+            num_text_tokens: that texts are padded to with zeros, which take part.
+        """
+        transformer = self.transformer
+        x_BFTD = self._patches(x_BFCHW)
+        temb_BFD, modulation = time_of(transformer, timestep_BF.double(), x_BFTD)
+        text = text_of(transformer, text_BLD, num_text_tokens)
+        config, tokens = transformer.config, x_BFTD.shape[2]
+        rows, columns = (size // patch for size, patch in zip(x_BFCHW.shape[-2:], config.patch_size[1:], strict=True))
+        time_K = frequencies(axis_channels(config.attention_head_dim)[0])
+        rope = Rope.of(config.attention_head_dim, rows, columns, time_K[None, None], x_BFTD.device, torch.float32)
+        turns = rope.turns(0, position_F.double())
+        mask = None
+        if may_see_FF is not None:
+            mask = may_see_FF.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1).to(x_BFTD.device)
+        for block, of_layer in zip(transformer.blocks, text, strict=True):
+            query, key, value, gates = before_attention(block, x_BFTD, modulation)
+            query, key, value = (each.transpose(1, 2) for each in (turned(query, turns), turned(key, turns), value))
+            out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            x_BFTD = behind_attention(block, x_BFTD, out.transpose(1, 2), gates, of_layer)
+        shift, scale = (transformer.scale_shift_table + temb_BFD[:, :, None]).chunk(2, dim=2)
+        x_BFTD = (transformer.norm_out(x_BFTD.float()) * (1 + scale) + shift).type_as(x_BFTD)
+        return self._pixels(transformer.proj_out(x_BFTD), x_BFCHW.shape).float()
+
     # ---- around the blocks ----
 
     def _patches(self, x_BFCHW: torch.Tensor) -> torch.Tensor:
@@ -123,18 +166,7 @@ class CausalWan:
 
     def _time(self, timesteps: Sequence[float], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings `[1, F, D]` and their modulation `[1, F, 1, 6, D]` of every latent's time step."""
-        embedder = self.transformer.condition_embedder
-        half = self.transformer.config.freq_dim // 2
-        scale_K = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float64) / half)
-        angle_FK = torch.tensor(timesteps, dtype=torch.float64)[:, None] * scale_K
-        waves = torch.cat([angle_FK.cos(), angle_FK.sin()], dim=1)
-        weight = embedder.time_embedder.linear_1.weight
-        dtype = (
-            weight.dtype if weight.dtype.itemsize > 1 else like.dtype
-        )  # of layers kept in 8 bits: what they compute in
-        temb = embedder.time_embedder(waves.to(like.device, dtype)).type_as(like)
-        projected = embedder.time_proj(embedder.act_fn(temb))
-        return temb[None], projected.unflatten(1, (1, 6, -1))[None]
+        return time_of(self.transformer, torch.tensor(timesteps, dtype=torch.float64)[None], like)
 
     def _text(
         self, cache: KvCache, texts_LD: Sequence[torch.Tensor], num_text_tokens: int
@@ -142,21 +174,8 @@ class CausalWan:
         """Keys and values of the prompts in every layer; computed when they change, once for all calls till then."""
         if cache.text is not None and all(old is new for old, new in zip(cache.text[0], texts_LD, strict=True)):
             return cache.text[1]
-        transformer = self.transformer
         text_BLD = torch.nn.utils.rnn.pad_sequence(list(texts_LD), batch_first=True)
-        is_compact = has_compact_padding(transformer)
-        if not is_compact:
-            text_BLD = functional.pad(text_BLD, (0, 0, 0, num_text_tokens - text_BLD.shape[1]))
-        embedded_BLD = transformer.condition_embedder.text_embedder(text_BLD.to(transformer.device, transformer.dtype))
-        bias: tuple[torch.Tensor, ...] = ()
-        if is_compact:  # see `padding.py`
-            bias = (embedded_BLD[..., -1][:, None, None],)
-            embedded_BLD = embedded_BLD[..., :-1]
-        kept = []
-        for block in transformer.blocks:
-            attn = block.attn2
-            key, value = attn.norm_k(attn.to_k(embedded_BLD)), attn.to_v(embedded_BLD)
-            kept.append((*(each.unflatten(2, (attn.heads, -1)).transpose(1, 2) for each in (key, value)), *bias))
+        kept = text_of(self.transformer, text_BLD, num_text_tokens)
         cache.text = list(texts_LD), kept
         return kept
 
@@ -215,6 +234,42 @@ class CausalWan:
         )
         cache.write(layer, key, value, call.writes)
         return out_BNHD.type_as(query)
+
+
+def time_of(
+    transformer: WanTransformer3DModel, timestep_BF: torch.Tensor, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings `[B, F, D]` and their modulation `[B, F, 1, 6, D]` of every latent's time step, float64."""
+    embedder = transformer.condition_embedder
+    half = transformer.config.freq_dim // 2
+    scale_K = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float64, device=timestep_BF.device) / half)
+    angle_BFK = timestep_BF[..., None] * scale_K
+    waves = torch.cat([angle_BFK.cos(), angle_BFK.sin()], dim=-1)
+    weight = embedder.time_embedder.linear_1.weight
+    dtype = weight.dtype if weight.dtype.itemsize > 1 else like.dtype  # of layers kept in 8 bits: what they compute in
+    temb_BFD = embedder.time_embedder(waves.to(like.device, dtype)).type_as(like)
+    projected = embedder.time_proj(embedder.act_fn(temb_BFD))
+    return temb_BFD, projected.unflatten(2, (1, 6, -1))
+
+
+def text_of(
+    transformer: WanTransformer3DModel, text_BLD: torch.Tensor, num_text_tokens: int
+) -> list[tuple[torch.Tensor, ...]]:
+    """Keys and values of texts in every layer, and where padding is compact what is added to their logits."""
+    is_compact = has_compact_padding(transformer)
+    if not is_compact:
+        text_BLD = functional.pad(text_BLD, (0, 0, 0, num_text_tokens - text_BLD.shape[1]))
+    embedded_BLD = transformer.condition_embedder.text_embedder(text_BLD.to(transformer.device, transformer.dtype))
+    bias: tuple[torch.Tensor, ...] = ()
+    if is_compact:  # see `padding.py`
+        bias = (embedded_BLD[..., -1][:, None, None],)
+        embedded_BLD = embedded_BLD[..., :-1]
+    kept = []
+    for block in transformer.blocks:
+        attn = block.attn2
+        key, value = attn.norm_k(attn.to_k(embedded_BLD)), attn.to_v(embedded_BLD)
+        kept.append((*(each.unflatten(2, (attn.heads, -1)).transpose(1, 2) for each in (key, value)), *bias))
+    return kept
 
 
 @functools.cache

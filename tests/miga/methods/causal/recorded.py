@@ -185,17 +185,5 @@ def play(
     return Played(torch.cat(parts), spy, course, arrays)
 
 
-@dataclass(frozen=True)
-class SwitchedTrack(PromptTrack):
-    """Prompts that change at given latents."""
-
-    switches: tuple[int, ...] = ()
-
-    def index(self, latent: int) -> int:
-        if not self.switches:
-            return super().index(latent)
-        return sum(latent >= switch for switch in self.switches)
-
-
 def track(prompts: Sequence[Any], switches: Sequence[int]) -> PromptTrack:
-    return SwitchedTrack(prompts, 10_000, tuple(switches)) if switches else PromptTrack(prompts[:1], 1)
+    return PromptTrack(prompts[: len(switches) + 1], starts=(0, *switches) if switches else ())

@@ -228,6 +228,21 @@ def test_calls_of_changing_prompts_are_counted_exactly(num_prompts: int) -> None
     assert settings("infinity-rope").num_switch_calls(LENGTH, num_prompts) == 0
 
 
+def test_prompts_begin_with_the_first_block_from_their_latents_on() -> None:
+    """Latents 4 and 9 of blocks of three: blocks 6 and 9; what is made is made under those."""
+    config, texts = settings("longlive"), prompts(3)
+    sampler, _ = sampler_of(config, LENGTH, prompt_track=PromptTrack(texts, starts=(0, 4, 9)))
+    ours = made(sampler)
+    moved, _ = sampler_of(config, LENGTH, prompt_track=PromptTrack(texts, starts=(0, 6, 9)))
+    assert torch.equal(ours, made(moved))
+    alone, _ = sampler_of(config, LENGTH, prompt_track=PromptTrack(texts[:1]))
+    assert [float((ours[k] - each).abs().max()) > 0.0 for k, each in enumerate(made(alone)[:9])] == [
+        k >= 6 for k in range(9)
+    ]
+    assert sampler.num_calls == count_calls(config, LENGTH).total + 2
+    assert config.num_switch_calls(LENGTH, 3, (0, 4, 9)) == 2
+
+
 def test_operations_are_those_of_the_shapes() -> None:
     """The figures that were worked out by hand for Wan 1.3B at 480x832: TFLOP a block of 12 frames."""
     from miga.backbones.registry import load_spec

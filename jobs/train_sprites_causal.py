@@ -1,0 +1,106 @@
+"""Trains the embedded backbone on to few steps: `python -m jobs.train_sprites_causal`, causal, or for windows.
+
+Causal weights come by teacher forcing, then causal consistency distillation; `--kind window` distils alone, all latents
+of a window seeing each other. Every stage keeps its state under `--work-dir` and goes on from it when the command is
+run again. What comes out is a model's folder, and the difference that `--model sprites-causal` (or `sprites-few-step`)
+reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from safetensors.torch import load_file
+from transformers import T5TokenizerFast, UMT5EncoderModel
+
+from miga.backbones.sprites.difference import save_difference
+from miga.backbones.sprites.family import CHECKPOINT, DIFFERENCES, FEW_STEPS
+from miga.backbones.sprites.train_causal import BATCH, BLOCK, WINDOW, Examples, distil, train_teacher
+from miga.backbones.sprites.train_transformer import encode_clips
+from miga.backbones.sprites.training import pick_device
+
+_NAMES = {"causal": "sprites-causal", "window": "sprites-few-step"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains, and writes the folder and the difference."""
+    parser = argparse.ArgumentParser(prog="python -m jobs.train_sprites_causal", description=__doc__)
+    parser.add_argument("--base", type=Path, default=CHECKPOINT, help="checkpoint to train on from (%(default)s)")
+    parser.add_argument("--kind", choices=_NAMES, default="causal", help="whose few steps (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder to write, a model for --model (default: none)")
+    parser.add_argument("--difference", type=Path, help="file to write (default: the package's own)")
+    parser.add_argument("--work-dir", type=Path, default=Path("training-causal"), help="states and encoded clips")
+    parser.add_argument("--clips", type=int, default=1024, help="clips encoded (default: %(default)s)")
+    parser.add_argument("--latents", type=int, default=24, help="of a clip, whole blocks (default: %(default)s)")
+    parser.add_argument("--teacher-steps", type=int, default=2000, help="of teacher forcing (default: %(default)s)")
+    parser.add_argument("--distil-steps", type=int, default=1000, help="of distillation (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=BATCH, help="clips a step (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args(arguments)
+    if options.latents < WINDOW or options.latents % BLOCK:
+        parser.error(f"--latents {options.latents}: take {WINDOW} or more, a multiple of {BLOCK}")
+    if not (options.base / "transformer").is_dir():
+        parser.error(f"--base {options.base} is no model's folder: it has no transformer/")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    device, base, work = pick_device(options.device), options.base, options.work_dir
+    work.mkdir(parents=True, exist_ok=True)
+
+    vae = AutoencoderKLWan.from_pretrained(base, subfolder="vae").to(device, torch.float32).eval()
+    num_frames = 1 + 4 * (options.latents - 1)
+    clips = encode_clips(vae, options.clips, options.seed, work / f"clips-{options.latents}", num_frames)
+    del vae
+    encoder = UMT5EncoderModel.from_pretrained(base, subfolder="text_encoder", dtype=torch.float32)
+    examples = Examples(
+        clips,
+        encoder.to(device).eval().requires_grad_(False),
+        T5TokenizerFast.from_pretrained(base / "tokenizer"),
+        options.seed,
+        options.batch,
+        device,
+    )
+    transformer = WanTransformer3DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
+    transformer = transformer.to(device)
+    if options.kind == "causal":
+        transformer = train_teacher(transformer, examples, work / "teacher.pt", options.teacher_steps)
+    state_file = work / f"distil-{options.kind}.pt"
+    student = distil(options.kind, transformer, examples, state_file, options.distil_steps)
+
+    weights = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
+    file = options.difference or DIFFERENCES / f"{_NAMES[options.kind]}.safetensors"
+    before = load_file(base / "transformer" / "diffusion_pytorch_model.safetensors")
+    notes = {name: str(value) for name, value in vars(options).items() if name not in ("device", "threads")}
+    save_difference(file, before, weights, notes)
+    print(f"difference: {file}")
+    if options.out is not None:
+        write_folder(options.out, base, student, few_steps=options.kind == "window")
+        print(f"checkpoint: {options.out}")
+    return 0
+
+
+def write_folder(out: Path, base: Path, student: WanTransformer3DModel, *, few_steps: bool) -> None:
+    """A checkpoint's folder with another transformer, in half precision.
+
+    Args:
+        out: to write; the transformer of one that is there is replaced.
+        base: the checkpoint that all else is of.
+        student: the transformer.
+        few_steps: whether window methods take its few steps unless told otherwise.
+    """
+    shutil.copytree(base, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md"))
+    student.to("cpu", torch.float16).save_pretrained(out / "transformer")
+    if few_steps:
+        settings = json.loads((out / "miga.json").read_text())
+        settings["sampler"] = {**settings["sampler"], **FEW_STEPS}
+        (out / "miga.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

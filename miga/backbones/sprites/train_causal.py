@@ -1,0 +1,265 @@
+"""Makes the sprite world's denoiser causal and few-step, on from any checkpoint of it (`miga/training/causal.py`).
+
+The text encoder and the VAE stay what they are. Clips may be longer than the model's own: the scenes' world renders any
+length, and windows behind a sink need them.
+
+Legend: B clips, F latents, C channels, H, W cells, L text tokens, D text channels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from diffusers import WanTransformer3DModel
+from torch import nn
+
+from miga.backbones.sprites.train_transformer import EncodedClips, random_caption
+from miga.backbones.sprites.train_vae import training_scenes
+from miga.backbones.sprites.training import Schedule, step_rng, train
+from miga.backbones.wan.causal.network import CausalWan
+from miga.backbones.wan.padding import use_compact_padding
+from miga.backbones.wan.spec import NUM_TEXT_TOKENS
+from miga.training.causal import (
+    NUM_GRID,
+    Velocity,
+    block_sigmas,
+    consistency_loss,
+    grid_sigmas,
+    noised,
+    shown_latents,
+    teacher_forcing_mask,
+)
+
+Kind = Literal["causal", "window"]
+
+WINDOW: Final = 12
+"""Latents that a training window shows."""
+BLOCK: Final = 3
+BATCH: Final = 8
+FLOW_SHIFT: Final = 5.0
+GUIDANCE_SCALE: Final = 3.0
+"""Of the teacher's steps."""
+EMPTY_CAPTION_SHARE: Final = 0.02
+"""Share of clips without their caption in stage A: enough for guidance in stage B."""
+TARGET_DECAY: Final = 0.95
+"""Of the student's slow average."""
+TEACHER_RATE: Final = 2e-4
+STUDENT_RATE: Final = 1e-4
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What training steps are made of.
+
+    Attributes:
+        clips: encoded, all of one length of whole blocks.
+        text_encoder, tokenizer: of the checkpoint; not trained.
+        seed: of everything random.
+        batch: clips a step.
+        device: where it is trained.
+    """
+
+    clips: EncodedClips
+    text_encoder: Any
+    tokenizer: Any
+    seed: int
+    batch: int = BATCH
+    device: str | torch.device = "cpu"
+
+    def draw(self, stage: str, step: int, empty_share: float, chosen: Callable[[Any], float] | None) -> Batch:
+        """The batch of a step: the same whenever it is drawn.
+
+        Args:
+            stage: name of the stage.
+            step: which one.
+            empty_share: share of captions left empty.
+            chosen: chooses the window (`shown_latents`) by a generator; None: the clip's beginning.
+        """
+        rng, scenes, clips = step_rng(self.seed, stage, step), training_scenes(), self.clips
+        picked = [int(index) for index in rng.integers(len(clips.scenes), size=self.batch)]
+        captions = [
+            "" if rng.random() < empty_share else _caption(scenes[clips.scenes[at]], clips, at, rng) for at in picked
+        ]
+        choice = 0.0 if chosen is None else chosen(rng)
+        shown, learnt = shown_latents(clips.x_NCFHW.shape[2], WINDOW, BLOCK, choice)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        clean = clips.x_NCFHW[picked][:, :, shown].float().transpose(1, 2).contiguous()
+        noise = torch.randn(clean.shape, generator=generator)
+        return Batch(
+            clean.to(self.device), noise.to(self.device), self.texts(captions), self.texts([""] * self.batch),
+            learnt, generator, rng,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def texts(self, captions: list[str]) -> torch.Tensor:
+        """Their embeddings `[B, L, D]`, padded with zeros."""
+        tokens = self.tokenizer(captions, padding="longest", return_tensors="pt")
+        ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
+        return self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state * mask[..., None]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean windows `[B, F, C, H, W]`, noise of their shape, texts with and without captions, and what is random."""
+
+    clean: torch.Tensor
+    noise: torch.Tensor
+    text: torch.Tensor
+    no_text: torch.Tensor
+    learnt: list[int]
+    generator: torch.Generator
+    rng: np.random.Generator
+
+
+def _caption(scene: Any, clips: EncodedClips, index: int, rng: np.random.Generator) -> str:
+    return random_caption(scene, clips.textures[index], clips.companions[index], rng)
+
+
+class Windows:
+    """What a transformer predicts of noised windows: behind clean ones, or alone.
+
+    Args:
+        kind: "causal": a block sees the clean ones before it; "window": all latents see each other.
+        transformer: predicts.
+    """
+
+    def __init__(self, kind: Kind, transformer: WanTransformer3DModel) -> None:
+        self._kind, self._network = kind, CausalWan(transformer)
+        self._device_type = transformer.device.type
+        self._position_F = torch.arange(WINDOW, dtype=torch.float64)
+
+    def velocity(self, clean_BFCHW: torch.Tensor, text_BLD: torch.Tensor) -> Velocity:
+        """The velocity of noised windows, given the clean ones."""
+
+        def of(x_BFCHW: torch.Tensor, sigma_BF: torch.Tensor) -> torch.Tensor:
+            timestep_BF, position_F, mask_FF = 1000.0 * sigma_BF, self._position_F, None
+            if self._kind == "causal":
+                x_BFCHW = torch.cat([clean_BFCHW, x_BFCHW], 1)
+                timestep_BF = torch.cat([torch.zeros_like(timestep_BF), timestep_BF], 1)
+                position_F, mask_FF = position_F.repeat(2), teacher_forcing_mask(WINDOW, BLOCK)
+            position_F = position_F.to(x_BFCHW.device)
+            with torch.autocast(self._device_type, dtype=torch.bfloat16):
+                out = self._network.masked(x_BFCHW, timestep_BF, position_F, mask_FF, text_BLD, NUM_TEXT_TOKENS)
+            return out[:, -WINDOW:].float()
+
+        return of
+
+
+def train_teacher(
+    transformer: WanTransformer3DModel,
+    examples: Examples,
+    state_file: Path,
+    num_steps: int,
+    *,
+    stop_at: int | None = None,
+    learning_rate: float = TEACHER_RATE,
+) -> WanTransformer3DModel:
+    """Stage A: teacher forcing, in place; it goes on from `state_file` if that exists.
+
+    Args:
+        transformer: weights to begin from.
+        examples: to learn from.
+        state_file: where training is kept.
+        num_steps: of the learning rate's schedule.
+        stop_at: stop after so many of them.
+        learning_rate: its peak.
+    """
+    use_compact_padding(transformer)
+    windows = Windows("causal", transformer)
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        batch = examples.draw("teacher forcing", step, EMPTY_CAPTION_SHARE, _either_window)
+        draw_BN = torch.randn(len(batch.clean), WINDOW // BLOCK, generator=batch.generator).to(examples.device)
+        sigma_BF = block_sigmas(WINDOW, BLOCK, draw_BN)
+        velocity = windows.velocity(batch.clean, batch.text)(noised(batch.clean, batch.noise, sigma_BF), sigma_BF)
+        error = (velocity - (batch.noise - batch.clean))[:, batch.learnt]
+        loss = error.square().mean()
+        return loss, {"loss": float(loss.detach())}
+
+    schedule = Schedule(num_steps, learning_rate, num_warmup_steps=50)
+    train("teacher forcing", transformer, loss_of, schedule, state_file, muon=True, stop_at=stop_at)
+    return transformer.eval()
+
+
+def _either_window(rng: np.random.Generator) -> float:
+    """The clip's beginning in half of all steps: it is what every video begins with."""
+    return 0.0 if rng.random() < 0.5 else float(rng.random())
+
+
+class _Pair(nn.Module):
+    """The student and its slow average, which no gradient reaches; a state of both resumes exactly."""
+
+    def __init__(self, transformer: WanTransformer3DModel) -> None:
+        super().__init__()
+        self.student = transformer
+        self.target = copy.deepcopy(transformer).requires_grad_(False)
+
+    def follow(self, decay: float) -> None:
+        """Takes the average one step further."""
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.target.parameters()), list(self.student.parameters()), 1.0 - decay)
+
+
+def distil(
+    kind: Kind,
+    teacher: WanTransformer3DModel,
+    examples: Examples,
+    state_file: Path,
+    num_steps: int,
+    *,
+    stop_at: int | None = None,
+    learning_rate: float = STUDENT_RATE,
+) -> WanTransformer3DModel:
+    """Stage B: consistency distillation into a student of few steps; it goes on from `state_file` if that exists.
+
+    Args:
+        kind: whose windows, see `Windows`; of "causal" the teacher comes from stage A.
+        teacher: takes guided steps; not changed.
+        examples: to learn from.
+        state_file: where training is kept.
+        num_steps: of the learning rate's schedule.
+        stop_at: stop after so many of them.
+        learning_rate: its peak.
+
+    Returns:
+        The student's averaged weights.
+    """
+    use_compact_padding(teacher)
+    teacher.eval().requires_grad_(False)
+    pair = _Pair(copy.deepcopy(teacher).requires_grad_(True))
+    student, target, guide = (Windows(kind, each) for each in (pair.student, pair.target, teacher))
+    sigmas = grid_sigmas(FLOW_SHIFT).to(examples.device)
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        if step:
+            pair.follow(TARGET_DECAY)
+        batch = examples.draw(f"distil {kind}", step, 0.0, _either_window if kind == "causal" else None)
+        at_B = torch.from_numpy(batch.rng.integers(NUM_GRID, size=len(batch.clean))).to(examples.device)
+        sigma_B, next_B = sigmas[at_B], sigmas[at_B + 1]
+        x_BFCHW = noised(batch.clean, batch.noise, sigma_B[:, None].expand(batch.clean.shape[:2]))
+
+        def guided(x: torch.Tensor, sigma_BF: torch.Tensor) -> torch.Tensor:
+            texts = (batch.text, batch.no_text)
+            with_text, without = (guide.velocity(batch.clean, text)(x, sigma_BF) for text in texts)
+            return without + GUIDANCE_SCALE * (with_text - without)
+
+        loss = consistency_loss(
+            student.velocity(batch.clean, batch.text),
+            target.velocity(batch.clean, batch.text),
+            guided,
+            x_BFCHW,
+            sigma_B,
+            next_B,
+            batch.learnt,
+        )
+        return loss, {"loss": float(loss.detach())}
+
+    schedule = Schedule(num_steps, learning_rate, num_warmup_steps=20)
+    train(f"distil {kind}", pair, loss_of, schedule, state_file, ema_decay=0.99, muon=True, stop_at=stop_at)
+    return pair.student.eval()

@@ -1,0 +1,240 @@
+"""Causal training: who sees whom, against calls with a cache; what is learnt; losses that fall; what resumes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+
+from jobs.train_sprites_causal import main, write_folder
+from miga.backbones.registry import load_backbone, load_spec
+from miga.backbones.sprites import family
+from miga.backbones.sprites.difference import save_difference, with_difference
+from miga.backbones.sprites.family import CHECKPOINT, FEW_STEPS
+from miga.backbones.sprites.train_causal import Examples, distil, train_teacher
+from miga.backbones.sprites.train_transformer import (
+    TRANSFORMER_CONFIG,
+    EncodedClips,
+    build_text_encoder,
+    build_tokenizer,
+)
+from miga.backbones.wan.causal.network import CausalWan
+from miga.backbones.wan.padding import use_compact_padding
+from miga.backbones.wan.spec import NUM_TEXT_TOKENS
+from miga.cached_call import CachedCall
+from miga.cost import count_calls
+from miga.errors import ModelError
+from miga.profiles import resolve_config
+from miga.training.causal import (
+    block_sigmas,
+    consistency_loss,
+    grid_sigmas,
+    noised,
+    shown_latents,
+    teacher_forcing_mask,
+)
+from tests.miga.methods.causal.recorded import SHAPE, tiny_transformer
+
+
+def test_who_sees_whom() -> None:
+    mask = teacher_forcing_mask(6, 3)
+    clean = torch.tensor([[1, 1, 1, 0, 0, 0]] * 3 + [[1] * 6] * 3, dtype=torch.bool)
+    own = torch.block_diag(torch.ones(3, 3), torch.ones(3, 3)).bool()
+    before = torch.tensor([[0] * 6] * 3 + [[1, 1, 1, 0, 0, 0]] * 3, dtype=torch.bool)
+    assert torch.equal(mask, torch.cat([torch.cat([clean, torch.zeros(6, 6).bool()], 1), torch.cat([before, own], 1)]))
+
+
+@pytest.mark.parametrize("is_compact", [False, True])
+def test_a_noised_block_is_told_what_a_call_before_a_cache_is_told(is_compact: bool) -> None:
+    """Teacher forcing over nine latents, against the blocks one by one as a video is made."""
+    transformer = copy.deepcopy(tiny_transformer())
+    if is_compact:
+        use_compact_padding(transformer, 8)
+    network = CausalWan(transformer)
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(1, 9, *SHAPE, generator=generator) for _ in range(2))
+    text = torch.randn(5, 24, generator=generator)
+    sigma_BF = block_sigmas(9, 3, torch.randn(1, 3, generator=generator))
+    x = noised(clean, noise, sigma_BF)
+    position_F = torch.arange(9.0, dtype=torch.float64).repeat(2)
+    times = torch.cat([torch.zeros_like(sigma_BF), 1000.0 * sigma_BF], 1)
+    sequence = torch.cat([clean, x], 1)
+    found = network.masked(sequence, times, position_F, teacher_forcing_mask(9, 3), text[None], 8)[:, 9:]
+    cache = network.open_cache(9, SHAPE[1:])
+    for start in (0, 3, 6):
+        own, seen = tuple(range(start, start + 3)), tuple(range(start))
+        places: Any = {"positions": tuple(map(float, own)), "slots": seen, "slot_positions": tuple(map(float, seen))}
+        moments = tuple(float(each) for each in 1000.0 * sigma_BF[0, list(own)])
+        noisy = CachedCall(cache, moments, (0.5,) * 3, writes=(-1,) * 3, **places)
+        expected = network(x[:, list(own)], noisy, [text], 8)
+        torch.testing.assert_close(found[:, list(own)], expected, rtol=0, atol=1e-5)
+        shown = CachedCall(cache, (0.0,) * 3, (0.0,) * 3, writes=own, **places)
+        network(clean[:, list(own)], shown, [text], 8)
+    unmasked = network.masked(sequence, times, position_F, None, text[None], 8)[:, 9:]
+    assert float((unmasked - found).abs().max()) > 1e-2
+
+
+def test_which_latents_a_window_shows() -> None:
+    assert shown_latents(24, 12, 3, 0.0) == (list(range(12)), list(range(12)))
+    shown, learnt = shown_latents(24, 12, 3, 0.999)
+    assert shown == [0, 1, 2, *range(15, 24)]
+    assert learnt == [9, 10, 11]
+    assert shown_latents(12, 12, 3, 0.999) == (list(range(12)), list(range(12)))
+    gaps = {shown_latents(24, 12, 3, choice / 100)[0][3] for choice in range(100)}
+    assert gaps == {3, 6, 9, 12, 15}
+
+
+def test_the_grid_holds_the_few_steps() -> None:
+    """Sigmas of 1000, 750, 500, 250 under shift 5, as the sampler has them."""
+    assert grid_sigmas(5.0)[[0, 12, 24, 36, 48]].tolist() == pytest.approx([1.0, 0.9375, 0.833333, 0.625, 0.0])
+
+
+def test_a_consistent_student_has_no_loss() -> None:
+    """Of one clip that all noise leads to, the exact velocity is its own fixed point; another one is not."""
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(2, 4, *SHAPE, generator=generator) for _ in range(2))
+    sigma_B, next_B = torch.tensor([0.9, 0.1]), torch.tensor([0.8, 0.0])
+
+    def exact(x: torch.Tensor, sigma_BF: torch.Tensor) -> torch.Tensor:
+        return (x - clean) / sigma_BF.clamp(min=1e-9)[:, :, None, None, None]
+
+    def other(x: torch.Tensor, sigma_BF: torch.Tensor) -> torch.Tensor:
+        return exact(x, sigma_BF) + 1.0
+
+    x = noised(clean, noise, sigma_B[:, None].expand(2, 4))
+    assert float(consistency_loss(exact, exact, exact, x, sigma_B, next_B, range(4))) < 1e-10
+    off = float(consistency_loss(other, exact, exact, x, sigma_B, next_B, range(4)))
+    assert off == pytest.approx((0.81 + 0.01) / 2, rel=1e-4)
+
+
+# ---- the stages, on a small network of the embedded one's kind ----
+
+
+def small_examples() -> Examples:
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    encoder = build_text_encoder(tokenizer).eval().requires_grad_(False)
+    moving = torch.randn(1, 8, 1, 4, 4) + 0.3 * torch.arange(24.0).view(1, 1, 24, 1, 1)
+    clips = EncodedClips((moving + 0.1 * torch.randn(4, 8, 24, 4, 4)).half(), [0, 5, 9, 30], ["plain"] * 4, [""] * 4)
+    return Examples(clips, encoder, tokenizer, seed=0, batch=2)
+
+
+def small_transformer() -> WanTransformer3DModel:
+    torch.manual_seed(1)
+    return WanTransformer3DModel(**{**TRANSFORMER_CONFIG, "num_layers": 1, "num_attention_heads": 2, "ffn_dim": 64})
+
+
+def weights_of(transformer: WanTransformer3DModel) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in transformer.parameters()])
+
+
+@pytest.mark.slow
+def test_every_stage_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    examples, losses = small_examples(), {}
+
+    def noted(name: str, made: Any, steps: int) -> WanTransformer3DModel:
+        whole = made(tmp_path / f"{name}-whole.pt", steps)
+        for stop in (steps // 2, steps):
+            parts = made(tmp_path / f"{name}-parts.pt", stop)
+        assert torch.equal(weights_of(whole), weights_of(parts))
+        return whole
+
+    def teacher(state: Path, stop: int) -> WanTransformer3DModel:
+        return train_teacher(small_transformer(), examples, state, 60, stop_at=stop, learning_rate=2e-3)
+
+    trained = noted("teacher", teacher, 60)
+    for name, network in (("before", small_transformer()), ("after", trained)):
+        use_compact_padding(network)
+        batch = examples.draw("judged", 0, 0.0, None)
+        sigma_BF = torch.full(batch.clean.shape[:2], 0.6)
+        sequence = torch.cat([batch.clean, noised(batch.clean, batch.noise, sigma_BF)], 1)
+        times = torch.cat([torch.zeros_like(sigma_BF), 1000.0 * sigma_BF], 1)
+        mask, places = teacher_forcing_mask(12, 3), torch.arange(12.0).repeat(2)
+        with torch.no_grad():
+            out = CausalWan(network).masked(sequence, times, places, mask, batch.text, NUM_TEXT_TOKENS)[:, 12:]
+        losses[name] = float((out - (batch.noise - batch.clean)).square().mean())
+    assert losses["after"] < 0.7 * losses["before"]
+
+    for kind in ("causal", "window"):
+
+        def student(state: Path, stop: int, kind: Any = kind) -> WanTransformer3DModel:
+            return distil(kind, copy.deepcopy(trained), examples, state, 10, stop_at=stop, learning_rate=5e-4)
+
+        assert not torch.equal(weights_of(noted(kind, student, 10)), weights_of(trained))
+
+
+# ---- what is stored and loaded ----
+
+
+def test_a_difference_is_small_exact_and_of_its_base(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = {"a.weight": torch.randn(6, 5).half(), "a.bias": torch.randn(6).half(), "b": torch.randn(1, 6, 4).half()}
+    weights = {name: each.float() + 0.01 * torch.randn(each.shape) for name, each in base.items()}
+    weights["a.bias"] = base["a.bias"].float()
+    save_difference(tmp_path / "d.safetensors", base, weights, {"steps": 3})
+    found = with_difference(tmp_path / "d.safetensors", base)
+    for name, weight in weights.items():
+        change = (weight - base[name].float()).abs().max()
+        assert float((found[name] - weight).abs().max()) <= float(change) / 250
+    assert torch.equal(found["a.bias"], weights["a.bias"])
+    with pytest.raises(ModelError, match="difference from other weights"):
+        with_difference(tmp_path / "d.safetensors", {**base, "b": base["b"] + 1})
+    (tmp_path / "d.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match="cannot be read"):
+        with_difference(tmp_path / "d.safetensors", base)
+
+
+def test_the_names_that_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(family, "DIFFERENCES", tmp_path)
+    with pytest.raises(ModelError, match=r"'sprites-causal' are not here.*") as caught:
+        load_spec("sprites-causal")
+    assert "jobs.train_sprites_causal" in str(caught.value.hint)
+    from safetensors.torch import load_file
+
+    base = load_file(CHECKPOINT / "transformer" / "diffusion_pytorch_model.safetensors")
+    moved = {name: each.float() + (0.01 if name == "proj_out.bias" else 0.0) for name, each in base.items()}
+    for name in ("sprites-causal", "sprites-few-step"):
+        save_difference(tmp_path / f"{name}.safetensors", base, moved, {})
+        assert (tmp_path / f"{name}.safetensors").stat().st_size < 4_100_000
+        assert load_spec(name).revision != load_spec("sprites").revision
+    backbone: Any = load_backbone("sprites-causal", device="cpu", components=("denoiser",))
+    assert (backbone.spec.name, backbone.spec.revision) == ("sprites-causal", load_spec("sprites-causal").revision)
+    difference = backbone.network.proj_out.bias - base["proj_out.bias"].float()
+    torch.testing.assert_close(difference, torch.full_like(difference, 0.01))
+    few = resolve_config("swift", load_spec("sprites-few-step"))
+    assert (few.num_steps, few.guidance_scale, few.solver) == (4, 1.0, "renoise")
+    assert count_calls(few, 45).total > 0
+    assert resolve_config("longlive", load_spec("sprites-causal")).num_steps == 4
+    assert resolve_config("swift", load_spec("sprites-causal")).num_steps == 30
+
+
+@pytest.mark.slow
+def test_the_whole_command_gives_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "--work-dir",
+        str(tmp_path / "work"),
+        "--clips",
+        "2",
+        "--latents",
+        "12",
+        "--batch",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    command += ["--teacher-steps", "1", "--distil-steps", "1", "--difference", str(tmp_path / "d.safetensors")]
+    assert main([*command, "--out", str(tmp_path / "model")]) == 0
+    assert (tmp_path / "d.safetensors").stat().st_size < 4_100_000
+    spec = load_spec(str(tmp_path / "model"))
+    assert resolve_config("longlive-infinity", spec).window == 12
+    backbone: Any = load_backbone(str(tmp_path / "model"), device="cpu", components=("denoiser",))
+    write_folder(tmp_path / "few", CHECKPOINT, backbone.network, few_steps=True)
+    assert json.loads((tmp_path / "few" / "miga.json").read_text())["sampler"]["num_steps"] == FEW_STEPS["num_steps"]
+    with pytest.raises(SystemExit):
+        main([*command, "--latents", "13"])
+    assert "a multiple of 3" in capsys.readouterr().err
