@@ -48,6 +48,7 @@ class _Here:
     def __init__(self, settings: EvaluationSettings) -> None:
         worker = EvaluationWorker(settings)
         self.load, self.evaluate = _Method(worker.load), _Method(worker.evaluate)
+        self.num_steps = _Method(worker.num_steps)
 
 
 @pytest.fixture
@@ -203,6 +204,7 @@ def test_weights_of_another_network_are_refused_before_any_work(
     ("options", "said"),
     [
         (["--metrics", "beauty"], "'beauty' is no metric"),
+        (["--metrics", "background_consistency_long"], "needs DreamSim's ensemble"),
         (["--weights", "raft"], "is not NAME=PATH"),
         (["--weights", "beauty=x"], "is no network"),
         (["--limit", "0"], "--limit 0 is less than 1"),
