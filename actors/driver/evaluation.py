@@ -162,9 +162,7 @@ class EvaluationDriver:
             member = self._pool.get(name)
             if member is not None and member.key not in self._asked:
                 self._asked.add(member.key)
-                self._inbox.when_ready(
-                    member.actor.num_steps.remote(), partial(self._has_come, member, row, attempt)
-                )
+                self._inbox.when_ready(member.actor.num_steps.remote(), partial(self._has_come, member, row, attempt))
 
     def _has_come(self, member: Member, row: int, attempt: int, future: Future[Any]) -> None:
         """A worker says how far it is; one that cannot is found out by its video's own call."""

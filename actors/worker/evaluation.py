@@ -20,7 +20,6 @@ from pipeline.evaluation.evaluator import EvaluationSettings, Evaluator
 from pipeline.evaluation.records import EvaluatedRow
 from pipeline.evaluation.videos import Video
 
-
 CONCURRENCY_GROUPS: Final = {"news": 1}
 """Calls that are answered while a video is being looked at."""
 

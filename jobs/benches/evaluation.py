@@ -123,7 +123,9 @@ def metric_rows(height: int, width: int, device: str | None, is_timed: bool) -> 
     rows: Rows = []
     video = _moving_texture(height, width)
     if is_timed:
-        rows.append({"metric": "decoding", "network": "ffmpeg", "GFLOP a frame": "-", "frames a second": _decoding(video)})
+        rows.append(
+            {"metric": "decoding", "network": "ffmpeg", "GFLOP a frame": "-", "frames a second": _decoding(video)}
+        )
     for measure in QUALITY:
         networks = ", ".join(MEASURES[measure].networks) or "-"
         operations = video_operations(measure, form) / form.num_frames / 1e9
@@ -153,8 +155,8 @@ def _speed(measure: str, video: np.ndarray, form: VideoForm, device: torch.devic
     """Frames of the video a second: the seconds of one look of each network, times how often it looks."""
     if reason := MEASURES[measure].why_not(form):
         return reason
-    seconds = math.fsum(_seconds_a_look(name, video, device) * _times(name, form) for name in MEASURES[measure].features)
-    return form.num_frames / seconds
+    took_s = [_seconds_a_look(name, video, device) * _times(name, form) for name in MEASURES[measure].features]
+    return form.num_frames / math.fsum(took_s)
 
 
 def _seconds_a_look(name: str, video: np.ndarray, device: torch.device) -> float:

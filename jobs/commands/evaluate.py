@@ -89,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     say = say_unless(options.quiet or options.json)
     summary = evaluate(wanted, say, address=options.address, failed_rows_ok=options.failed_rows_ok)
-    show_json(summary) if options.json else _show(summary)
+    show_json(summary) if options.json else show_evaluation(summary)
     return int(summary["exit_status"])
 
 
@@ -113,7 +113,8 @@ def _listing_text(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _show(summary: Mapping[str, Any]) -> None:
+def show_evaluation(summary: Mapping[str, Any]) -> None:
+    """Prints what `evaluate` found, for people."""
     from jobs.shared.table import format_table
 
     show(

@@ -158,7 +158,8 @@ def dry_run_lines(found: Mapping[str, Any], most_bad: int = 20) -> list[str]:
     ]
     if (most := found["retries"]) is not None:
         text = f"{count(most['network_calls_max'])} calls, {duration(most['estimated_hours_max'] * 3600)} and "
-        text += f"{size(most['estimated_bytes_max'])} at most, if every row needs all {most['tries']} tries of [quality]"
+        text += f"{size(most['estimated_bytes_max'])} at most, if every row needs all "
+        text += f"{most['tries']} tries of [quality]"
         table.append(("retries", text))
     if "smallest_card_gb" in found:
         table.append(("GPU", _of_cards(found["smallest_card_gb"], found["plain_card_gb"])))

@@ -195,15 +195,16 @@ class Totals:
             column = self._columns.setdefault(name, _Column([], [], [], [], [], []))
             most = MEASURES[name].most_of_a_prompt if name in MEASURES else None
             prompt = row.video.prompts or (f"row {row.video.row}",)
+            clips = [clip for clip in result.clips if clip is not None]
             if most is not None:  # clips count there by themselves, those of a video that does not count too
-                column.clips.append(_first_of(prompt, [c for c in result.clips if c is not None], most, column.clips_of))
+                column.clips.append(_first_of(prompt, clips, most, column.clips_of))
             if result.value is None or (most is not None and not _first_of(prompt, [1.0], most, column.videos_of)):
                 column.missing += 1
                 continue
             column.values.append(result.value)
             column.weights.append(max(1, (row.form.num_frames if row.form else 1) - 1))
             if most is None:
-                column.clips.append([clip for clip in result.clips if clip is not None])
+                column.clips.append(clips)
             if result.start is not None and result.end is not None:
                 column.changes.append(result.end - result.start)
             if result.drift_error_normalised is not None:
@@ -238,9 +239,7 @@ class Totals:
         }
 
 
-def _first_of(
-    prompt: tuple[str, ...], values: list[float], most: int, taken: Counter[tuple[str, ...]]
-) -> list[float]:
+def _first_of(prompt: tuple[str, ...], values: list[float], most: int, taken: Counter[tuple[str, ...]]) -> list[float]:
     """The values that still count of a prompt of which so many do."""
     kept = values[: max(0, most - taken[prompt])]
     taken[prompt] += len(kept)

@@ -24,7 +24,7 @@ from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
 from tests.cli import run
 from tests.made_run import make_run
-from tests.pipeline.evaluation.videos import make_video
+from tests.pipeline.evaluation.videos import make_video, rotated
 
 
 class _Method:
@@ -171,6 +171,45 @@ def test_a_run_by_its_manifest(in_process: list, capsys: pytest.CaptureFixture[s
     page = (tmp_path / "out" / "report.html").read_text()
     assert '"scored":"temporal_flickering"' in page
     assert "Score, worst first" in page
+
+
+@pytest.mark.slow
+def test_odd_videos_side_by_side_hold_up_no_other(
+    in_process: list, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Every kind of bad or odd video in one folder: what can be scored is, what cannot says why, by its name."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    plain = make_video(videos / "plain.mp4", size="128x128")
+    make_video(videos / "black.mp4", source="color=black:size=144x128:rate=8")
+    make_video(videos / "one.mp4", size="128x128", frames=1)
+    make_video(videos / "small.mp4", size="112x128")
+    make_video(videos / "ten-bit.mp4", "-c:v", "libx264", "-pix_fmt", "yuv420p10le", size="160x128")
+    make_video(videos / "varying.mp4", "-vf", "select='not(between(n,5,14))'", "-fps_mode", "vfr", size="128x136")
+    rotated(make_video(tmp_path / "upright.mp4", size="160x128"), videos / "turned.mp4")
+    (videos / "cut.mp4").write_bytes(plain.read_bytes()[: plain.stat().st_size // 2])
+    weights = tmp_path / "raft.safetensors"
+    torch.manual_seed(0)
+    save_file({name: tensor.clone() for name, tensor in Raft().state_dict().items()}, weights)
+    options = ["--metrics", "temporal_flickering,dynamic_degree", "--weights", f"raft={weights}", "--json"]
+    status, out, error = run(capsys, "evaluate", videos, *options)
+    assert status == 3, error
+    assert [failure["id"] for failure in json.loads(out)["failures"]] == ["cut"]
+    lines = _lines(videos)
+    by = {(line["id"], line["measure"]): line for line in lines}
+    assert {line["id"]: (line["width"], line["height"]) for line in lines if line["width"]} == {
+        "black": (144, 128), "one": (128, 128), "plain": (128, 128), "small": (112, 128), "ten-bit": (160, 128),
+        "turned": (128, 160), "varying": (128, 136),
+    }  # fmt: skip
+    scored = {name for (name, measure), line in by.items() if line["value"] is not None and measure == "dynamic_degree"}
+    assert scored == {"black", "one", "plain", "ten-bit", "turned", "varying"}
+    assert "needs sides of 121 pixels" in by["small", "dynamic_degree"]["error"]
+    assert by["small", "temporal_flickering"]["value"] is not None
+    assert "needs 2 frames" in by["one", "temporal_flickering"]["error"]
+    assert by["black", "temporal_flickering"]["value"] == 1.0
+    assert by["black", "dynamic_degree"]["value"] == 0.0
+    assert "its frame rate varies" in by["varying", "dynamic_degree"]["note"]
+    assert by["cut", None]["error"].startswith("BadVideoError")
 
 
 def test_missing_weights_are_refused_before_any_work(

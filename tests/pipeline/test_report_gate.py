@@ -37,7 +37,8 @@ def test_a_page_says_which_try_was_kept_and_why() -> None:
     assert (good["good"], good["kept"], len(good["tries"])) == (True, 0, 1)
     assert (second["good"], second["kept"]) == (True, 1)
     assert second["why"].startswith("it is within all limits after 1 that were not")
-    assert [each["words"] for each in second["tries"]] == ["final_consistency 0.5 is less than 0.8", "within all limits"]
+    words = [each["words"] for each in second["tries"]]
+    assert words == ["final_consistency 0.5 is less than 0.8", "within all limits"]
     assert [each["kept"] for each in marked["tries"]] == [False, True, False]
     assert marked["good"] is False
     assert len({each["seed"] for each in marked["tries"]}) == 3

@@ -108,8 +108,8 @@ def test_five_of_a_prompt_count_behind_the_static_filter() -> None:
     for number, value in enumerate([0.9, None, 0.8, 0.7]):
         video = Video(row=number, id=str(number), path=f"{number}.mp4", prompts=("a vase",))
         clips = (0.5, None, 1.0)
-        found = {"temporal_flickering_static": Result(value=value, made_of=of, clips=clips, error="" if value else "moves")}
-        totals.add(EvaluatedRow(video=video, results=found))
+        result = Result(value=value, made_of=of, clips=clips, error="" if value else "moves")
+        totals.add(EvaluatedRow(video=video, results={"temporal_flickering_static": result}))
     (figure,) = totals.figures()
     assert figure.over_clips == pytest.approx(np.mean([0.5, 1.0, 0.5, 1.0, 0.5]))
     assert (figure.count, figure.missing) == (3, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_flicker_of_what_stands_still_by_the_formula(tmp_path: Path) -> None:
 
     def is_static(start: int, stop: int) -> bool:
         part = padded[start:stop]
-        pairs = [*zip(part[:-1], part[1:], strict=True), (part[0], part[-1]), (part[-1], part[0])]
+        pairs = [*itertools.pairwise(part), (part[0], part[-1]), (part[-1], part[0])]
         motions = [formulas.strongest_motion((b - a)[:2], formulas.STATIC_SHARE) for a, b in pairs]
         return formulas.is_static(motions, stop - start, 128, 144)
 
