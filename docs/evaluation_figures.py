@@ -1,4 +1,4 @@
-"""The tables of `evaluation.md` that `make figures` makes anew: three profiles of the embedded model, held side by side.
+"""The tables of `evaluation.md` that `make figures` makes anew: three profiles of the embedded model, side by side.
 
 Each step is a command that a user would write; it is printed, and not repeated where it is done already. The tables go
 between two marks of the page, the picture beside it.
@@ -34,19 +34,21 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=8, help="of examples/held_out.jsonl (default: 8)")
     parser.add_argument("--frames", type=int, default=133, help="of a video (default: 133)")
     options = parser.parse_args()
-    steps = list(commands(Path("OUT"), options.prompts, options.frames))
-    done = [miga(*step) for step in commands(options.out, options.prompts, options.frames)]
+    options.out.mkdir(parents=True, exist_ok=True)
+    prompts = (DOCS.parent / "examples" / "held_out.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (options.out / "prompts.jsonl").write_text("".join(prompts[: options.prompts]), encoding="utf-8")
+    steps = list(commands(Path("OUT"), options.frames))
+    done = [miga(*step) for step in commands(options.out, options.frames)]
     evaluated = {profile: done[2 * at + 1] for at, profile in enumerate(PROFILES)}
     take_picture(options.out / "compared" / "compare.html", PICTURE)
     write(text_of(steps, evaluated, done[-1], options.prompts, options.frames))
 
 
-def commands(out: Path, num_prompts: int, num_frames: int) -> Iterator[tuple[str, ...]]:
+def commands(out: Path, num_frames: int) -> Iterator[tuple[str, ...]]:
     """What is run: for each profile its videos and their evaluation, and then the comparison."""
     for profile in PROFILES:
         run = str(out / profile)
-        length = ("--limit", str(num_prompts), "--num-frames", str(num_frames))
-        yield "generate", "examples/held_out.jsonl", run, "--profile", profile, *length
+        yield "generate", str(out / "prompts.jsonl"), run, "--profile", profile, "--num-frames", str(num_frames)
         yield "evaluate", run
     yield "compare", *(str(out / profile) for profile in PROFILES), "--to", str(out / "compared")
 
@@ -54,12 +56,11 @@ def commands(out: Path, num_prompts: int, num_frames: int) -> Iterator[tuple[str
 def miga(*arguments: str) -> dict[str, Any]:
     """Runs `miga` with these arguments; what it says in JSON."""
     print("miga", *arguments, flush=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *arguments, "--json"], cwd=DOCS.parent, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "jobs.cli", *arguments, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"miga {shlex.join(arguments)} ended with {done.returncode}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1] if done.stdout.count("\n{") else done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
@@ -71,23 +72,24 @@ def text_of(
     num_frames: int,
 ) -> str:
     """Commands, tables and picture as Markdown."""
-    return "\n\n".join(
-        [
-            "```text\n" + "\n".join(shlex.join(["miga", *step]) for step in steps) + "\n```",
-            f"{num_prompts} held-out prompts, a video of {num_frames} frames each. `miga evaluate` (means, 95 % over videos):",
-            evaluation_table(evaluated),
-            f"`miga compare` ({compared['pairs']} pairs; difference from `{PROFILES[0]}` within pairs, 95 % over prompts):",
-            comparison_table(compared),
-            "![The page of miga compare: the table, the plot, and a pair side by side](evaluation/compare.png)",
-        ]
-    )
+    lines = [f"head -n {num_prompts} examples/held_out.jsonl > OUT/prompts.jsonl"]
+    lines += [f"miga {shlex.join(step)}" for step in steps]
+    parts = [
+        "```text\n" + "\n".join(lines) + "\n```",
+        f"{num_prompts} held-out prompts, a video of {num_frames} frames each. Means by `miga evaluate`, with "
+        "95 % over videos:",
+        evaluation_table(evaluated),
+        f"By `miga compare`, of {compared['pairs']} pairs: the difference from `{PROFILES[0]}` within pairs, with "
+        "95 % over prompts:",
+        comparison_table(compared),
+        "![The page of miga compare: a pair side by side](evaluation/compare.png)",
+    ]
+    return "\n\n".join(parts)
 
 
 def evaluation_table(evaluated: dict[str, dict[str, Any]]) -> str:
     """A line a metric, a column a profile."""
-    by = {
-        profile: {figure["measure"]: figure for figure in found["measures"]} for profile, found in evaluated.items()
-    }
+    by = {profile: {figure["measure"]: figure for figure in found["measures"]} for profile, found in evaluated.items()}
     names = list(dict.fromkeys(name for figures in by.values() for name in figures))
     lines = [["metric", *(f"`{profile}`" for profile in by)]]
     for name in names:
@@ -121,8 +123,9 @@ def interval(mean: float | None, low: float | None, high: float | None, sign: st
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A table whose first line is its head."""
     widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
-    rows = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
-    return "\n".join([rows[0], "| " + " | ".join("-" * width for width in widths) + " |", *rows[1:]])
+    lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def take_picture(page: Path, to: Path) -> None:
