@@ -34,7 +34,7 @@ def _made(folder: Path, seeds: list[int], gate: str) -> tuple[Path, list[dict[st
 def test_a_row_is_made_again_until_its_video_is_good_and_the_video_is_that_of_its_seed(tmp_path: Path) -> None:
     """What each seed's residual is, an ungated run says; the limit then lies between the first and another one."""
     seeds = [try_seed(SEED, number) for number in range(TRIES)]
-    _, plain = _made(tmp_path / "plain", seeds, "most = { residual = 10 }")
+    _, plain = _made(tmp_path / "plain", seeds, "most = { residual = 10.0 }")
     residuals = [json.loads(row["quality"])["tries"][0]["scores"]["residual"] for row in plain]
     assert all(json.loads(row["quality"])["good"] for row in plain)
     first, *others = residuals
@@ -57,7 +57,7 @@ def test_a_row_is_made_again_until_its_video_is_good_and_the_video_is_that_of_it
 
 
 def test_a_row_that_is_never_good_keeps_the_best_and_is_marked(tmp_path: Path) -> None:
-    out, (row,) = _made(tmp_path / "gated", [SEED], "most = { residual = 0 }\nretries = 1")
+    out, (row,) = _made(tmp_path / "gated", [SEED], "most = { residual = 0.0 }\nretries = 1")
     values = json.loads(row["quality"])
     residuals = [each["scores"]["residual"] for each in values["tries"]]
     assert len(residuals) == 2
