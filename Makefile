@@ -2,11 +2,12 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= demo-out
+FIGURES ?= figures-out
 SLOW_TESTS_S ?= 2400
 TESTERS ?= $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-slow test-gpu test-faults chaos test-ceph check format lock bench docs dist clean
+.PHONY: help install demo test test-all test-slow test-gpu test-faults chaos test-ceph check format figures lock bench docs dist clean
 
 help:            ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -22,8 +23,9 @@ $(VENV)/.runtime: requirements.lock pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.lock $(VENV)/.runtime
+$(VENV)/.dev: requirements-dev.lock requirements-footage.txt $(VENV)/.runtime
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-footage.txt
 	@touch $@
 
 demo: install    ## makes the example videos on a local Ray with two backbone actors, judges them, and a page to look at
@@ -69,6 +71,9 @@ bench: install   ## the figures of docs/benchmarks.md on this machine; the last 
 	$(BIN)/miga bench sampler
 	$(BIN)/miga bench memory --profiles paper swift
 	$(BIN)/miga bench quality --out training/bench-quality.jsonl
+
+figures: $(VENV)/.dev ## the tables and the picture of docs/evaluation.md: `miga evaluate` and `compare` on videos of the embedded model
+	$(BIN)/python docs/evaluation_figures.py $(FIGURES)
 
 lock: $(VENV)/.dev ## resolves pyproject.toml again into the two lock files
 	$(BIN)/pip-compile --quiet --strip-extras --no-header --no-emit-index-url --no-emit-find-links -o requirements.lock pyproject.toml

@@ -164,5 +164,8 @@ def test_the_demo_runs_from_it(python: Path, tmp_path: Path) -> None:
     page = Path(summary["report"]).read_text()
     assert "<html" in page
     assert page.count(".mp4") >= 5
+    scores = {figure["measure"]: figure["count"] for figure in summary["evaluation"]["measures"]}
+    assert (scores["temporal_flickering"], scores["sprites.all_right"]) == (5, 5)
+    assert '"scored":"sprites.all_right"' in page
     verified = miga(python, tmp_path, "verify", "out", "--trust")
     assert verified.returncode == 0, verified.stdout

@@ -6,6 +6,7 @@ where an earlier evaluation has settled it. The ledger decides; this carries out
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -22,8 +23,9 @@ from actors.driver.inbox import Inbox
 from actors.driver.pool import Member, Pool, StartActor
 from actors.messages import DEATHS
 from actors.runtime import Slots
-from actors.worker.evaluation import EvaluationFailed, EvaluationWorker
+from actors.worker.evaluation import CONCURRENCY_GROUPS, EvaluationFailed, EvaluationWorker
 from miga.errors import MigaError, WorkerError
+from pipeline.config import WorkersConfig
 from pipeline.evaluation.evaluator import EvaluationSettings
 from pipeline.evaluation.records import EvaluatedRow
 from pipeline.evaluation.videos import Video
@@ -43,6 +45,7 @@ from pipeline.scheduling.ledger import (
 )
 
 _POLL_S: Final = 0.5
+_ASK_EVERY_S: Final = 5.0
 MAX_ATTEMPTS: Final = 3
 
 
@@ -57,7 +60,7 @@ class Job:
 
 def evaluator_starter(settings: EvaluationSettings, slots: Slots) -> StartActor:
     """What makes the workers of an evaluation."""
-    kind = ray.remote(EvaluationWorker).options(
+    kind = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(EvaluationWorker).options(
         num_cpus=slots.cpus, num_gpus=slots.gpus, max_restarts=0, max_task_retries=0
     )
     return lambda: kind.remote(settings)
@@ -72,6 +75,7 @@ class EvaluationDriver:
         pool: the workers.
         record: is given each video's results, those of a failed one too; whoever it is writes them down.
         say: told what is worth telling.
+        stalled_after_s: seconds after which a worker whose video comes no further is replaced.
         inbox: where it hears.
     """
 
@@ -82,6 +86,7 @@ class EvaluationDriver:
         pool: Pool,
         record: Callable[[EvaluatedRow], None],
         say: Callable[[str], None],
+        stalled_after_s: float = WorkersConfig().stalled_after_s,
         inbox: Inbox | None = None,
     ) -> None:
         self._jobs: Mapping[int, Job] = {job.video.row: job for job in jobs}
@@ -89,6 +94,11 @@ class EvaluationDriver:
         self._num_workers = min(num_workers, sum(bool(job.measures) for job in jobs))
         self._pool = pool
         self._record, self._say = record, say
+        self._stalled_after_s = stalled_after_s
+        self._ask_every_s = min(_ASK_EVERY_S, stalled_after_s / 4)
+        self._num_steps: dict[str, int] = {}
+        self._asked: set[str] = set()  # and have not answered yet
+        self._asked_s = -math.inf
         self._inbox = inbox or Inbox()
         self._results: dict[tuple[int, int], EvaluatedRow] = {}
         self._todo: deque[Decision] = deque()
@@ -112,7 +122,8 @@ class EvaluationDriver:
             while not self.ledger.is_complete:
                 if stop.is_set():
                     raise KeyboardInterrupt
-                self._inbox.run(_POLL_S)
+                self._inbox.run(min(_POLL_S, self._ask_every_s))
+                self._watch()
                 self._carry_out()
                 if self.ledger.abort_reason is not None:
                     raise WorkerError(self.ledger.abort_reason, "the same command goes on with what is left")
@@ -137,6 +148,30 @@ class EvaluationDriver:
             self._lose(member, f"{member.name} died while it was starting: {_first_line(error)}")
             return
         self._todo.extend(self.ledger.worker_ready(member.name, time.monotonic(), node=info.node_id))
+
+    def _watch(self) -> None:
+        """Asks workers now and then how far they are, and replaces those whose video stands still."""
+        now_s = time.monotonic()
+        if now_s - self._asked_s < self._ask_every_s:
+            return
+        self._asked_s = now_s
+        for name in self.ledger.stalled(now_s, self._stalled_after_s):
+            if stalled := self._pool.get(name):
+                self._lose(stalled, f"the video of {name} has come no further for {self._stalled_after_s:g} s")
+        for name, (row, attempt) in self.ledger.assigned().items():
+            member = self._pool.get(name)
+            if member is not None and member.key not in self._asked:
+                self._asked.add(member.key)
+                self._inbox.when_ready(member.actor.num_steps.remote(), partial(self._has_come, member, row, attempt))
+
+    def _has_come(self, member: Member, row: int, attempt: int, future: Future[Any]) -> None:
+        """A worker says how far it is; one that cannot is found out by its video's own call."""
+        self._asked.discard(member.key)
+        if not self._pool.is_current(member) or future.exception() is not None:
+            return
+        if self._num_steps.get(member.key) != future.result():
+            self._num_steps[member.key] = future.result()
+            self._todo.extend(self.ledger.progress(row, attempt, member.name, time.monotonic()))
 
     def _lose(self, member: Member, reason: str) -> None:
         """Ends what is left of a worker, and starts another in its place."""

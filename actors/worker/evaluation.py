@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import ray
 import torch
@@ -18,6 +19,9 @@ from miga.errors import MigaError, Scope
 from pipeline.evaluation.evaluator import EvaluationSettings, Evaluator
 from pipeline.evaluation.records import EvaluatedRow
 from pipeline.evaluation.videos import Video
+
+CONCURRENCY_GROUPS: Final = {"news": 1}
+"""Calls that are answered while a video is being looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,11 @@ class EvaluationWorker:
             node_id=ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
             pid=os.getpid(),
         )
+
+    @ray.method(concurrency_group="news", enable_task_events=False)
+    def num_steps(self) -> int:
+        """How often it has come a little further, whatever it is looking at."""
+        return 0 if self._evaluator is None else self._evaluator.num_steps
 
     def evaluate(self, video: Video, measures: Sequence[str]) -> EvaluatedRow | EvaluationFailed:
         """The results of one video, or why there are none; it raises nothing."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from jobs.commands.common import add_failed_rows_ok, failure_line, say_unless
 from miga.errors import UsageError
+from pipeline.config import WorkersConfig
 from pipeline.terminal import show, show_json, show_text
 
 GROUP: Final = "measure"
@@ -41,6 +42,13 @@ def add(commands: Any) -> None:
     parser.add_argument("--limit", type=int, help="only the first so many videos")
     parser.add_argument("--num-actors", type=int, help="workers (default: one per GPU, else two)")
     parser.add_argument("--address", help="of a Ray cluster (default: the one this is started in, else a local one)")
+    parser.add_argument(
+        "--stalled-after",
+        metavar="SECONDS",
+        type=float,
+        default=WorkersConfig().stalled_after_s,
+        help="replace a worker whose video has come no further for so long (default: %(default)g)",
+    )
     parser.add_argument("--retry-failed", action="store_true", help="try videos again that could not be evaluated")
     parser.add_argument("--vbench-json", metavar="FILE", help="write VBench's own result file too")
     parser.add_argument(
@@ -65,6 +73,8 @@ def _run(options: argparse.Namespace) -> int:
     for name in ("limit", "num_actors"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value} is less than 1", "give 1 or more")
+    if not options.stalled_after > 0:
+        raise UsageError(f"--stalled-after {options.stalled_after:g} is not above 0", "give seconds, such as 1800")
     wanted = Wanted(
         out=options.out,
         metrics=options.metrics,
@@ -73,12 +83,13 @@ def _run(options: argparse.Namespace) -> int:
         limit=options.limit,
         num_actors=options.num_actors,
         retry_failed=options.retry_failed,
+        stalled_after_s=options.stalled_after,
         vbench_json=options.vbench_json,
         semantic=options.semantic,
     )
     say = say_unless(options.quiet or options.json)
     summary = evaluate(wanted, say, address=options.address, failed_rows_ok=options.failed_rows_ok)
-    show_json(summary) if options.json else _show(summary)
+    show_json(summary) if options.json else show_evaluation(summary)
     return int(summary["exit_status"])
 
 
@@ -102,7 +113,8 @@ def _listing_text(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _show(summary: Mapping[str, Any]) -> None:
+def show_evaluation(summary: Mapping[str, Any]) -> None:
+    """Prints what `evaluate` found, for people."""
     from jobs.shared.table import format_table
 
     show(

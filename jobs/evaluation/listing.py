@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from miga.errors import ModelError
-from miga.evaluation.measures import MEASURES
+from miga.evaluation.measures import MEASURES, NOT_HERE
 from miga.evaluation.weights import WEIGHTS, find_weights, weights_folder
 from pipeline.evaluation.evaluator import EXTRA
 
@@ -17,6 +17,7 @@ def listing(places: Mapping[str, str]) -> list[dict[str, Any]]:
         {"metric": name, "about": measure.about, "weights": [_weights(part, places) for part in measure.networks]}
         for name, measure in MEASURES.items()
     ]
+    found += [{"metric": name, "about": f"cannot be had: {why}", "weights": []} for name, (why, _) in NOT_HERE.items()]
     return [*found, *({"metric": name, "about": about, "weights": []} for name, about in EXTRA.items())]
 
 

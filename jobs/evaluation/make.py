@@ -14,7 +14,7 @@ from jobs.shared.exit_status import status_of_run
 from jobs.shared.stopping import stop_signals
 from miga.backbones.registry import family_named
 from miga.errors import OutputError, UsageError
-from miga.evaluation.measures import MEASURES
+from miga.evaluation.measures import MEASURES, NOT_HERE
 from miga.evaluation.totals import QUALITY
 from miga.evaluation.weights import WEIGHTS, WeightFile, check_network, find_weights
 from pipeline.config import WorkersConfig
@@ -47,6 +47,7 @@ class Wanted:
         limit: only the first so many videos.
         num_actors: workers; None: as many as a run would have.
         retry_failed: whether videos that could not be evaluated are tried again.
+        stalled_after_s: seconds after which a worker whose video comes no further is replaced.
         vbench_json: a file that VBench's results go into.
         semantic: a result file of VBench's with the semantic dimensions.
     """
@@ -58,6 +59,7 @@ class Wanted:
     limit: int | None = None
     num_actors: int | None = None
     retry_failed: bool = False
+    stalled_after_s: float = WorkersConfig().stalled_after_s
     vbench_json: str | None = None
     semantic: str | None = None
 
@@ -80,6 +82,9 @@ def measures_of(metrics: str, videos: Videos) -> tuple[str, ...]:
             found |= dict.fromkeys(QUALITY)
         elif name in known:
             found[name] = None
+        elif name in NOT_HERE:
+            why, instead = NOT_HERE[name]
+            raise UsageError(f"--metrics {name} cannot be had: {why}", instead)
         else:
             raise UsageError(
                 f"--metrics {name!r} is no metric",
@@ -189,7 +194,7 @@ def _evaluate_missing(
             storage_patience_s=patience_of_environment() if is_in_bucket(out) else None,
         )
         pool = Pool(evaluator_starter(settings, slots))
-        driver = EvaluationDriver(jobs, slots.num_actors, pool, record, say)
+        driver = EvaluationDriver(jobs, slots.num_actors, pool, record, say, wanted.stalled_after_s)
         with stop_signals() as stop:
             driver.run(stop)
     return num_left

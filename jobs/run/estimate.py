@@ -73,12 +73,28 @@ def dry_run(plan: Plan, num_workers: int, card_gb: float | None = None) -> dict[
         "shortest_frames": min(lengths, default=None),
         "longest_frames": max(lengths, default=None),
         **costs,
+        "retries": _retries(plan, costs),
         "bad": bad,
         "concern": plan.sampler.concern(plan.spec.num_latents(max(lengths))) if lengths else "",
         "prompts_are_judged": plan.check_prompt is not None,
         **_cards(plan),
         **({} if memory is None else {"memory": {**memory.to_dict(), "bytes": memory.to_bytes()}}),
         **({} if memory is None else {"memory_explained": memory_sentences(memory)}),
+    }
+
+
+def _retries(plan: Plan, costs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What it comes to at most, where every row needs all tries that `[quality]` allows; None where there is one."""
+    quality = plan.config.quality
+    if not (quality.is_asked and quality.retries):
+        return None
+    tries = 1 + quality.retries
+    return {
+        "tries": tries,
+        "network_calls_max": tries * costs["network_calls_max"],
+        "network_forwards_max": tries * costs["network_forwards_max"],
+        "estimated_hours_max": tries * costs["estimated_hours_max"],
+        "estimated_bytes_max": tries * costs["estimated_bytes"],
     }
 
 
@@ -144,6 +160,11 @@ def dry_run_lines(found: Mapping[str, Any], most_bad: int = 20) -> list[str]:
         ("", f"at {basis['estimated_hours']}"),
         ("files", f"{size(found['estimated_bytes'])} of MP4, at {basis['estimated_bytes']}"),
     ]
+    if (most := found["retries"]) is not None:
+        text = f"{count(most['network_calls_max'])} calls, {duration(most['estimated_hours_max'] * 3600)} and "
+        text += f"{size(most['estimated_bytes_max'])} at most, if every row needs all "
+        text += f"{most['tries']} tries of [quality]"
+        table.append(("retries", text))
     if "smallest_card_gb" in found:
         table.append(("GPU", _of_cards(found["smallest_card_gb"], found["plain_card_gb"])))
     lines = [f"{name:<7} {text}" for name, text in table]

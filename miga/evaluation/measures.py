@@ -29,6 +29,7 @@ from miga.evaluation.drift import (
     video_drift_error,
 )
 from miga.evaluation.formulas import (
+    STATIC_SHARE,
     Array,
     ConsistencyMeter,
     Floats,
@@ -36,6 +37,7 @@ from miga.evaluation.formulas import (
     aesthetic_scores,
     consistency,
     is_moving,
+    is_static,
     likeness,
     mean_of,
     moving_pairs,
@@ -45,6 +47,7 @@ from miga.evaluation.formulas import (
 from miga.evaluation.networks import amt, raft
 from miga.evaluation.observers import (
     DifferenceObserver,
+    EndsMotionObserver,
     FrameObserver,
     InterpolationObserver,
     MotionObserver,
@@ -58,6 +61,8 @@ MOST_CORRELATION_BYTES: Final = 2 * 2**30
 """Of the correlations of all pairs of places that AMT or RAFT look at in a batch."""
 PORTION: Final = 256
 """Features read at a time."""
+MOST_STILL_OF_A_PROMPT: Final = 5
+"""Videos, or clips, of a prompt that VBench keeps behind its static filter."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,12 @@ class VideoForm:
         spans = [(0, self.num_frames), *self.clips]
         return sorted({first for span in spans for first, _ in moving_pairs(*span, self.fps)})
 
+    @cached_property
+    def stretches(self) -> list[tuple[int, int]]:
+        """What the static filter asks of: each clip of two frames and more, and then the whole video."""
+        spans = dict.fromkeys([*self.clips, (0, self.num_frames)])
+        return [span for span in spans if span[1] - span[0] > 1]
+
 
 class Features(Protocol):
     """What was noted of a video's frames."""
@@ -116,6 +127,7 @@ class Score:
         drift_error: video drift error over clips.
         drift_error_normalised: the same over the sum of its weights.
         curve: distance in frames → mean cosine.
+        why_none: why `value` is no number, where that is no fault of a network.
     """
 
     value: float
@@ -126,6 +138,7 @@ class Score:
     drift_error: float = math.nan
     drift_error_normalised: float = math.nan
     curve: Mapping[int, float] = field(default_factory=dict)
+    why_none: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,6 +169,7 @@ class Measure:
         weights: names of those.
         least_frames: of a video.
         about: in a line.
+        most_of_a_prompt: clips, or videos, of one prompt that count in a data set's figures; None: all.
     """
 
     name: str
@@ -164,6 +178,7 @@ class Measure:
     about: str
     weights: tuple[str, ...] = ()
     least_frames: int = 1
+    most_of_a_prompt: int | None = None
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -216,6 +231,26 @@ FEATURES: Final[Mapping[str, Feature]] = {
             "raft",
             lambda form, network, device, batch: MotionObserver(
                 optical_flow(network, device), form.pairs, thinning_interval(form.fps), pairs_at_once(form, batch)
+            ),
+            raft.LEAST_SIDE,
+        ),
+        Feature(
+            "adjacent_motion",
+            "raft",
+            lambda form, network, device, batch: MotionObserver(
+                optical_flow(network, device),
+                range(form.num_frames - 1),
+                interval=1,
+                batch=pairs_at_once(form, batch),
+                share=STATIC_SHARE,
+            ),
+            raft.LEAST_SIDE,
+        ),
+        Feature(
+            "ends_motion",
+            "raft",
+            lambda form, network, device, batch: EndsMotionObserver(
+                optical_flow(network, device), form.stretches, pairs_at_once(form, batch), STATIC_SHARE
             ),
             raft.LEAST_SIDE,
         ),
@@ -304,6 +339,26 @@ def _flickering(form: VideoForm, features: Features, weights: Mapping[str, Any])
     return _scored(likeness(values, "temporal flickering needs two frames"), 1 - values / 255, clips)
 
 
+def _flickering_where_still(form: VideoForm, features: Features, weights: Mapping[str, Any]) -> Score:
+    between, ends = features.scalars("adjacent_motion"), features.scalars("ends_motion")
+
+    def is_still(span: tuple[int, int]) -> bool:
+        number = 2 * form.stretches.index(span)
+        motions = [*_in_spans(between, range(span[0], span[1] - 1)), ends[number], ends[number + 1]]
+        return is_static(motions, span[1] - span[0], form.height, form.width)
+
+    every = _flickering(form, features, weights)
+    clips = [
+        value if math.isfinite(value) and is_still(span) else math.nan
+        for value, span in zip(every.clips, form.clips, strict=True)
+    ]
+    known = [clip for clip in clips if math.isfinite(clip)]
+    long = float(np.mean(known)) if known else math.nan
+    if is_still((0, form.num_frames)):
+        return Score(every.value, tuple(clips), long=long, ends=every.ends)
+    return Score(math.nan, tuple(clips), long=long, why_none="it moves: VBench's static filter leaves it out")
+
+
 def _smooth(form: VideoForm, features: Features, weights: Mapping[str, Any]) -> Score:
     found = features.scalars("interpolation")
 
@@ -381,6 +436,14 @@ MEASURES: Final[Mapping[str, Measure]] = {
             least_frames=2,
         ),
         Measure(
+            "temporal_flickering_static",
+            ("difference", "adjacent_motion", "ends_motion"),
+            _flickering_where_still,
+            "T.F. of what stands still alone, by VBench's static filter on RAFT",
+            least_frames=2,
+            most_of_a_prompt=MOST_STILL_OF_A_PROMPT,
+        ),
+        Measure(
             "motion_smoothness",
             ("interpolation",),
             _smooth,
@@ -415,3 +478,13 @@ MEASURES: Final[Mapping[str, Measure]] = {
         ),
     )
 }
+
+NOT_HERE: Final[Mapping[str, tuple[str, str]]] = {
+    "background_consistency_long": (
+        "its branch between clips needs DreamSim's ensemble (dreamsim_ensemble_checkpoint.zip: DINO, CLIP and OpenCLIP "
+        "ViT-B/16 with LoRA layers), whose tensors' names and shapes are not known here, so no file could be checked",
+        "background_consistency has VBench-Long's branch within clips (column `long`), which is all that VBench-Long "
+        "prints without --dev_flag",
+    ),
+}
+"""Measures of VBench-Long that cannot be had here: name → why, and what there is instead."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from miga.evaluation.formulas import Floats, difference, strongest_motion
+from miga.evaluation.formulas import STRONGEST_SHARE, Floats, difference, strongest_motion
 from miga.evaluation.preprocessing import Frames, as_tensor, padded
 
 Interpolate = Callable[[Frames, Frames], Frames]
@@ -166,21 +166,67 @@ class InterpolationObserver(_SpanObserver):
 
 
 class MotionObserver(_SpanObserver):
-    """Notes the mean of the strongest 5 % of the flow's magnitudes between two frames, in pixels.
+    """Notes the mean of the strongest of the flow's magnitudes between two frames, in pixels.
 
     Args:
         flow: finds it.
         starts: positions of the first frames of pairs.
         interval: frames from the first to the second.
         batch: pairs at once.
+        share: of the magnitudes that are the strongest.
     """
 
-    def __init__(self, flow: Flow, starts: Collection[int], interval: int, batch: int = 1) -> None:
+    def __init__(
+        self, flow: Flow, starts: Collection[int], interval: int, batch: int = 1, share: float = STRONGEST_SHARE
+    ) -> None:
         super().__init__(starts, interval + 1, batch)
-        self._flow = flow
+        self._flow, self._share = flow, share
 
     def _values(self, frames: Sequence[Frames]) -> Floats:
-        return np.array([strongest_motion(flow) for flow in self._flow(frames[0], frames[-1])])
+        return np.array([strongest_motion(flow, self._share) for flow in self._flow(frames[0], frames[-1])])
+
+
+class EndsMotionObserver:
+    """Notes the same of both ends of stretches of frames: of number k at 2k from first to last, at 2k + 1 back.
+
+    Args:
+        flow: finds it.
+        spans: stretches as (start, stop), by their stops.
+        batch: pairs at once.
+        share: of the magnitudes that are the strongest.
+    """
+
+    def __init__(self, flow: Flow, spans: Sequence[tuple[int, int]], batch: int, share: float) -> None:
+        self._flow, self._spans, self._batch, self._share = flow, spans, batch, share
+        self._starts = {start for start, _ in spans}
+        self._firsts: dict[int, Frames] = {}
+        self._seen, self._next = 0, 0
+        self._waiting: list[tuple[int, Frames, Frames]] = []
+
+    def add(self, frames_FHWC: Frames) -> Iterable[Noted]:
+        """See `Observer`."""
+        for frame_HWC in frames_FHWC:
+            if self._seen in self._starts:
+                self._firsts[self._seen] = frame_HWC.copy()
+            self._seen += 1
+            while self._next < len(self._spans) and self._spans[self._next][1] == self._seen:
+                first, last = self._firsts[self._spans[self._next][0]], frame_HWC.copy()
+                self._waiting += [(2 * self._next, first, last), (2 * self._next + 1, last, first)]
+                self._next += 1
+                wanted = {start for start, _ in self._spans[self._next :]}
+                self._firsts = {start: frame for start, frame in self._firsts.items() if start in wanted}
+                yield from self._note(self._batch)
+
+    def finish(self) -> Iterable[Noted]:
+        """See `Observer`."""
+        yield from self._note(1)
+
+    def _note(self, least: int) -> Iterable[Noted]:
+        while len(self._waiting) >= least:
+            index, firsts, lasts = zip(*self._waiting[: self._batch], strict=True)
+            self._waiting = self._waiting[self._batch :]
+            values = [strongest_motion(flow, self._share) for flow in self._flow(np.stack(firsts), np.stack(lasts))]
+            yield Noted(np.array(index, np.int64), np.array(values)[:, None])
 
 
 def _single(index: int, value: float) -> Noted:

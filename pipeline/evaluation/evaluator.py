@@ -76,9 +76,13 @@ class Evaluator:
 
     Args:
         settings: see there.
+
+    Attributes:
+        num_steps: how often it has come a little further; one that stands still hangs.
     """
 
     def __init__(self, settings: EvaluationSettings) -> None:
+        self.num_steps = 0
         self._settings = settings
         self._networks: dict[str, Any] = {}
         self._storage = open_storage(settings.out, settings.storage_patience_s)
@@ -108,7 +112,12 @@ class Evaluator:
                 path,
                 form,
                 wanted,
-                Looking(networks=self._network, device=torch.device(self._settings.device), batch=self._settings.batch),
+                Looking(
+                    networks=self._network,
+                    device=torch.device(self._settings.device),
+                    batch=self._settings.batch,
+                    step=self._step,
+                ),
                 kept=self._features(wanted, sha256, Path(folder)),
                 scratch=scratch,
                 made_of=lambda measure: made_of(measure.name, self._settings.weights),
@@ -120,6 +129,9 @@ class Evaluator:
         return EvaluatedRow(
             video=video, sha256=sha256, form=form, results=results, note=note, seconds=time.monotonic() - started_s
         )
+
+    def _step(self) -> None:
+        self.num_steps += 1
 
     @contextmanager
     def _local(self, video: Video, folder: Path) -> Iterator[Path]:

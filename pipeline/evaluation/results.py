@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -173,6 +174,8 @@ class _Column:
     errors: list[float]
     cosines: list[float]
     missing: int = 0
+    videos_of: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    clips_of: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
 
 class Totals:
@@ -190,12 +193,18 @@ class Totals:
             self.failed.append((row.video.row, row.video.id, row.error))
         for name, result in row.results.items():
             column = self._columns.setdefault(name, _Column([], [], [], [], [], []))
-            if result.value is None:
+            most = MEASURES[name].most_of_a_prompt if name in MEASURES else None
+            prompt = row.video.prompts or (f"row {row.video.row}",)
+            clips = [clip for clip in result.clips if clip is not None]
+            if most is not None:  # clips count there by themselves, those of a video that does not count too
+                column.clips.append(_first_of(prompt, clips, most, column.clips_of))
+            if result.value is None or (most is not None and not _first_of(prompt, [1.0], most, column.videos_of)):
                 column.missing += 1
                 continue
             column.values.append(result.value)
             column.weights.append(max(1, (row.form.num_frames if row.form else 1) - 1))
-            column.clips.append([clip for clip in result.clips if clip is not None])
+            if most is None:
+                column.clips.append(clips)
             if result.start is not None and result.end is not None:
                 column.changes.append(result.end - result.start)
             if result.drift_error_normalised is not None:
@@ -228,6 +237,13 @@ class Totals:
             "semantic": semantic_total(known),
             "total": total({**known, **vbench}),
         }
+
+
+def _first_of(prompt: tuple[str, ...], values: list[float], most: int, taken: Counter[tuple[str, ...]]) -> list[float]:
+    """The values that still count of a prompt of which so many do."""
+    kept = values[: max(0, most - taken[prompt])]
+    taken[prompt] += len(kept)
+    return kept
 
 
 def _figure(name: str, column: _Column) -> Figure:

@@ -27,6 +27,8 @@ _OF_VIDEOS: Final[Mapping[str, Better]] = {
     "subject_consistency": "higher",
     "background_consistency": "higher",
     "temporal_flickering": "higher",
+    "temporal_flickering_static": "higher",
+    "subject_consistency_long": "higher",
     "motion_smoothness": "higher",
     "dynamic_degree": "higher",
     "aesthetic_quality": "higher",

@@ -90,7 +90,9 @@ class Result:
             drift_error=_finite(score.drift_error),
             drift_error_normalised=_finite(score.drift_error_normalised),
             curve={distance: value for distance, value in score.curve.items() if math.isfinite(value)},
-            error="" if math.isfinite(score.value) else "its score is no number: the network returned none",
+            error=""
+            if math.isfinite(score.value)
+            else score.why_none or "its score is no number: the network returned none",
         )
 
     @classmethod
@@ -131,11 +133,13 @@ class Looking:
         networks: name of weights → what they make; a feature's network, or a measure's head.
         device: where networks are.
         batch: frames, pairs or triples that go through a network at once.
+        step: called whenever it has come a little further.
     """
 
     networks: Callable[[str], Any]
     device: torch.device
     batch: int = 1
+    step: Callable[[], None] = lambda: None
 
 
 def score_video(
@@ -185,7 +189,7 @@ def score_video(
             )
             for name in missing
         }
-        fresh = _observe(path, form, observers, meters.values(), scratch)
+        fresh = _observe(path, form, observers, meters.values(), scratch, looking.step)
     with contextlib.ExitStack() as stack:
         files: dict[str, FeatureFile] = {}
         for name in wanted:
@@ -206,7 +210,12 @@ def _scored(measure: Measure, form: VideoForm, features: FileFeatures, looking: 
 
 
 def _observe(
-    path: Path, form: VideoForm, observers: Mapping[str, Observer], meters: Iterable[Meter], scratch: Path
+    path: Path,
+    form: VideoForm,
+    observers: Mapping[str, Observer],
+    meters: Iterable[Meter],
+    scratch: Path,
+    step: Callable[[], None],
 ) -> dict[str, Path]:
     """Has everybody look at the video, portion by portion; the files of what was noted."""
     fresh = {name: scratch / f"{name}.safetensors" for name in observers}
@@ -220,9 +229,11 @@ def _observe(
                 found = f"{frames_FHWC.shape[2]}x{frames_FHWC.shape[1]}"
                 raise BadVideoError(f"{path.name} has frames of {found}, and {form.width}x{form.height} were expected")
             seen += len(frames_FHWC)
+            step()
             for name, observer in observers.items():
                 for noted in observer.add(frames_FHWC):
                     writers[name].add(noted)
+                    step()
             for meter in meters:
                 meter.add(frames_FHWC)
         if seen != form.num_frames:
@@ -233,6 +244,7 @@ def _observe(
         for name, observer in observers.items():
             for noted in observer.finish():
                 writers[name].add(noted)
+                step()
             writers[name].close()
     return fresh
 

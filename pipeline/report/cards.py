@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from miga.outside_data import OutsideDataError, parse_json
+from pipeline.report.gate import gate_of
 from pipeline.report.links import Links
 from pipeline.report.totals import STAGES, video_s
 from pipeline.report.values import items, number, plain
@@ -58,6 +59,7 @@ def card(row: Mapping[str, Any], position: int, links: Links) -> dict[str, Any]:
         "mean_consistency": mean_score(final or scores),
         "scores": _scores(row),
         "score": plain(row.get("score")),
+        "gate": gate_of(row),
         "uri": uri,
         "href": link.href,
         "playable": link.playable and status == "ok",

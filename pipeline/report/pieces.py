@@ -51,6 +51,7 @@ class Collected:
         scale: least and greatest score of all rows; None where there is no score.
         has_searches: whether any row was searched.
         has_scores: whether any row was evaluated.
+        has_gate: whether any row was held to a quality gate.
         digest: of all rows.
     """
 
@@ -64,6 +65,7 @@ class Collected:
     scale: tuple[float, float] | None
     has_searches: bool
     has_scores: bool
+    has_gate: bool
     digest: str
 
     def cards(self) -> list[dict[str, Any]]:
@@ -141,6 +143,7 @@ class Collector:
             scale=(self._low, self._high) if self._low <= self._high else None,
             has_searches=self._has_searches,
             has_scores=any(score is not None for score in self._keys["score"]),
+            has_gate=any(gate is not None for gate in self._keys["gate"]),
             digest=self._digest.hexdigest(),
         )
 
@@ -204,7 +207,9 @@ class Collector:
         self._put(f"{name}.js", f'migaReport("{name}",{value});\n'.encode())
 
 
-_KEYS: Final = ("row", "ok", "score", "consistency", "corrections", "searches", "duration", "time", "calls", "bytes")
+_KEYS: Final = (
+    *("row", "ok", "score", "gate", "consistency", "corrections", "searches", "duration", "time", "calls", "bytes"),
+)
 
 
 def _keys(card: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -214,6 +219,7 @@ def _keys(card: Mapping[str, Any]) -> tuple[Any, ...]:
         card["row"],
         int(is_ok),
         card["score"],
+        None if card["gate"] is None else int(card["gate"]["good"]),
         card["mean_consistency"],
         None if card["corrected_at"] is None else len(card["corrected_at"]),
         None if card["searched_at"] is None else len(card["searched_at"]),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from pipeline.report.gate import gate_of
 from pipeline.report.values import items, number
 
 STAGES: Final = ("encode_text", "denoise", "decode", "encode_video", "upload")
@@ -25,6 +26,9 @@ class Totals:
         num_searches: those that were searched (`n_eval`).
         num_corrections: those that were replaced (`n_corr`).
         num_on_cpu: finished videos whose device is a CPU, or not named.
+        num_gated: finished videos that were held to a quality gate.
+        num_marked: those of them that lie beyond a limit.
+        num_tries: tries at those that were held to it.
     """
 
     num_rows: int = 0
@@ -39,6 +43,9 @@ class Totals:
     num_searches: int = 0
     num_corrections: int = 0
     num_on_cpu: int = 0
+    num_gated: int = 0
+    num_marked: int = 0
+    num_tries: int = 0
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Adds a manifest row; one that failed is counted only."""
@@ -56,6 +63,10 @@ class Totals:
         self.num_searches += _count(row, "num_searches", "searched_at")
         self.num_corrections += _count(row, "num_corrections", "corrected_at")
         self.num_on_cpu += str(row.get("device") or "cpu").lower().startswith("cpu")
+        if (gate := gate_of(row)) is not None:
+            self.num_gated += 1
+            self.num_marked += not gate["good"]
+            self.num_tries += len(gate["tries"])
 
     @property
     def on_gpu(self) -> bool:
@@ -116,6 +127,20 @@ def tiles(t: Totals) -> list[Tile]:
         Tile("Video", "Playing time of all videos", *_hours(t.video_s), f"{t.num_frames:,} frames"),
         *_cost_tiles(t),
         *(_search_tiles(t) if t.num_evaluations else ()),
+        *(_gate_tiles(t) if t.num_gated else ()),
+    ]
+
+
+def _gate_tiles(t: Totals) -> list[Tile]:
+    return [
+        Tile(
+            "Good enough",
+            "Videos within all limits of [quality]; the others are marked, and of their tries the best was kept",
+            f"{t.num_gated - t.num_marked:,}",
+            f"of {t.num_gated:,}",
+            f"{t.num_marked:,} marked; {t.num_tries:,} tries in all",
+            alarm=t.num_marked > 0,
+        )
     ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import types
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -45,6 +47,7 @@ class _Actor:
     def __init__(self, answer: Answer) -> None:
         self.load = _Method(lambda: EvaluatorInfo(node="n", node_id="n", pid=1))
         self.evaluate = _Method(answer)
+        self.num_steps = _Method(lambda: 0)
 
 
 def _job(row: int, *measures: str, is_failed: bool = False) -> Job:
@@ -158,3 +161,84 @@ def test_it_stops_when_asked_to() -> None:
     )
     with pytest.raises(KeyboardInterrupt):
         driver.run(stop)
+
+
+class _Silent:
+    """The answer of a call that never comes."""
+
+    def remote(self, *arguments: Any) -> Any:
+        class Reference:
+            def future(self) -> Future[Any]:
+                return Future()
+
+        return Reference()
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["says how far it is", "says nothing"])
+def test_a_worker_that_hangs_is_replaced_and_its_video_given_up(answers: bool) -> None:
+    """One place alone: the video is to blame, not the place, so the rest go on there."""
+    recorded: list[EvaluatedRow] = []
+    said: list[str] = []
+    num_started = 0
+
+    class Actor(_Actor):
+        def __init__(self) -> None:
+            nonlocal num_started
+            num_started += 1
+            super().__init__(_good)
+            good, self.evaluate = self.evaluate, self
+            self._good = good
+            if not answers:
+                self.num_steps = _Silent()  # type: ignore[assignment]
+
+        def remote(self, video: Video, measures: Sequence[str]) -> Any:
+            return _Silent().remote() if video.row == 1 else self._good.remote(video, measures)
+
+    pool = Pool(Actor, kill=lambda actor: None)
+    jobs = [_job(row, "sprites") for row in range(4)]
+    EvaluationDriver(jobs, 1, pool, recorded.append, said.append, stalled_after_s=0.05).run(threading.Event())
+    by_row = {row.video.row: row for row in recorded}
+    assert sorted(by_row) == [0, 1, 2, 3]
+    assert "has come no further for 0.05 s" in by_row[1].error
+    assert "given up after 3 attempts" in by_row[1].error
+    assert not any(by_row[row].error for row in (0, 2, 3))
+    assert num_started == MAX_ATTEMPTS + 1
+
+
+def test_a_slow_video_that_comes_further_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by a millisecond whenever it is looked at, so a busy machine changes nothing."""
+    ticks = itertools.count()
+    clock = types.SimpleNamespace(monotonic=lambda: next(ticks) / 1000)
+    monkeypatch.setattr("actors.driver.evaluation.time", clock)
+    recorded: list[EvaluatedRow] = []
+    open_call: Future[Any] = Future()
+    steps = iter(range(10_000))
+
+    class Slow(_Actor):
+        def __init__(self) -> None:
+            super().__init__(_good)
+            self.evaluate = self  # type: ignore[assignment]
+            self.num_steps = _Method(self._step)
+
+        def _step(self) -> int:
+            if (number := next(steps)) == 12:
+                open_call.set_result(_good(self.video, self.measures))
+            return number
+
+        def remote(self, video: Video, measures: Sequence[str]) -> Any:
+            self.video, self.measures = video, measures
+
+            class Reference:
+                def future(self) -> Future[Any]:
+                    return open_call
+
+            return Reference()
+
+    said: list[str] = []
+    driver = EvaluationDriver(
+        [_job(0, "sprites")], 1, Pool(Slow, kill=lambda actor: None), recorded.append, said.append, stalled_after_s=0.03
+    )
+    driver.run(threading.Event())
+    assert next(ticks) > 60  # several times as long as a video may stand still
+    assert [row.error for row in recorded] == [""]
+    assert said == []

@@ -32,6 +32,7 @@ from miga.backbones.registry import load_spec
 from miga.backbones.sprites.identity import ALL, ATTRIBUTES, PAN
 from miga.backbones.sprites.world import OMISSIBLE, Placement, Scene, held_out_scenes, parse_caption, render
 from miga.errors import ConfigError, InputError, UsageError
+from miga.evaluation.totals import QUALITY
 from miga.profiles import resolve_config
 from pipeline.evaluation.paired import Interval, mean_interval, paired_difference, verdict
 from tests.pace import paced
@@ -499,3 +500,30 @@ def test_the_bench_of_the_page_writes_one_of_so_many_rows(tmp_path: Path) -> Non
     assert {row.status for row in rows} == {"ok", "failed"}
     assert len({row.key for row in rows}) == 1203
     assert len(rows[0].prompts[0].split()) == 60
+
+
+@pytest.mark.slow
+def test_evaluation_takes_less_than_two_hundredths_of_making_the_video(capsys: pytest.CaptureFixture[str]) -> None:
+    """Counted at the published sizes; decoding counts with the seconds that it may take at most."""
+    from jobs.benches.evaluation import bench_evaluate, share_rows
+
+    metrics, shares = bench_evaluate(480, 832, "cpu", is_timed=False).values()
+    assert [row["metric"] for row in metrics] == list(QUALITY)
+    dino = next(row["GFLOP a frame"] for row in metrics if row["metric"] == "subject_consistency")
+    assert dino == pytest.approx(62, rel=0.05)  # 31 G multiply-adds
+    assert len(shares) == 5
+    for row in share_rows(decoding_fps=100.0):
+        assert float(row["share with decoding"].rstrip("%")) <= 2.0
+        assert float(row["share"].rstrip("%")) < float(row["share with decoding"].rstrip("%"))
+
+
+@pytest.mark.slow
+def test_speeds_of_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "evaluate", "--height", "112", "--width", "128", "--device", "cpu", "--json"]) == 0
+    metrics, shares = json.loads(capsys.readouterr().out).values()
+    speeds = {row["metric"]: row["frames a core-second"] for row in metrics}
+    assert list(speeds) == ["decoding", *QUALITY]
+    assert speeds["decoding"] > 0
+    assert speeds["subject_consistency"] > 0
+    assert "needs sides of 113 pixels" in speeds["motion_smoothness"]
+    assert "share with decoding" not in shares[0]  # it was not timed at the published size

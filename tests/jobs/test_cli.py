@@ -59,6 +59,24 @@ def test_dry_run_counts_and_writes_nothing(
     assert figures["estimated_bytes"] > 0
 
 
+def test_dry_run_says_what_tries_of_the_quality_gate_may_cost_at_most(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path, prompts: Path
+) -> None:
+    arguments = ("generate", prompts, tmp_path / "out", "--model", tiny_model, "--num-frames", 61, "--dry-run")
+    gate = ("--set", "quality.least={ final_consistency = 0.9 }", "--set", "quality.retries=2")
+    status, out, message = run(capsys, *arguments, *gate, "--json")
+    assert status == 0, message
+    found = json.loads(out)
+    assert found["retries"]["tries"] == 3
+    for name in ("network_calls_max", "network_forwards_max", "estimated_hours_max"):
+        assert found["retries"][name] == 3 * found[name] > 0
+    assert found["retries"]["estimated_bytes_max"] == 3 * found["estimated_bytes"]
+    status, out, _ = run(capsys, *arguments, *gate)
+    assert "at most, if every row needs all 3 tries of [quality]" in out
+    status, out, _ = run(capsys, *arguments)
+    assert "retries" not in out
+
+
 @pytest.mark.parametrize("name", [SMALL, LARGE])
 @pytest.mark.parametrize(("profile", "calls"), [("paper", 946), ("swift", 255)])
 def test_dry_run_knows_the_published_models_without_network(

@@ -24,7 +24,8 @@ from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
 from tests.cli import run
 from tests.made_run import make_run
-from tests.pipeline.evaluation.videos import make_video
+from tests.pipeline.evaluation.test_scores import networks
+from tests.pipeline.evaluation.videos import make_video, rotated
 
 
 class _Method:
@@ -48,6 +49,7 @@ class _Here:
     def __init__(self, settings: EvaluationSettings) -> None:
         worker = EvaluationWorker(settings)
         self.load, self.evaluate = _Method(worker.load), _Method(worker.evaluate)
+        self.num_steps = _Method(worker.num_steps)
 
 
 @pytest.fixture
@@ -172,6 +174,45 @@ def test_a_run_by_its_manifest(in_process: list, capsys: pytest.CaptureFixture[s
     assert "Score, worst first" in page
 
 
+@pytest.mark.slow
+def test_odd_videos_side_by_side_hold_up_no_other(
+    in_process: list, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every kind of bad or odd video in one folder: what can be scored is, what cannot says why, by its name."""
+    monkeypatch.setattr("pipeline.evaluation.evaluator.load_network", lambda file, device: networks("raft"))
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    plain = make_video(videos / "plain.mp4", size="128x128")
+    make_video(videos / "black.mp4", source="color=black:size=144x128:rate=8")
+    make_video(videos / "one.mp4", size="128x128", frames=1)
+    make_video(videos / "small.mp4", size="112x128")
+    make_video(videos / "ten-bit.mp4", "-c:v", "libx264", "-pix_fmt", "yuv420p10le", size="160x128")
+    make_video(videos / "varying.mp4", "-vf", "select='not(between(n,5,14))'", "-fps_mode", "vfr", size="128x136")
+    rotated(make_video(tmp_path / "upright.mp4", size="160x128"), videos / "turned.mp4")
+    (videos / "cut.mp4").write_bytes(plain.read_bytes()[: plain.stat().st_size // 2])
+    weights = tmp_path / "raft.safetensors"
+    save_file({name: tensor.clone() for name, tensor in Raft().state_dict().items()}, weights)
+    options = ["--metrics", "temporal_flickering,dynamic_degree", "--weights", f"raft={weights}", "--json"]
+    status, out, error = run(capsys, "evaluate", videos, *options)
+    assert status == 3, error
+    assert [failure["id"] for failure in json.loads(out)["failures"]] == ["cut"]
+    lines = _lines(videos)
+    by = {(line["id"], line["measure"]): line for line in lines}
+    assert {line["id"]: (line["width"], line["height"]) for line in lines if line["width"]} == {
+        "black": (144, 128), "one": (128, 128), "plain": (128, 128), "small": (112, 128), "ten-bit": (160, 128),
+        "turned": (128, 160), "varying": (128, 136),
+    }  # fmt: skip
+    scored = {name for (name, measure), line in by.items() if line["value"] is not None and measure == "dynamic_degree"}
+    assert scored == {"black", "one", "plain", "ten-bit", "turned", "varying"}
+    assert "needs sides of 121 pixels" in by["small", "dynamic_degree"]["error"]
+    assert by["small", "temporal_flickering"]["value"] is not None
+    assert "needs 2 frames" in by["one", "temporal_flickering"]["error"]
+    assert by["black", "temporal_flickering"]["value"] == 1.0
+    assert by["black", "dynamic_degree"]["value"] == 0.0
+    assert "its frame rate varies" in by["varying", "dynamic_degree"]["note"]
+    assert by["cut", None]["error"].startswith("BadVideoError")
+
+
 def test_missing_weights_are_refused_before_any_work(
     folder: Path, in_process: list, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -203,6 +244,7 @@ def test_weights_of_another_network_are_refused_before_any_work(
     ("options", "said"),
     [
         (["--metrics", "beauty"], "'beauty' is no metric"),
+        (["--metrics", "background_consistency_long"], "needs DreamSim's ensemble"),
         (["--weights", "raft"], "is not NAME=PATH"),
         (["--weights", "beauty=x"], "is no network"),
         (["--limit", "0"], "--limit 0 is less than 1"),

@@ -54,6 +54,14 @@ const figures = (card) => {
   return h("ul", { class: "figures" }, items.filter(Boolean).map((item) => h("li", {}, item)));
 };
 const scoresOf = (card) => Object.entries(card.scores).map(([name, value]) => `${name.replaceAll("_", " ")} ${value.toFixed(4)}`).join(" · ");
+// the quality gate: which try was kept and why, and what came of each
+const gateMark = (card) => card.gate && (!card.gate.good ? h("span", { class: "badge bad", title: shown(card.gate.why) }, "not good enough")
+  : card.gate.tries.length > 1 && h("span", { class: "badge", title: shown(card.gate.why) }, `try ${card.gate.kept + 1} of ${card.gate.tries.length}`));
+const gate = (card) => card.gate && h("div", { class: "gate" },
+  h("p", {}, h("b", {}, `Try ${card.gate.kept + 1} kept: `), shown(card.gate.why)),
+  card.gate.tries.length > 1 && h("ol", {}, card.gate.tries.map((each) => h("li", { class: each.kept ? "kept" : null,
+    title: Object.entries(each.scores).map(([name, value]) => `${name} ${value.toPrecision(4)}`).join("\n") || null },
+  each.seed !== null && [`seed ${each.seed}: `], shown(each.words)))));
 const rest = (card) => {
   const code = (text) => text && h("code", {}, shown(text));
   const lines = [
@@ -87,10 +95,10 @@ const build = (card) => {
   return h("article", { class: `card ${card.status}`, "data-row": card.row, "data-position": card.position, "aria-label": nameOf(card) }, top,
     h("div", { class: "body" }, turns.nodes,
       h("div", { class: "head" }, failed && h("span", { class: "badge bad" }, "failed"),
-        card.attempt > 1 && h("span", { class: "badge" }, `attempt ${card.attempt}`),
+        card.attempt > 1 && h("span", { class: "badge" }, `attempt ${card.attempt}`), gateMark(card),
         h("a", { class: "at", href: `#row=${card.row}`, title: "Link to this row" }, nameOf(card)),
         !failed && act("Enlarge", "Enlarge, and step by frame", () => openViewer([card])),
         !failed && act("Compare", "Beside another video", () => compare(card))),
       card.negative_prompt && h("p", { class: "negative", dir: "auto" }, "Not: ", shown(card.negative_prompt)),
-      began(card), plot?.node, times(card), figures(card), rest(card)));
+      began(card), plot?.node, times(card), figures(card), gate(card), rest(card)));
 };

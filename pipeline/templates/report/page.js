@@ -1,7 +1,7 @@
 // --- which rows, in which order, as cards or as a table --------------------------------------------------------------
 const app = byId("app"), bar = byId("bar"), more = byId("more"), none = byId("none"), busy = byId("busy"), first = byId("first");
 const BATCH = { cards: 24, table: 100 };
-const SORTS = ["row", ...(data.scored ? ["score"] : []), "consistency", "corrections", "searches", "duration", "time", "calls", "bytes"];
+const SORTS = ["row", ...(data.scored ? ["score"] : []), ...(data.gated ? ["gate"] : []), "consistency", "corrections", "searches", "duration", "time", "calls", "bytes"];
 // of a run that was evaluated, the worst come first
 const USUAL = { status: "all", q: "", sort: data.scored ? "score" : "row", dir: "asc", view: "cards", all: "" };
 const state = { ...USUAL };

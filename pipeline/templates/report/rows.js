@@ -57,7 +57,7 @@ const makeKeys = () => {
   const cards = data.cards, column = (value) => cards.map((card) => value(card) ?? null);
   return {
     row: column((c) => c.row), ok: column((c) => c.status === "ok" ? 1 : 0), consistency: column((c) => c.mean_consistency),
-    score: column((c) => c.score), corrections: column((c) => c.corrected_at?.length), searches: column((c) => c.searched_at?.length),
+    score: column((c) => c.score), gate: column((c) => c.gate && (c.gate.good ? 1 : 0)), corrections: column((c) => c.corrected_at?.length), searches: column((c) => c.searched_at?.length),
     duration: column((c) => c.status === "ok" ? c.video_s : null), time: column((c) => timeOf(c) || null),
     calls: column((c) => c.network_calls), bytes: column((c) => c.bytes),
   };

@@ -4,7 +4,7 @@ const COLUMNS = [
   ["Row", (c) => h("a", { href: `#row=${c.row}` }, String(c.row))], ["Id", (c) => c.id === null ? "" : shown(c.id)], ["Status", (c) => c.status],
   ["Prompt", (c) => h("span", { class: "cell", dir: "auto", title: shown(c.prompts.join("\n→ ")) }, shown(c.prompts.join(" → ")))],
   ["Seed", (c) => c.seed ?? ""], ["Frames", (c) => c.num_frames === null ? "" : count(c.num_frames)], ["Length", (c) => c.status === "ok" ? seconds(c.video_s) : ""],
-  ...(data.scored ? [["Score", (c) => c.score === null ? "" : c.score.toFixed(4)]] : []), ["Consistency", (c) => c.mean_consistency === null ? "" : c.mean_consistency.toFixed(4)], ["Searches", (c) => c.searched_at ? String(c.searched_at.length) : ""],
+  ...(data.scored ? [["Score", (c) => c.score === null ? "" : c.score.toFixed(4)]] : []), ["Consistency", (c) => c.mean_consistency === null ? "" : c.mean_consistency.toFixed(4)], ...(data.gated ? [["Gate", (c) => !c.gate ? "" : c.gate.good ? `try ${c.gate.kept + 1}` : "not good enough"]] : []), ["Searches", (c) => c.searched_at ? String(c.searched_at.length) : ""],
   ["Corrections", (c) => c.corrected_at ? String(c.corrected_at.length) : ""], ["Calls", (c) => c.network_calls === null ? "" : count(c.network_calls)],
   ["Time to make", (c) => timeOf(c) ? seconds(timeOf(c)) : ""], ["Size", (c) => c.bytes ? bytes(c.bytes) : ""],
   ["Video, or reason", (c) => c.status === "failed" ? `${shown(c.error_type || "Failed")}: ${shown(c.error)}`
@@ -27,7 +27,7 @@ const CSV = {
   score: (c) => c.score, scores: (c) => Object.keys(c.scores).length ? JSON.stringify(c.scores) : null,
   num_searches: (c) => c.searched_at?.length, num_corrections: (c) => c.corrected_at?.length, network_calls: (c) => c.network_calls,
   time_s: (c) => timeOf(c) || null, bytes: (c) => c.bytes, sha256: (c) => c.sha256, key: (c) => c.key, uri: (c) => c.uri,
-  error_type: (c) => c.error_type, error: (c) => c.error, metadata: (c) => c.metadata,
+  quality: (c) => c.gate && (c.gate.good ? "good" : "marked"), quality_why: (c) => c.gate?.why, error_type: (c) => c.error_type, error: (c) => c.error, metadata: (c) => c.metadata,
 };
 const csvOf = (card) => `${Object.values(CSV).map((value) => cell(value(card))).join(",")}\r\n`;
 const saveCsv = async (positions, say) => {

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from miga.evaluation import preprocessing
-from miga.evaluation.formulas import likeness, strongest_motion
+from miga.evaluation.formulas import STATIC_SHARE, likeness, strongest_motion
 from miga.evaluation.networks.amt import AmtS
 from miga.evaluation.observers import (
     DifferenceObserver,
+    EndsMotionObserver,
     FrameObserver,
     InterpolationObserver,
     MotionObserver,
@@ -121,3 +122,14 @@ def test_flow_of_padded_frames() -> None:
     found = optical_flow(Copies(), CPU)(video[:1], video[1:])
     padded = np.pad(video, ((0, 0), (3, 3), (2, 3), (0, 0)), "edge")
     assert np.array_equal(found[0], np.stack([padded[0, ..., 0], padded[1, ..., 1]]))
+
+
+@pytest.mark.parametrize("portion", [1, 7, 40])
+def test_ends_of_stretches_both_ways(portion: int) -> None:
+    video = texture(40, 32, 40, "portions")
+    spans = [(0, 16), (16, 32), (24, 40), (0, 40)]
+    index, values = noted(EndsMotionObserver(_shift, spans, 3, STATIC_SHARE), video, portion)
+    pairs = [pair for start, stop in spans for pair in ((start, stop - 1), (stop - 1, start))]
+    assert index == list(range(8))
+    flows = [_shift(video[a : a + 1], video[b : b + 1])[0] for a, b in pairs]
+    assert values[:, 0].tolist() == [strongest_motion(flow, STATIC_SHARE) for flow in flows]

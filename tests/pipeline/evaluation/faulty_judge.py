@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Behaviour = Callable[["Endpoint", dict[str, Any]], Any]
-"""Given a request, what to answer: text; a status; (status, headers); "half", "garbage", "silent", "hang up"."""
+"""Given a request, what to answer: text; a status; (status, headers); or the name of a fault, such as "half"."""
 
 
 class Endpoint(ThreadingHTTPServer):
@@ -63,6 +63,8 @@ class _Answer(BaseHTTPRequestHandler):
             return
         if how == "garbage":
             data = b"<html>502</html>"
+        elif how == "torn":  # half a JSON that says it is whole
+            data = data[: len(data) // 2]
         elif how == "empty":
             data = b'{"choices": []}'
         elif status != 200:

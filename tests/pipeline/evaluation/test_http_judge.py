@@ -47,7 +47,7 @@ def test_what_services_do_not_know_is_left_out() -> None:
         assert "Authorization" not in server.headers[0]
 
 
-@pytest.mark.parametrize("fault", [429, 500, 503, "half", "garbage", "empty", "hang up"])
+@pytest.mark.parametrize("fault", [429, 500, 503, "half", "torn", "garbage", "empty", "hang up"])
 def test_what_may_pass_is_tried_again(fault: Any) -> None:
     with endpoint(lambda server, body: fault if len(server.requests) < 3 else "Yes") as server:
         sleeps = Sleeps()
@@ -59,8 +59,8 @@ def test_what_may_pass_is_tried_again(fault: Any) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [(429, "HTTP 429: .*not now"), (500, "HTTP 500"), ("half", "IncompleteRead"), ("garbage", "<html>502"),
-     ("hang up", "no whole answer"), ("empty", "cannot be read")],
+    [(429, "HTTP 429: .*not now"), (500, "HTTP 500"), ("half", "IncompleteRead"), ("torn", "cannot be read"),
+     ("garbage", "<html>502"), ("hang up", "no whole answer"), ("empty", "cannot be read")],
 )  # fmt: skip
 def test_what_does_not_pass_is_a_fault_of_that_question(fault: Any, said: str) -> None:
     with endpoint(lambda server, body: fault) as server:

@@ -102,6 +102,20 @@ def test_figures_of_a_data_set() -> None:
     assert [failure[0] for failure in totals.failed] == [2]
 
 
+def test_five_of_a_prompt_count_behind_the_static_filter() -> None:
+    """Clips count by themselves, also those of a video that moves as a whole."""
+    totals, of = Totals(), "v1"
+    for number, value in enumerate([0.9, None, 0.8, 0.7]):
+        video = Video(row=number, id=str(number), path=f"{number}.mp4", prompts=("a vase",))
+        clips = (0.5, None, 1.0)
+        result = Result(value=value, made_of=of, clips=clips, error="" if value else "moves")
+        totals.add(EvaluatedRow(video=video, results={"temporal_flickering_static": result}))
+    (figure,) = totals.figures()
+    assert figure.over_clips == pytest.approx(np.mean([0.5, 1.0, 0.5, 1.0, 0.5]))
+    assert (figure.count, figure.missing) == (3, 1)
+    assert figure.vbench == pytest.approx(0.8)
+
+
 def test_overall_score_stands_beside_dynamic_degree() -> None:
     totals = Totals()
     parts = ("subject_consistency", "background_consistency", "motion_smoothness", "temporal_flickering")

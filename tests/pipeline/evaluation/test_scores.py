@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,10 +110,38 @@ def test_all_seven_of_a_video(video: Path, tmp_path: Path) -> None:
         assert results[name].value is not None
         assert len(results[name].clips) == 2
     assert results["dynamic_degree"].value in (0.0, 1.0)
+    still = results["temporal_flickering_static"]
+    assert still.value is None
+    assert still.clips == (None, None)
+    assert "static filter" in still.error
     long = results["subject_consistency_long"]
     assert long.clip_to_clip is not None
     assert long.long == pytest.approx(long.value)
-    assert all(result.error == "" for result in results.values())
+    assert [name for name, result in results.items() if result.error] == ["temporal_flickering_static"]
+
+
+def test_flicker_of_what_stands_still_by_the_formula(tmp_path: Path) -> None:
+    """A video whose second half moves: the filter is asked of each clip, and of the whole."""
+    halves = "color=gray:size=144x128:rate=8:duration=3[a];testsrc=size=144x128:rate=8:duration=2[b];[a][b]concat"
+    path = make_video(tmp_path / "half.mp4", source=halves, frames=40)
+    form = VideoForm(40, 8.0, 128, 144)
+    results, _ = score(path, form, tmp_path / "scratch", [MEASURES["temporal_flickering_static"]])
+    frames = np.stack(list(read_frames(path)))
+    padded = frames.astype(np.float32).transpose(0, 3, 1, 2)
+
+    def is_static(start: int, stop: int) -> bool:
+        part = padded[start:stop]
+        pairs = [*itertools.pairwise(part), (part[0], part[-1]), (part[-1], part[0])]
+        motions = [formulas.strongest_motion((b - a)[:2], formulas.STATIC_SHARE) for a, b in pairs]
+        return formulas.is_static(motions, stop - start, 128, 144)
+
+    wanted = [formulas.temporal_flickering(frames[a:b]) if is_static(a, b) else None for a, b in form.clips]
+    assert wanted[0] is not None
+    assert None in wanted
+    found = results["temporal_flickering_static"]
+    assert list(found.clips) == [None if value is None else pytest.approx(value, abs=1e-9) for value in wanted]
+    assert found.long == pytest.approx(np.mean([value for value in wanted if value is not None]))
+    assert (found.value is None) == (not is_static(0, 40))
 
 
 @pytest.mark.parametrize(
