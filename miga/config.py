@@ -9,10 +9,14 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from miga.clips import ClipLayout
 from miga.errors import ConfigError
+
+if TYPE_CHECKING:
+    from miga.frame_attention import FrameAttention
+    from miga.frame_texts import FrameTexts
 
 SolverName = Literal["unipc", "ddim", "euler", "renoise"]
 
@@ -121,6 +125,16 @@ class SamplerConfig:
         """How a video is made of clips that are decoded one by one; None where it is decoded as one."""
         return None
 
+    @property
+    def frame_attention(self) -> FrameAttention | None:
+        """What stands in for attention along the frames; None: attention itself."""
+        return None
+
+    @property
+    def frame_texts(self) -> FrameTexts | None:
+        """Which text each frame stands under where a window stands under several prompts; None: it never does."""
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in field order."""
         return asdict(self)
@@ -193,4 +207,22 @@ def check_positions(config: SamplerConfig, takes_positions: bool, model: str = "
             + (f" of {model!r}" if model else "")
             + " is told no positions in time that could have gaps",
             f"leave {name} at 1; models with rotary positions take more (Wan's family)",
+        )
+
+
+def check_frame_attention(config: SamplerConfig, denoiser: object) -> None:
+    """Returns unless the method needs another attention than the network's own, and the denoiser has not taken it.
+
+    Args:
+        config: the settings.
+        denoiser: made for them.
+
+    Raises:
+        ConfigError: naming the profile.
+    """
+    if config.frame_attention is not None and getattr(denoiser, "frame_attention", None) is None:
+        raise ConfigError(
+            f"profile {config.profile!r} needs another attention along the frames than this model's own, and the "
+            "model takes none",
+            "take a model of the families 'wan' or 'videocrafter2', or profile 'direct'",
         )
