@@ -16,6 +16,8 @@ from miga.errors import ConfigError
 
 if TYPE_CHECKING:
     from miga.backbones.base import BackboneSpec
+    from miga.frame_attention import FrameAttention
+    from miga.frame_texts import FrameTexts
     from miga.time_rotation import TimeRotation
 
 SolverName = Literal["unipc", "ddim", "euler", "renoise"]
@@ -172,6 +174,16 @@ class SamplerConfig:
         """What the network is told of time in the place of its own rotary frequencies; None: those."""
         return None
 
+    @property
+    def frame_attention(self) -> FrameAttention | None:
+        """What stands in for attention along the frames; None: attention itself."""
+        return None
+
+    @property
+    def frame_texts(self) -> FrameTexts | None:
+        """Which text each frame stands under where a window stands under several prompts; None: it never does."""
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, in field order."""
         return asdict(self)
@@ -244,4 +256,40 @@ def check_positions(config: SamplerConfig, takes_positions: bool, model: str = "
             + (f" of {model!r}" if model else "")
             + " is told no positions in time that could have gaps",
             f"leave {name} at 1; models with rotary positions take more (Wan's family)",
+        )
+
+
+def check_frame_attention(config: SamplerConfig, denoiser: object) -> None:
+    """Returns unless the method needs another attention than the network's own, and the denoiser has not taken it.
+
+    Args:
+        config: the settings.
+        denoiser: made for them.
+
+    Raises:
+        ConfigError: naming the profile.
+    """
+    if config.frame_attention is not None and getattr(denoiser, "frame_attention", None) is None:
+        raise ConfigError(
+            f"profile {config.profile!r} needs another attention along the frames than this model's own, and the "
+            "model takes none",
+            "take a model of the families 'wan' or 'videocrafter2', or profile 'direct'",
+        )
+
+
+def check_time_rotation(config: SamplerConfig, denoiser: object) -> None:
+    """Returns unless the method changes rotary frequencies, and the denoiser has not taken them.
+
+    Args:
+        config: the settings.
+        denoiser: made for them.
+
+    Raises:
+        ConfigError: naming the profile.
+    """
+    if config.time_rotation is not None and getattr(denoiser, "time_rotation", None) is None:
+        raise ConfigError(
+            f"profile {config.profile!r} tells the network other rotary frequencies than its own, and the model takes "
+            "none",
+            "take a model of Wan's family, or profile 'direct'",
         )

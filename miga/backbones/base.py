@@ -148,7 +148,10 @@ class Denoiser(Protocol):
     schedule: NoiseSchedule
 
     def __call__(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Condition]) -> torch.Tensor:
-        """Predicted clean latents `[B, F, C, H, W]`; window b is under `conditions[b]`; F is at most `window`."""
+        """Predicted clean latents `[B, F, C, H, W]`; window b is under `conditions[b]`.
+
+        F is at most `window`, but where a method puts all latents of a video into one window.
+        """
         ...
 
 
@@ -250,7 +253,11 @@ class Backbone(Protocol):
         ...
 
     def denoiser(self, config: SamplerConfig) -> Denoiser:
-        """The network under the schedule and guidance scale of `config`."""
+        """The network under the schedule and guidance scale of `config`.
+
+        Where that names another attention along the frames (`config.frame_attention`), the denoiser gives it to every
+        call, and has it as `frame_attention`; one without that attribute is refused there.
+        """
         ...
 
     def frame_decoder(self) -> FrameDecoder:
