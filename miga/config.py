@@ -116,7 +116,7 @@ class SamplerConfig:
         """What the calls of a video under one prompt compute, where they are no whole windows.
 
         Returns:
-            Latents shown, and pairs of a shown and a seen latent, both summed over all calls: operations of a
+            Latents shown, and pairs of a shown and a seen latent, both summed over all forwards: operations of a
             transformer outside of its self-attention are in proportion to the one, those within it to the other.
         """
         return None

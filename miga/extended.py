@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 from miga.base_clip import base_clip_stepper
 from miga.config import SamplerConfig
 from miga.denoise_pass import Stepper
+from miga.errors import ConfigError
 from miga.frame_texts import SeveralConditions
 from miga.noise import NoiseSource
 from miga.prompts import PromptTrack
@@ -66,13 +67,13 @@ class Extended:
             arrange: of its noise; None: as it is drawn.
 
         Raises:
-            ConfigError: of a video without end.
+            ConfigError: of a video without end, or of several prompts where a window takes one.
         """
         config.require_end(num_latents)
         assert num_latents is not None
         stepper = base_clip_stepper(stepper, config.eta)
         noise = stepper.noise if arrange is None else arrange(stepper.noise)
-        prompts = _as_one(stepper.prompts)
+        prompts = _as_one(stepper.prompts, config)
         return cls(config, replace(stepper, noise=noise, prompts=prompts, purpose="base/", part=PART), num_latents)
 
     def start(self, clean_FCHW: object = None) -> ExtendedState:
@@ -92,8 +93,18 @@ class Extended:
         return False
 
 
-def _as_one(prompts: PromptTrack) -> PromptTrack:
-    """The prompts of a window that stands under all of them."""
+def _as_one(prompts: PromptTrack, config: SamplerConfig) -> PromptTrack:
+    """The prompts of a window that stands under all of them.
+
+    Raises:
+        ConfigError: if there are several, and a window takes one.
+    """
     if len(prompts.conditions) == 1:
         return prompts
+    if config.frame_texts is None:
+        raise ConfigError(
+            f"profile {config.profile!r} puts the whole video into one window under one prompt, and there are "
+            f"{len(prompts.conditions)}",
+            "take 'swift' or 'paper' for prompts in turn",
+        )
     return PromptTrack([SeveralConditions(tuple(prompts.conditions))])

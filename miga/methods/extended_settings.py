@@ -148,7 +148,7 @@ def extended_method(
         settings=settings,
         state=ExtendedState,
         begin=begin,
-        profiles={name: Profile(summary, {})},
+        profiles={name: Profile(summary, {}, by_family={"videocrafter2": {"num_steps": NUM_STEPS}})},
         published=published(eta),
         in_proportion=shared_in_proportion,
         needs_base_clip=False,

@@ -191,6 +191,7 @@ def spec_of(name: str, revision: str, settings: Settings, unet: UNetConfig, cell
         forward_flops=forward_flops(unet, settings.window, height, width),
         sampler=steps | settings.sampler,
         noise_schedule="ddim",
+        frame_attention="cells",
     )
 
 
