@@ -10,7 +10,7 @@ from miga.frame_attention import frame_windows
 from miga.methods.base import Method
 from miga.methods.extended_settings import StretchedSettings, extended_method, shuffled
 from miga.methods.freenoise.attention import WindowedAttention
-from miga.methods.freenoise.motion_injection import MotionInjection
+from miga.methods.freenoise.text import MotionInjection
 
 MOST_PROMPTS: Final = 2
 
@@ -27,7 +27,7 @@ class FreeNoiseSettings(StretchedSettings):
     @property
     def frame_texts(self) -> MotionInjection:
         """See `SamplerConfig.frame_texts`."""
-        return MotionInjection(self.num_steps)
+        return MotionInjection()
 
     def pairs_seen(self, num_latents: int) -> int:
         """See `ExtendedSettings.pairs_seen`."""
