@@ -19,8 +19,8 @@ from typing import Final, Protocol, TypeAlias
 import torch
 from torch.nn import functional
 
-MAX_WEIGHT_BYTES: Final = 256 << 20
-"""What attention weights of the rows that are computed together may take, if a kernel stored them, in float32."""
+MAX_CHUNK_BYTES: Final = 256 << 20
+"""What rows that are computed together may take beside their inputs, in float32."""
 
 
 @dataclass(frozen=True)
@@ -116,23 +116,34 @@ def frame_call(attention: FrameAttention | None, timestep_BF: torch.Tensor) -> F
 
 
 def softmax_attention(
-    query_RHSD: torch.Tensor, key_RHSD: torch.Tensor, value_RHSD: torch.Tensor, mask: torch.Tensor | None = None
+    query_RHSD: torch.Tensor,
+    key_RHSD: torch.Tensor,
+    value_RHSD: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    factor: float = 1.0,
 ) -> torch.Tensor:
-    """Ordinary attention. Where `mask` `[S, keys]` is False a query does not see a key."""
-    return functional.scaled_dot_product_attention(query_RHSD, key_RHSD, value_RHSD, attn_mask=mask)
+    """Ordinary attention.
+
+    Args:
+        query_RHSD: not scaled.
+        key_RHSD: of any number of tokens.
+        value_RHSD: of as many.
+        mask: `[queries, keys]`, False where a query does not see a key.
+        factor: on the queries, beside 1 / sqrt(D).
+    """
+    scale = None if factor == 1.0 else factor * query_RHSD.shape[-1] ** -0.5
+    return functional.scaled_dot_product_attention(query_RHSD, key_RHSD, value_RHSD, attn_mask=mask, scale=scale)
 
 
-def row_chunks(num_rows: int, heads: int, queries: int, keys: int, rows_at_once: int | None = None) -> Iterator[slice]:
+def row_chunks(num_rows: int, numbers_per_row: int, rows_at_once: int | None = None) -> Iterator[slice]:
     """Rows to compute together, in order. Rows do not meet in attention, so a cut changes nothing but memory.
 
     Args:
         num_rows: of the batch.
-        heads: of every row.
-        queries: of every row.
-        keys: of every row.
-        rows_at_once: so many; None: as many as keep the attention weights below `MAX_WEIGHT_BYTES`.
+        numbers_per_row: that a row needs while it is computed, attention weights among them (as if they were stored).
+        rows_at_once: so many; None: as many as keep that below `MAX_CHUNK_BYTES`.
     """
-    step = rows_at_once or max(1, MAX_WEIGHT_BYTES // (4 * heads * queries * keys))
+    step = rows_at_once or max(1, MAX_CHUNK_BYTES // (4 * numbers_per_row))
     for start in range(0, num_rows, step):
         yield slice(start, min(num_rows, start + step))
 
