@@ -280,9 +280,7 @@ def _memory_plan(
         card = torch.cuda.get_device_properties(device).total_memory
         return plan_memory(footprint, spec, sampler, card, dtype, text_dtype, num_latents=num_latents)
     if (available := available_memory()) is not None:
-        check_machine_memory(
-            footprint, spec, sampler, 1, available, dtype, text_dtype, num_latents=num_latents
-        )
+        check_machine_memory(footprint, spec, sampler, 1, available, dtype, text_dtype, num_latents=num_latents)
     return None
 
 

@@ -236,9 +236,12 @@ def plan_memory(
             break
     fits += ["sampler.windows_per_batch = 1"] if sampler.windows_per_batch > 1 and not sampler.one_window else []
     if length is not None:
-        fits = _shorter(
-            spec, length, lambda count: plans_for(spec, text_dtype, text_on_card, count)[-1].total_bytes <= card
-        ) + fits
+        fits = (
+            _shorter(
+                spec, length, lambda count: plans_for(spec, text_dtype, text_on_card, count)[-1].total_bytes <= card
+            )
+            + fits
+        )
     text = f", text encoder {_gb(smallest.text_bytes)}" if text_on_card else ""
     raise ModelError(
         f"{_what(spec, length)} needs {_gb(smallest.total_bytes)} with everything made as small "
@@ -286,9 +289,7 @@ def as_held(
 ) -> MemoryPlan:
     """What videos of another size or length, or by other settings, take of a model that is held as a plan says."""
     length = _length(spec, sampler, num_latents)
-    plans = _plans(
-        architecture, spec, sampler, plan.card_bytes, plan.dtype, plan.text_dtype, plan.text_on_card, length
-    )
+    plans = _plans(architecture, spec, sampler, plan.card_bytes, plan.dtype, plan.text_dtype, plan.text_on_card, length)
     held = (plan.fp8, plan.one_expert, plan.vae_dtype, plan.decodes_beside)
     return next(each for each in plans if (each.fp8, each.one_expert, each.vae_dtype, each.decodes_beside) == held)
 
@@ -325,9 +326,7 @@ def check_machine_memory(
     """
     length = _length(spec, sampler, num_latents)
 
-    def needed(
-        num_actors: int, dtype: torch.dtype, text_dtype: torch.dtype, length: int | None = length
-    ) -> int:
+    def needed(num_actors: int, dtype: torch.dtype, text_dtype: torch.dtype, length: int | None = length) -> int:
         plan = next(_plans(architecture, spec, sampler, available, dtype, text_dtype, False, length))
         return num_actors * (plan.own_bytes + process_bytes) + plan.text_bytes + process_bytes
 
@@ -393,9 +392,7 @@ def check_call_memory(
         return architecture.window_bytes(spec, length, dtype) + queue_bytes(spec, sampler, length)
 
     if needed(num_latents) > available:
-        raise too_long(
-            spec, num_latents, needed(num_latents), available, lambda length: needed(length) <= available
-        )
+        raise too_long(spec, num_latents, needed(num_latents), available, lambda length: needed(length) <= available)
 
 
 def too_long(
@@ -517,7 +514,14 @@ def queue_bytes(spec: BackboneSpec, sampler: SamplerConfig, num_latents: int | N
     UniPC keeps three tensors a latent beside the latent itself; a pass holds the old latents beside the new.
     """
     kept = 4 if sampler.solver == "unipc" else 1
-    return most_latents_held(sampler, num_latents) * spec.latent_channels * spec.latent_height * spec.latent_width * 4 * (kept + 1)
+    return (
+        most_latents_held(sampler, num_latents)
+        * spec.latent_channels
+        * spec.latent_height
+        * spec.latent_width
+        * 4
+        * (kept + 1)
+    )
 
 
 def _cache_bytes(architecture: Footprint, spec: BackboneSpec, sampler: SamplerConfig, dtype: torch.dtype) -> int:

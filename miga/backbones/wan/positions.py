@@ -113,9 +113,7 @@ class _PositionedRope(WanRotaryPosEmbed):
         cos_1T1D, sin_1T1D = super().forward(hidden_states[:, :, :1])
         return self._with_time(cos_1T1D, cos_ND.view(shape)), self._with_time(sin_1T1D, sin_ND.view(shape))
 
-    def _angles(
-        self, position_N: torch.Tensor, frequency_K: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _angles(self, position_N: torch.Tensor, frequency_K: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines in time `[N, D]`, every value twice; with the network's own frequencies by diffusers."""
         if frequency_K is None:
             of_own: tuple[torch.Tensor, torch.Tensor] = get_1d_rotary_pos_embed(

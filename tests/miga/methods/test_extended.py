@@ -168,7 +168,9 @@ def test_resumed_after_any_step_it_is_the_same_video(method: str, solver: str) -
 
 
 def test_methods_differ_in_their_noise_alone_where_the_network_does_nothing() -> None:
-    videos = {method: sample(make_sampler(AnyLength(small_config(method)), small_config(method), 15)) for method in METHODS}
+    videos = {
+        method: sample(make_sampler(AnyLength(small_config(method)), small_config(method), 15)) for method in METHODS
+    }
     assert torch.equal(videos["direct"], videos["riflex"])
     assert torch.equal(videos["freenoise"], videos["freelong"])
     assert not torch.equal(videos["direct"], videos["freenoise"])
@@ -227,7 +229,9 @@ def test_riflex_lowers_the_recorded_frequency() -> None:
 def test_the_component_is_the_one_that_the_authors_choose() -> None:
     for repetition, (component, _) in RECORD["identify_k"]["wan b=10000 d=44"].items():
         assert component_of(WAN_K, int(repetition)) == component
-    hunyuan, cogvideox = (1.0 / base ** (torch.arange(0, 16, 2, dtype=torch.float64) / 16) for base in (256.0, 10_000.0))
+    hunyuan, cogvideox = (
+        1.0 / base ** (torch.arange(0, 16, 2, dtype=torch.float64) / 16) for base in (256.0, 10_000.0)
+    )
     assert component_of(hunyuan, 48) == 4
     assert component_of(cogvideox, 20) == 2
     assert component_of(hunyuan, 33 * 3 // 2) == 4, "one and a half of their clips leads to the same"
