@@ -131,8 +131,8 @@ class Sampler:
         BadRowError: if no video can be made with the pictures.
         ValueError: if `num_latents` is no whole number above 0.
         ConfigError: if the denoiser's schedule is not one that the config's solver can step through, or it is to be
-            told positions that it takes none of, or the method needs an attention, or rotary frequencies, that it does not
-            take.
+            told positions that it takes none of, or the method needs an attention, or rotary frequencies, that it
+            does not take.
         UsageError: if features are given to a method without a beam search.
     """
 

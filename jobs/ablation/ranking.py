@@ -23,7 +23,8 @@ def ranking_of(filled: FilledTable) -> str:
     before, behind = _ordered(rows, PLAIN), _ordered(rows, MOVING)
     sentences = [
         f"By O.S. the order is {_order(before, PLAIN)}.",
-        f"Where stillness no longer counts (O.S. times the share of a video that moves) it is {_order(behind, MOVING)}.",
+        "Where stillness no longer counts (O.S. times the share of a video that moves) it is "
+        f"{_order(behind, MOVING)}.",
     ]
     moved = [
         f"{_name(row)} from {before.index(row) + 1} to {place}"

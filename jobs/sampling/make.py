@@ -266,7 +266,7 @@ def _check_prompts(prompts: tuple[str, str], config: RunConfig) -> None:
 def _memory_plan(
     spec: BackboneSpec, sampler: SamplerConfig, config: RunConfig, device: torch.device, num_frames: int
 ) -> MemoryPlan | None:
-    """How the model is fitted onto the GPU to make a video of so many frames; None on a CPU, and where nothing is known of the model's parts.
+    """How the model is fitted onto the GPU for a video of so many frames; None on a CPU, or if nothing is known of it.
 
     Raises:
         ModelError: if it does not fit, saying what would.

@@ -89,7 +89,7 @@ class SmoothnessMeter:
 
 
 class MovementMeter:
-    """How much of a video moves: the share of moments at which many pixels are another colour than `SPAN` frames before.
+    """How much of a video moves: the share of moments at which many pixels differ from `SPAN` frames before.
 
     A stand-in for VBench's dynamic degree, which asks a network for optical flow. Whatever moves counts, a camera too;
     noise and slow drifts of colour do not.

@@ -198,7 +198,7 @@ class WanBackbone(PretrainedBackbone):
         assert self.network is not None, "loaded without the denoiser"
         if self.is_compiled and config.frame_attention is not None:
             raise ConfigError(
-                f"compile does not go with profile {config.profile!r}, which computes attention of its own in each block",
+                f"compile does not go with profile {config.profile!r}, which has an attention of its own in each block",
                 "leave compile out",
             )
         guided_levels = (config.guidance_low_level, config.guidance_high_level)

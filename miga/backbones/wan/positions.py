@@ -44,7 +44,8 @@ class Told:
     frames: FrameCall | None = None
 
 
-_TOLD: ContextVar[Told] = ContextVar("told", default=Told())
+_NOTHING: Final = Told()
+_TOLD: ContextVar[Told] = ContextVar("told", default=_NOTHING)
 
 
 class CarryingRotary(tuple[torch.Tensor, torch.Tensor]):
@@ -125,7 +126,7 @@ class _PositionedRope(WanRotaryPosEmbed):
         return cos_ND, sin_ND
 
     def _with_time(self, usual_1T1D: torch.Tensor, time_BFD: torch.Tensor) -> torch.Tensor:
-        """Cosines, or sines, of one latent's cells for all latents, with these channels for time, which are the first."""
+        """Cosines, or sines, of one latent's cells for all latents, with these as channels of time, the first ones."""
         batch, num_latents, _ = time_BFD.shape
         num_tokens = usual_1T1D.shape[1]
         time_BN1D = time_BFD.to(usual_1T1D).repeat_interleave(num_tokens, dim=1)[:, :, None]

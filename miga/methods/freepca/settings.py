@@ -27,7 +27,7 @@ class FreePcaSettings(StretchedSettings):
         return num_latents**2 + sum((stop - start) ** 2 for start, stop in windows)
 
     def check_model(self, spec: BackboneSpec) -> None:
-        """See `SamplerConfig.check_model`: what is analysed are a cell's frames, which only some networks have apart."""
+        """See `SamplerConfig.check_model`: only some networks have a cell's frames apart."""
         require_frame_attention(self, spec, "cells")
 
 

@@ -1,6 +1,7 @@
 """RIFLEx: the rotary frequency of time that makes a video repeat itself, lowered until it no longer does.
 
-Source: Zhao et al. 2025, "RIFLEx: A Free Lunch for Length Extrapolation in Video Diffusion Transformers"; decisions/0014.
+Source: Zhao et al. 2025, "RIFLEx: A Free Lunch for Length Extrapolation in Video Diffusion Transformers";
+decisions/0014.
 """
 
 from __future__ import annotations

@@ -16,17 +16,15 @@ import torch
 from safetensors.torch import load_file
 
 from miga.base_clip import advance_base_clip, base_clip_stepper, start_base_clip
-from miga.checkpoint import load_checkpoints
 from miga.config import SamplerConfig
 from miga.cost import count_calls, most_latents_held
-from miga.errors import BadRowError, ConfigError, ModelError
+from miga.errors import ConfigError
 from miga.extended import ExtendedState
 from miga.generate import VideoState
 from miga.methods.riflex.frequency import LoweredFrequency, component_of, lowered
 from miga.noise import NamedNoise
 from miga.noise_arrangement import MeanSharedNoise, ShuffledNoise, base_latents
 from miga.plan import plan_video
-from miga.profiles import resolve_config
 from miga.prompts import PromptTrack
 from miga.schedule import NoiseSchedule, ddim_signal_scale
 from tests.miga.closed_form import SHAPE, MixingDenoiser, make_config, make_sampler, make_schedule, sample
