@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from miga.backbones.base import BackboneSpec
 from miga.base_clip import PART as BASE_CLIP
 from miga.config import SamplerConfig
 from miga.generate import VideoState
@@ -94,6 +95,24 @@ def count_calls(config: SamplerConfig, num_latents: int) -> CallCount:
         num_guided=tally[_GUIDED],
         guided_per_search=of_one[_SEARCH_GUIDED],
     )
+
+
+def windows_worth(config: SamplerConfig, spec: BackboneSpec, num_latents: int) -> float | None:
+    """Of a video whose calls are no whole windows, how many calls of a whole one take as long; None where they are.
+
+    With classifier-free guidance a call is two forwards.
+    """
+    forwards = forwards_worth(config, spec, num_latents)
+    return None if forwards is None else forwards / (1 if config.guidance_scale == 1.0 else 2)
+
+
+def forwards_worth(config: SamplerConfig, spec: BackboneSpec, num_latents: int) -> float | None:
+    """The same in forwards: what is linear in the latents, and self-attention, which goes with their square."""
+    work = config.work(num_latents)
+    if work is None:
+        return None
+    shown, seen = work[0] / config.window, work[1] / config.window**2
+    return (1.0 - spec.attention_share) * shown + spec.attention_share * seen
 
 
 def most_latents_held(config: SamplerConfig, num_latents: int | None = None) -> int:

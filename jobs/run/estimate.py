@@ -18,7 +18,7 @@ from miga.backbones.loading import named_dtype
 from miga.backbones.memory_plan import CARDS_GB, RESERVE_BYTES, MemoryPlan, card_bytes, plan_memory
 from miga.backbones.registry import footprint_of, require_footprint
 from miga.config import SamplerConfig
-from miga.cost import count_calls
+from miga.cost import count_calls, forwards_worth
 from miga.errors import ModelError
 from pipeline.figures import count, duration, size
 from pipeline.rows import BadRow
@@ -211,10 +211,9 @@ def estimate(
         return calls.forwards, calls.most_forwards
 
     def work_of(num_frames: int) -> float:
-        work = sampler.work(spec.num_latents(num_frames))
+        work = forwards_worth(sampler, spec, spec.num_latents(num_frames))
         assert work is not None
-        shown, seen = work[0] / sampler.window, work[1] / sampler.window**2
-        return (1.0 - spec.attention_share) * shown + spec.attention_share * seen
+        return work
 
     cost = cost_model(spec, sampler, num_workers)
     whole_windows = sampler.work(1) is None

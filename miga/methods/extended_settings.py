@@ -17,6 +17,7 @@ from miga.noise_arrangement import MeanSharedNoise, ShuffledNoise
 
 NUM_STEPS: Final = 50
 """Of VideoCrafter's programs, which these methods are published with, and of Wan's."""
+MEMORY: Final = "memory grows with the length"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,7 @@ def extended_method(
     Args:
         name: of the method.
         settings: its settings.
-        summary: of the profile.
+        summary: of the profile; what it takes of memory is added.
         eta: of DDIM on VideoCrafter2.
         arrange_for: the arrangement of noise under given settings; None: as it is drawn.
     """
@@ -148,7 +149,7 @@ def extended_method(
         settings=settings,
         state=ExtendedState,
         begin=begin,
-        profiles={name: Profile(summary, {}, by_family={"videocrafter2": {"num_steps": NUM_STEPS}})},
+        profiles={name: Profile(f"{summary}; {MEMORY}", {}, by_family={"videocrafter2": {"num_steps": NUM_STEPS}})},
         published=published(eta),
         in_proportion=shared_in_proportion,
         needs_base_clip=False,

@@ -111,8 +111,8 @@ def forward_flops(config: UNetConfig, num_latents: int, height: int, width: int)
 
 def attention_share(config: UNetConfig, num_latents: int, height: int, width: int) -> float:
     """Of `forward_flops`, the share that grows with the window's square: of frames that attend to frames."""
-    none, once, twice = (forward_flops(config, count, height, width) for count in (0, num_latents, 2 * num_latents))
-    return (twice - 2.0 * once + none) / (2.0 * once)
+    once, twice, thrice = (forward_flops(config, times * num_latents, height, width) for times in (1, 2, 3))
+    return (thrice - 2.0 * twice + once) / (2.0 * once)
 
 
 @dataclass(frozen=True)

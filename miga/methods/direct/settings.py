@@ -17,6 +17,6 @@ class DirectSettings(ExtendedSettings):
 METHOD: Final[Method] = extended_method(
     "direct",
     DirectSettings,
-    "the whole video in one window and nothing on: what the network does beyond its clip, the honest baseline",
+    "the whole video in one window and nothing on, the honest baseline",
     eta=1.0,
 )
