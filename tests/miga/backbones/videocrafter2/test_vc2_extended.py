@@ -44,7 +44,8 @@ class RecordedNoise:
 def unet() -> VideoCrafter2UNet:
     recorded, prefix = recorded_unet(), "weight."
     network = architecture().build("unet")
-    network.load_state_dict({name: recorded[prefix + name].float() for name in weight_names(recorded, prefix)})
+    weights = {name: recorded[prefix + name].float() for name in weight_names(recorded, prefix)}
+    network.load_state_dict(weights, assign=True)
     assert isinstance(network, VideoCrafter2UNet)
     return network.eval()
 
