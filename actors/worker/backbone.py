@@ -327,4 +327,5 @@ def plan_for(footprint: Footprint, spec: BackboneSpec, settings: WorkerSettings,
         named_dtype(settings.dtype, device.type),
         getattr(torch, settings.text_dtype),
         text_on_card=settings.text_gpus > 0,
+        num_latents=settings.longest_latents,
     )

@@ -51,6 +51,8 @@ class BackboneSpec:
         noise_schedule: what it was trained with: "flow" (flow matching, which ends at no noise), "ddim" (Stable
             Diffusion's betas, which end above it), or "" where that is known once it is loaded.
         takes_positions: whether its network can be told where latents stand in time (`PositionedDenoiser`).
+        frame_attention: what of its network attends to other frames, where something else may stand in for that
+            (`Backbone.denoiser`): "cells" (frames of a cell to each other), "tokens" (all to all), or "" (nothing may).
         image_input: how the network takes a picture.
         needs_image: whether it makes nothing without one.
         takes_last_image: whether it takes the last frame too.
@@ -78,6 +80,7 @@ class BackboneSpec:
     sampler: dict[str, Any] = field(default_factory=dict)
     noise_schedule: Literal["flow", "ddim", ""] = ""
     takes_positions: bool = False
+    frame_attention: Literal["", "cells", "tokens"] = ""
     image_input: ImageInput = ""
     needs_image: bool = False
     takes_last_image: bool = False
