@@ -16,6 +16,11 @@ SHARE: Final = 0.9
 """Of a period, what the whole video is made to be of the lowered component's."""
 
 
+def rounded_period(frequency: float) -> int:
+    """Latents after which a component is where it was (the paper's N_k), as its program rounds them."""
+    return round(2.0 * math.pi / frequency)
+
+
 def component_of(own_K: torch.Tensor, repetition: int) -> int:
     """The component, counted from 1, whose rounded period is nearest to where a video first repeats itself.
 
@@ -23,7 +28,7 @@ def component_of(own_K: torch.Tensor, repetition: int) -> int:
         own_K: the network's frequencies of time, radians a latent.
         repetition: latents after which content comes back.
     """
-    distances = [abs(round(2.0 * math.pi / frequency) - repetition) for frequency in own_K.tolist()]
+    distances = [abs(rounded_period(frequency) - repetition) for frequency in own_K.tolist()]
     return 1 + distances.index(min(distances))
 
 
@@ -36,7 +41,7 @@ def lowered(own_K: torch.Tensor, component: int, num_latents: int) -> torch.Tens
 
 @dataclass(frozen=True)
 class LoweredFrequency:
-    """See `TimeRotation`. A video that is no longer than the component's period is left alone: it repeats nothing.
+    """See `TimeRotation`. A video that is no longer than the component's rounded period is left alone: it repeats nothing.
 
     Attributes:
         component: which one, counted from 1; 0: the one that `repetition` points to.
@@ -55,5 +60,5 @@ class LoweredFrequency:
         component = self.component or component_of(own_K, self.repetition)
         if component > len(own_K):
             raise ValueError(f"rope_component = {component}: the network has {len(own_K)} components of time")
-        period = 2.0 * math.pi / float(own_K[component - 1])
+        period = rounded_period(float(own_K[component - 1]))
         return lowered(own_K, component, num_latents) if num_latents > period else own_K

@@ -238,12 +238,14 @@ def test_the_component_is_the_one_that_the_authors_choose() -> None:
 
 
 def test_riflex_acts_only_beyond_the_period_of_its_component() -> None:
-    rotation = LoweredFrequency(0, 31)
-    period = 2 * math.pi / float(WAN_K[4])
-    for length in (1, 21, math.floor(period)):
+    rotation = LoweredFrequency(0, 31)  # k = 5, whose period is 33.5 latents
+    for length in (1, 21, 34):
         assert rotation(WAN_K, length) is WAN_K
-    longer = rotation(WAN_K, math.ceil(period))
-    assert float(longer[4]) == pytest.approx(0.9 * 2 * math.pi / math.ceil(period))
-    assert float(longer[4]) < float(WAN_K[4]), "lower, never higher"
+    for component, first in ((4, 23), (5, 35), (6, 52)):
+        rotation = LoweredFrequency(component, 31)
+        assert rotation(WAN_K, first - 1) is WAN_K
+        longer = rotation(WAN_K, first)
+        assert float(longer[component - 1]) == pytest.approx(0.9 * 2 * math.pi / first)
+        assert float(longer[component - 1]) < float(WAN_K[component - 1]), "lower, never higher"
     with pytest.raises(ValueError, match="has 22 components"):
         LoweredFrequency(23, 31)(WAN_K, 100)
