@@ -41,7 +41,7 @@ def lowered(own_K: torch.Tensor, component: int, num_latents: int) -> torch.Tens
 
 @dataclass(frozen=True)
 class LoweredFrequency:
-    """See `TimeRotation`. A video that is no longer than the component's rounded period is left alone: it repeats nothing.
+    """See `TimeRotation`. A video no longer than the component's rounded period is left alone: it repeats nothing.
 
     Attributes:
         component: which one, counted from 1; 0: the one that `repetition` points to.
