@@ -40,6 +40,7 @@ class WorkerSettings:
         checkpoint_every_s: how often a video in the making is saved.
         keep_latents: whether finished latents are put beside the videos.
         storage_patience_s: seconds that the server of OUT may be gone; None: what the worker's environment says.
+        longest_latents: latents of the run's longest video, where memory grows with that; None where it does not.
     """
 
     model: str
@@ -57,6 +58,7 @@ class WorkerSettings:
     checkpoint_every_s: float = 120.0
     keep_latents: bool = False
     storage_patience_s: float | None = None
+    longest_latents: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,6 +91,8 @@ class _CountedDenoiser:
         self._denoiser, self._called = denoiser, called
         self.window, self.schedule = denoiser.window, denoiser.schedule
         self.takes_positions = getattr(denoiser, "takes_positions", False)
+        self.frame_attention = getattr(denoiser, "frame_attention", None)
+        self.time_rotation = getattr(denoiser, "time_rotation", None)
 
     def __call__(
         self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Any], **told: torch.Tensor

@@ -9,10 +9,16 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from miga.clips import ClipLayout
 from miga.errors import ConfigError
+
+if TYPE_CHECKING:
+    from miga.backbones.base import BackboneSpec
+    from miga.frame_attention import FrameAttention
+    from miga.frame_texts import FrameTexts
+    from miga.time_rotation import TimeRotation
 
 SolverName = Literal["unipc", "ddim", "euler", "renoise"]
 
@@ -47,6 +53,11 @@ class SamplerConfig:
             with those of diffusers (of the method, no setting).
         added_later: settings that versions before did not know, by name: at their defaults, nothing is otherwise than
             it was then (of the method, no setting).
+        takes_even_steps: whether the method was published with evenly spaced flow-matching steps (of the method).
+        takes_strided_steps: whether it was published with VideoCrafter's own spacing of DDIM steps, every n-th from 1
+            on, whatever the model's is (of the method).
+        one_window: whether a call shows all latents of a video, however many there are (of the method): memory grows
+            with the length, and there is no video without end.
 
     Raises:
         ConfigError: if a value is out of range, saying which range and why.
@@ -55,6 +66,8 @@ class SamplerConfig:
     takes_wan_program_steps: ClassVar[bool] = False
     added_later: ClassVar[frozenset[str]] = frozenset()
     takes_even_steps: ClassVar[bool] = False
+    takes_strided_steps: ClassVar[bool] = False
+    one_window: ClassVar[bool] = False
 
     profile: str
     method: str
@@ -103,7 +116,7 @@ class SamplerConfig:
         """What the calls of a video under one prompt compute, where they are no whole windows.
 
         Returns:
-            Latents shown, and pairs of a shown and a seen latent, both summed over all calls: operations of a
+            Latents shown, and pairs of a shown and a seen latent, both summed over all forwards: operations of a
             transformer outside of its self-attention are in proportion to the one, those within it to the other.
         """
         return None
@@ -132,6 +145,41 @@ class SamplerConfig:
         """The first latent that is made under a prompt which begins at that one."""
         return latent
 
+    def latents_per_call(self, num_latents: int | None) -> int:
+        """Latents that a call shows at most, of a video of so many; None: of any length.
+
+        Raises:
+            ConfigError: if that follows from the length alone, and none is said.
+        """
+        if not self.one_window:
+            return self.window
+        self.require_end(num_latents)
+        assert num_latents is not None
+        return num_latents
+
+    def require_end(self, num_latents: int | None) -> None:
+        """Refuses a video without end where all of it is in one window.
+
+        Raises:
+            ConfigError: saying which profiles make one.
+        """
+        if self.one_window and num_latents is None:
+            raise ConfigError(
+                f"profile {self.profile!r} makes no video without end: the network sees all of it at once",
+                "say how long it is to be (num_frames); 'swift', 'paper' and 'fifo' make videos without end",
+            )
+
+    def why_no_prompts(self, num_prompts: int, spec: BackboneSpec) -> str:
+        """Why no video under so many prompts in turn can be made with that model; empty if it can."""
+        return ""
+
+    def check_model(self, spec: BackboneSpec) -> None:
+        """Returns if the method can do with the model what it does.
+
+        Raises:
+            ConfigError: saying what the model lacks, and what to take instead.
+        """
+
     def concern(self, num_latents: int | None) -> str:
         """What a user should know of a video of that length (None: without end) before it is made; empty if nothing."""
         return ""
@@ -139,6 +187,21 @@ class SamplerConfig:
     @property
     def clips(self) -> ClipLayout | None:
         """How a video is made of clips that are decoded one by one; None where it is decoded as one."""
+        return None
+
+    @property
+    def time_rotation(self) -> TimeRotation | None:
+        """What the network is told of time in the place of its own rotary frequencies; None: those."""
+        return None
+
+    @property
+    def frame_attention(self) -> FrameAttention | None:
+        """What stands in for attention along the frames; None: attention itself."""
+        return None
+
+    @property
+    def frame_texts(self) -> FrameTexts | None:
+        """Which text each frame stands under where a window stands under several prompts; None: it never does."""
         return None
 
     def to_dict(self) -> dict[str, Any]:
@@ -213,4 +276,40 @@ def check_positions(config: SamplerConfig, takes_positions: bool, model: str = "
             + (f" of {model!r}" if model else "")
             + " is told no positions in time that could have gaps",
             f"leave {name} at 1; models with rotary positions take more (Wan's family)",
+        )
+
+
+def check_frame_attention(config: SamplerConfig, denoiser: object) -> None:
+    """Returns unless the method needs another attention than the network's own, and the denoiser has not taken it.
+
+    Args:
+        config: the settings.
+        denoiser: made for them.
+
+    Raises:
+        ConfigError: naming the profile.
+    """
+    if config.frame_attention is not None and getattr(denoiser, "frame_attention", None) is None:
+        raise ConfigError(
+            f"profile {config.profile!r} needs another attention along the frames than this model's own, and the "
+            "model takes none",
+            "take a model of the families 'wan' or 'videocrafter2', or profile 'direct'",
+        )
+
+
+def check_time_rotation(config: SamplerConfig, denoiser: object) -> None:
+    """Returns unless the method changes rotary frequencies, and the denoiser has not taken them.
+
+    Args:
+        config: the settings.
+        denoiser: made for them.
+
+    Raises:
+        ConfigError: naming the profile.
+    """
+    if config.time_rotation is not None and getattr(denoiser, "time_rotation", None) is None:
+        raise ConfigError(
+            f"profile {config.profile!r} tells the network other rotary frequencies than its own, and the model takes "
+            "none",
+            "take a model of Wan's family, or profile 'direct'",
         )

@@ -4,7 +4,8 @@ A call is one window; where classifier-free guidance acts the network runs twice
 of self-reflection depend on the video and are given per search.
 
 A full queue does the same over and over. So the plan of a video without end is followed until it repeats itself, and
-longer videos are counted by multiplying: what a method does there is not known here.
+longer videos are counted by multiplying: what a method does there is not known here. Where a call shows a whole video
+there is none without end, and as many calls of a long one as of a short one.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from miga.backbones.base import BackboneSpec
 from miga.base_clip import PART as BASE_CLIP
 from miga.config import SamplerConfig
 from miga.generate import VideoState
-from miga.plan import PlannedAdvance, PlannedPass, Planner, Shape, flattened, guided, num_alive
+from miga.plan import PlannedAdvance, PlannedPass, Planner, Shape, flattened, guided, num_alive, plan_video
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def count_calls(config: SamplerConfig, num_latents: int, experts: Experts = ()) 
         num_latents: of the video.
         experts: of a model with two networks, which one answers for every level; empty of a model with one.
     """
-    tally = _counting(config, experts).of(num_latents)
+    tally = _of_one_window(config, experts) if config.one_window else _counting(config, experts).of(num_latents)
     num_evaluations = tally[_EVALUATIONS]
     of_search = (_SEARCH, _SEARCH_GUIDED, _SEARCH_BOTH, _CANDIDATES)
     of_one = {name: tally[name] // max(1, num_evaluations) for name in of_search}
@@ -109,14 +111,55 @@ def count_calls(config: SamplerConfig, num_latents: int, experts: Experts = ()) 
     )
 
 
+def windows_worth(config: SamplerConfig, spec: BackboneSpec, num_latents: int) -> float | None:
+    """Of a video whose calls are no whole windows, how many calls of a whole one take as long; None where they are.
+
+    With classifier-free guidance a call is two forwards.
+    """
+    forwards = forwards_worth(config, spec, num_latents)
+    return None if forwards is None else forwards / (1 if config.guidance_scale == 1.0 else 2)
+
+
+def forwards_worth(config: SamplerConfig, spec: BackboneSpec, num_latents: int) -> float | None:
+    """The same in forwards: what is linear in the latents, and self-attention, which goes with their square."""
+    work = config.work(num_latents)
+    if work is None:
+        return None
+    shown, seen = work[0] / config.window, work[1] / config.window**2
+    return (1.0 - spec.attention_share) * shown + spec.attention_share * seen
+
+
+def most_latents_held(config: SamplerConfig, num_latents: int | None = None) -> int:
+    """Latents that a video has in the making at most, those that a pass pushes included.
+
+    Args:
+        config: the settings.
+        num_latents: length of the video; None: whatever length it has.
+
+    Raises:
+        ConfigError: if a call shows a whole video, and no length is said.
+    """
+    return config.latents_per_call(num_latents) if config.one_window else _most_held(config)
+
+
 @functools.lru_cache(maxsize=128)
-def most_latents_held(config: SamplerConfig) -> int:
-    """Latents that a video of whatever length has in the making at most, those that a pass pushes included."""
+def _most_held(config: SamplerConfig) -> int:
     return _counting(config).most_held()
 
 
 Experts: TypeAlias = tuple[int, ...]
 """Which of two networks answers for every level, 0 or 1; empty where there is one."""
+
+
+@functools.lru_cache(maxsize=128)
+def _of_one_window(config: SamplerConfig, experts: Experts) -> _Tally:
+    """Of any video whose latents are all in one window."""
+    tally: _Tally = Counter()
+    for planned in plan_video(config, 1):
+        tally = _plus(tally, _tally(config, experts, planned))
+    return tally
+
+
 _Tally: TypeAlias = Counter[tuple[str, str]]
 """Calls by part, and all else that is counted; whatever is counted adds up."""
 _GUIDED: Final = ("guided", "")

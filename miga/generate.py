@@ -14,7 +14,7 @@ import torch
 
 from miga.backbones.base import BackboneSpec, Denoiser
 from miga.base_clip import advance_base_clip, base_clip_stepper, start_base_clip
-from miga.config import SamplerConfig, check_positions
+from miga.config import SamplerConfig, check_frame_attention, check_positions, check_time_rotation
 from miga.consistency import Judge, judge_consistency
 from miga.denoise_pass import RunWindows, Stepper, WindowCall, run_in_batches
 from miga.errors import NonFiniteError, UsageError
@@ -131,7 +131,8 @@ class Sampler:
         BadRowError: if no video can be made with the pictures.
         ValueError: if `num_latents` is no whole number above 0.
         ConfigError: if the denoiser's schedule is not one that the config's solver can step through, or it is to be
-            told positions that it takes none of.
+            told positions that it takes none of, or the method needs an attention, or rotary frequencies, that it
+            does not take.
         UsageError: if features are given to a method without a beam search.
     """
 
@@ -164,6 +165,8 @@ class Sampler:
         self._is_lazy = self.wavefront is not None and kind.is_lazy
         check_steps(config, denoiser.schedule)
         check_positions(config, getattr(denoiser, "takes_positions", False))
+        check_frame_attention(config, denoiser)
+        check_time_rotation(config, denoiser)
         solver = make_solver(config.solver, denoiser.schedule, config.eta)
         if pictures is not None:
             require_pictures(rules_of_pictures(pictures.backbone.spec, config), pictures)

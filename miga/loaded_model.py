@@ -24,8 +24,10 @@ from miga.backbones.memory_plan import (
     MemoryPlan,
     as_held,
     available_memory,
+    check_call_memory,
     check_machine_memory,
     plan_memory,
+    too_long,
 )
 from miga.backbones.options import configure, configured_spec
 from miga.backbones.registry import family_of, load_backbone, simulates_gpus
@@ -191,16 +193,31 @@ class LoadedModel:
         configure(other, options, revision=self.revision)
         return other
 
-    def require_room(self, spec: BackboneSpec, config: SamplerConfig) -> None:
+    def require_room(self, spec: BackboneSpec, config: SamplerConfig, num_latents: int | None = None) -> None:
         """Whether other settings than those it was loaded for fit into the card, the model held as it is.
+
+        Args:
+            spec: of the model at the size that is asked for.
+            config: the settings.
+            num_latents: of the video, where a call shows all of it; None: of the model's default length.
 
         Raises:
             ModelError: if not.
         """
         if self.memory is None:
+            self._require_machine(spec, config, num_latents)
             return
-        footprint = self.family.require_footprint(spec.name, self.revision)
-        needed = as_held(self.memory, footprint, spec, config)
+        footprint, held_as = self.family.require_footprint(spec.name, self.revision), self.memory
+
+        def needed_for(length: int | None) -> MemoryPlan:
+            return as_held(held_as, footprint, spec, config, length)
+
+        needed = needed_for(num_latents)
+        if needed.total_bytes > needed.card_bytes and needed.num_latents is not None:
+            raise too_long(
+                spec, needed.num_latents, needed.total_bytes, needed.card_bytes,
+                lambda length: needed_for(length).total_bytes <= held_as.card_bytes,
+            )  # fmt: skip
         if needed.total_bytes > needed.card_bytes:
             raise ModelError(
                 f"a video of {spec.height}x{spec.width} in {config.num_steps} steps needs "
@@ -209,6 +226,14 @@ class LoadedModel:
                 f"say so when it is loaded, so that it is held otherwise: from_pretrained(..., height={spec.height}, "
                 f"width={spec.width}, sampler={{'num_steps': {config.num_steps}}})",
             )
+
+    def _require_machine(self, spec: BackboneSpec, config: SamplerConfig, num_latents: int | None) -> None:
+        """The same without a card, of a video whose calls show all of it: others take what they took when loaded."""
+        if not config.one_window or num_latents is None or self.placing.device.type != "cpu" or self._family is None:
+            return
+        footprint, available = self._family.footprint(spec.name, self.revision), available_memory()
+        if footprint is not None and available is not None:
+            check_call_memory(footprint, spec, config, available, self.placing.dtype, num_latents)
 
     def fuse(self, lora: str) -> None:
         """Adds a LoRA to the network's weights; `lora` is `FILE_OR_NAME[:scale]`.

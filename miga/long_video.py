@@ -474,13 +474,16 @@ class LongVideoPipeline:
         spec = self.spec
         num_latents = None if asked.num_frames is None else num_latents_of(spec, asked.num_frames)
         config = self._config_for(asked.num_inference_steps, asked.guidance_scale)
+        config.require_end(num_latents)
         if asked.num_frames is not None and (reason := why_no_length(config, spec, asked.num_frames)):
             raise UsageError(reason, "take one of those counts")
+        if reason := config.why_no_prompts(len(texts), spec):
+            raise UsageError(reason, "give one prompt, or take one of these profiles")
         starts = prompt_starts_of(asked.prompt_frames, len(texts), config, spec, asked.num_frames)
         backbone = self._model.sized(asked.height, asked.width)
         warn_of_concerns(config, backbone.spec, num_latents, spec)
-        if backbone is not self.backbone or config != self.config:
-            self._model.require_room(backbone.spec, config)
+        if backbone is not self.backbone or config != self.config or config.one_window:
+            self._model.require_room(backbone.spec, config, num_latents)
         pictures = self._pictures(asked, backbone, config)
         for text in texts:
             self._model.check_prompt(text)

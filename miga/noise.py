@@ -32,7 +32,7 @@ class NoiseSource(Protocol):
                 (a new latent at the tail), "anchor" (an anchor brought to a level), "search@J" (a candidate for the
                 tail from latent J on), "step@r" (a stochastic solver's step from level r). Where a latent meets the
                 same level twice, the name says in which part: "base/step@r", "search@J/step@r", "second/renoise",
-                "second/step@r".
+                "second/step@r". "shuffle": what latents are put in another order by (`noise_arrangement.py`).
             latents: index of each latent in the video.
             candidate: which candidate of a search.
         """

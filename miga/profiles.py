@@ -87,6 +87,7 @@ def resolve_config(profile: str, spec: BackboneSpec, overrides: Mapping[str, Any
         raise ConfigError(error.message, f"{error.hint}; with num_steps = {values['num_steps']} goes {said}") from None
     _check_solver_fits(config, spec.noise_schedule)
     check_positions(config, spec.takes_positions, spec.name)
+    config.check_model(spec)
     return config
 
 

@@ -18,7 +18,7 @@ from miga.checkpoint import START_AGAIN, VideoCheckpoint
 from miga.config import SamplerConfig
 from miga.decoding import ClipDecoder, Consume, Decoded, Decoding, FinishedLatents
 from miga.denoise_pass import RunWindows
-from miga.errors import CheckpointError
+from miga.errors import BadRowError, CheckpointError
 from miga.generate import Sampler, VideoState
 from miga.image_condition import PictureRules, Pictures, require_pictures
 from miga.methods import methods
@@ -124,7 +124,7 @@ class VideoRun:
         pictures: those that the video begins (and ends) with; None if there are none.
 
     Raises:
-        BadRowError: if the video cannot be made with the pictures, or without.
+        BadRowError: if the video cannot be made with the pictures, or without, or under so many prompts.
         CheckpointError: if `resume` is of a video of another length.
         ValueError: if `num_latents` is below 1.
     """
@@ -151,6 +151,8 @@ class VideoRun:
     ) -> None:
         if pictures is None:
             require_pictures(PictureRules(is_needed=methods()[config.method].needs_picture), None)
+        if reason := config.why_no_prompts(len(prompt_embeddings), backbone.spec):
+            raise BadRowError(reason, "give one prompt, or take one of these profiles")
         conditions = [backbone.condition(embedding, negative_embedding) for embedding in prompt_embeddings]
         track = _prompt_track(conditions, config, num_latents, latents_per_prompt, tuple(prompt_starts))
         self._has_fixed_prompts = len(conditions) == 1 or latents_per_prompt is not None or bool(prompt_starts)

@@ -199,6 +199,8 @@ def useful_slots(config: SamplerConfig, num_latents: int, share: Share) -> int:
     """
     if methods()[config.method].needs_cache:
         return 1  # its calls follow one another, and the cache is where the first one ran
+    if config.one_window:  # calls follow one another; the two forwards of a guided one may run side by side
+        return 1 if share != "windows" or config.guidance_scale == 1.0 else 2
     if share == "windows":
         chain = max(1.0, _chain_forwards(config, num_latents))
         return max(1, math.ceil(count_calls(config, num_latents).forwards / chain))
@@ -237,6 +239,7 @@ class _PlainDenoiser:
         self.schedule = schedule_for(config)
         self._scale = config.guidance_scale
         self._levels = (config.guidance_low_level, config.guidance_high_level)
+        self.frame_attention, self.time_rotation = config.frame_attention, config.time_rotation
 
     def __call__(
         self,

@@ -20,7 +20,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final
 
@@ -65,6 +65,8 @@ COLUMNS: Final[dict[str, Column]] = {
     "ms": Column(title="M.S.", numerator="motion_smoothness", scale=100),
     "tf": Column(title="T.F.", numerator="temporal_flicker", scale=100),
     "os": Column(title="O.S.", numerator="overall", scale=100),
+    "os_moving": Column(title="O.S. that moves", numerator="overall_moving", scale=100),
+    "dynamic": Column(title="dynamic degree", numerator="dynamic", scale=100),
     "drift": Column(title="drift of O.S.", numerator="drift", scale=100),
     "colour": Column(title="colour", numerator="colour", scale=100),
     "ground": Column(title="ground", numerator="ground", scale=100),
@@ -72,6 +74,7 @@ COLUMNS: Final[dict[str, Column]] = {
     "all_right": Column(title="all right", numerator="all_right", scale=100),
     "motion": Column(title="motion", numerator="motion", scale=100),
     "residual": Column(title="residual", numerator="residual", scale=100, best="low"),
+    "identity": Column(title="identity", numerator="identity", digits=3, best="low"),
     "right_drift": Column(title="drift of all right", numerator="right_drift", scale=100),
     "r_corr": Column(
         title="R_corr", numerator="num_corrections", denominator="num_evaluations", scale=100, digits=1, best=""
@@ -81,6 +84,8 @@ COLUMNS: Final[dict[str, Column]] = {
     ),
     "calls": Column(title="calls a frame", numerator="network_calls", denominator="num_frames", best="low"),
     "seconds": Column(title="M_t, s a frame", numerator="seconds", denominator="num_frames", digits=3, best="low"),
+    "video_seconds": Column(title="s a video", numerator="seconds", digits=1, best="low"),
+    "memory": Column(title="peak memory, MiB", numerator="peak_memory_bytes", scale=1 / 2**20, digits=0, best="low"),
 }
 """What tables can show. `R_corr` and `R_succ`: corrections per evaluation and per search (MIGA 4.3; decisions/0002)."""
 
@@ -95,12 +100,14 @@ class Setting:
     Attributes:
         profile: named settings of the sampler.
         sampler: settings over the profile's; judged where the model is known.
+        where_possible: whether it is left out, with its rows, on a model or at a length that it cannot be.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     profile: Name
     sampler: dict[str, Any] = field(default_factory=dict)
+    where_possible: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +198,22 @@ class Grid:
         tables = tuple(table for table in self.tables if wanted is None or table.name.casefold() in wanted)
         shown = {row.setting for table in tables for row in table.rows}
         return Grid(settings={name: self.settings[name] for name in self.settings if name in shown}, tables=tables)
+
+    def without(self, settings: Mapping[str, str]) -> Grid:
+        """The grid without these settings and their rows; tables say why.
+
+        Args:
+            settings: setting → why it is left out.
+        """
+        tables = []
+        for table in self.tables:
+            gone = {row.setting: " ".join(row.cells) for row in table.rows if row.setting in settings}
+            notes = [table.note, *(f"Not here: {cells} ({settings[name]})." for name, cells in gone.items())]
+            rows = tuple(row for row in table.rows if row.setting not in gone)
+            if rows:
+                tables.append(replace(table, rows=rows, note=" ".join(filter(None, notes))))
+        kept = {name: setting for name, setting in self.settings.items() if name not in settings}
+        return Grid(settings=kept, tables=tuple(tables))
 
 
 _ADAPTER: Final = TypeAdapter(Grid)

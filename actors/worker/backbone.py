@@ -88,7 +88,8 @@ class BackboneWorker:
         device = torch.device("cpu" if simulates_gpus(settings.model) else settings.device)
         spec = configured_spec(load_spec(settings.model, settings.revision), settings.options, settings.revision)
         footprint = footprint_of(settings.model, settings.revision) if device.type == "cuda" else None
-        memory = None if footprint is None else plan_for(footprint, spec, settings, device)
+        longest = settings.longest_latents
+        memory = None if footprint is None else plan_for(footprint, spec, settings, device, longest)
         self._backbone = load_backbone(
             settings.model,
             revision=settings.revision,
@@ -313,8 +314,14 @@ class _RayHelper:
         return isinstance(error, DEATHS)
 
 
-def plan_for(footprint: Footprint, spec: BackboneSpec, settings: WorkerSettings, device: torch.device) -> MemoryPlan:
-    """Where the model goes on this GPU.
+def plan_for(
+    footprint: Footprint,
+    spec: BackboneSpec,
+    settings: WorkerSettings,
+    device: torch.device,
+    num_latents: int | None = None,
+) -> MemoryPlan:
+    """Where the model goes on this GPU, for videos of so many latents where memory grows with that.
 
     Raises:
         ModelError: if it does not fit, saying what would.
@@ -327,4 +334,5 @@ def plan_for(footprint: Footprint, spec: BackboneSpec, settings: WorkerSettings,
         named_dtype(settings.dtype, device.type),
         getattr(torch, settings.text_dtype),
         text_on_card=settings.text_gpus > 0,
+        num_latents=num_latents,
     )

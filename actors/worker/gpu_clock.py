@@ -67,6 +67,8 @@ class _ClockedDenoiser:
         self._denoiser, self._clock = denoiser, clock
         self.window, self.schedule = denoiser.window, denoiser.schedule
         self.takes_positions = getattr(denoiser, "takes_positions", False)
+        self.frame_attention = getattr(denoiser, "frame_attention", None)
+        self.time_rotation = getattr(denoiser, "time_rotation", None)
 
     def __call__(
         self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Condition], **told: torch.Tensor

@@ -9,5 +9,6 @@
 - `estimate.py`: what each setting would cost.
 - `make.py`: makes and scores what is missing, no more, and writes the tables.
 - `score.py`: the scores of videos.
+- `ranking.py`: what a table's order becomes when stillness no longer counts.
 - `tables.py`, `plots.py`: what is written.
 """

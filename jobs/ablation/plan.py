@@ -104,12 +104,18 @@ def plan_ablation(
         raise UsageError(f"--seeds is {num_seeds}", "each prompt needs at least one seed")
     chosen = load_grid(grid or DEFAULT_GRID).select(tables)
     base = make_plan(prompts, out, config)
-    resolved = {}
+    resolved: dict[str, SamplerConfig] = {}
+    impossible: dict[str, str] = {}
     for name, setting in chosen.settings.items():
         try:
             resolved[name] = resolve_config(setting.profile, base.spec, {**config.sampler, **setting.sampler})
         except ConfigError as error:
-            raise ConfigError(f"setting {name!r}: {error.message}", error.hint) from error
+            if not setting.where_possible:
+                raise ConfigError(f"setting {name!r}: {error.message}", error.hint) from error
+            impossible[name] = error.message
+    chosen = chosen.without(impossible)
+    if not chosen.tables:
+        raise ConfigError("no setting of these tables can be made with the model", "; ".join(impossible.values()))
     runs = merge_settings({name: sampler.to_dict() for name, sampler in resolved.items()})
     rows = _expand(base, num_seeds)
     for name, sampler in resolved.items():

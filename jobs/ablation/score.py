@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import tempfile
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from jobs.ablation.plan import PROMPT_KEY, AblationPlan, manifest_of
+from miga.backbones.sprites.world import STILL, Scene
 from miga.errors import OutputError
 from miga.metrics.features import FeatureExtractor, FrameFeatures, SpriteFeatures
+from miga.metrics.pixels import MovementMeter
 from miga.metrics.sprites import SpriteMeter, scenes_of, wanted_scenes
 from miga.metrics.video import LongVideoMeter, chunks_of
 from pipeline.ablation import ScoredVideo
@@ -25,7 +28,7 @@ from pipeline.storage.local import LocalStorage
 from pipeline.storage.open import open_storage
 from pipeline.video import read_frames
 
-SCORES_VERSION: Final = 1
+SCORES_VERSION: Final = 2
 """Raised whenever scores of the same video would come out otherwise."""
 MIN_POOL_FRAMES: Final = 1000
 """Fewer are scored sooner than processes are started for them."""
@@ -67,6 +70,7 @@ def score_file(task: ScoringTask, extractor: FeatureExtractor) -> dict[str, floa
     """
     with _local_file(open_storage(task.out), task.path) as file:
         meters: list[LongVideoMeter | SpriteMeter] = [LongVideoMeter(extractor, task.num_frames, task.clip_frames)]
+        movement = MovementMeter()
         scenes = scenes_of(task.prompts) if task.is_sprites else None
         if scenes is not None:
             wanted = wanted_scenes(
@@ -76,16 +80,27 @@ def score_file(task: ScoringTask, extractor: FeatureExtractor) -> dict[str, floa
                 frames_per_latent=task.frames_per_latent,
                 prompt_frames=task.prompt_frames,
             )
-            meters.append(SpriteMeter(wanted, task.clip_frames))
+            meters.append(SpriteMeter(wanted, task.clip_frames, with_identity=True))
         for chunk_FHWC in chunks_of(read_frames(file)):
             for meter in meters:
                 meter.add(chunk_FHWC)
+            for frame_HWC in chunk_FHWC:
+                movement.add(frame_HWC)
     try:
-        return {name: value for meter in meters for name, value in meter.values().items()}
+        values = {name: value for meter in meters for name, value in meter.values().items()}
+        return {**values, **_of_movement(values["overall"], movement.score, scenes)}
     except ValueError as error:
         raise OutputError(
             f"{task.path} in {task.out}: {error}", "the file was changed after it was made: delete that run's folder"
         ) from error
+
+
+def _of_movement(overall: float, moving: float, scenes: Sequence[Scene] | None) -> dict[str, float]:
+    """How much moves, and O.S. for as much of the video as moves; NaN where the prompts ask for nothing that does."""
+    is_still = scenes is not None and all(scene.motion == STILL for scene in scenes)
+    if is_still:
+        return {"dynamic": math.nan, "overall_moving": math.nan}
+    return {"dynamic": moving, "overall_moving": overall * moving}
 
 
 @contextlib.contextmanager
@@ -218,6 +233,7 @@ def _scored(row: ManifestRow, scores: Mapping[str, float]) -> ScoredVideo:
         "num_evaluations": row.num_evaluations,
         "num_searches": row.num_searches,
         "num_corrections": row.num_corrections,
+        "peak_memory_bytes": row.peak_memory_bytes,
     }
     return ScoredVideo(
         prompt=str(json.loads(row.metadata)[PROMPT_KEY]),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.ablation.plan import PROMPT_KEY, AblationPlan
+from jobs.ablation.ranking import ranking_of
 from pipeline.ablation import FilledTable, ScoredVideo, table_as_dict, to_markdown
 from pipeline.storage.base import Storage
 from pipeline.storage.open import open_storage
@@ -38,8 +39,13 @@ def as_dict(
             }
             for name, run in plan.runs.items()
         },
-        "tables": [table_as_dict(table) for table in filled],
+        "tables": [{**table_as_dict(table), **_ranking(table)} for table in filled],
     }
+
+
+def _ranking(filled: FilledTable) -> dict[str, str]:
+    ranking = ranking_of(filled)
+    return {"ranking": ranking} if ranking else {}
 
 
 def write_tables(
@@ -83,6 +89,7 @@ def _page(values: Mapping[str, Any], filled: Sequence[FilledTable], plots: Mappi
         parts += ["Rows that failed: " + ", ".join(f"{count} of {name}" for name, count in lost.items()) + ".", ""]
     for one in filled:
         parts.append(to_markdown(one))
+        parts += [f"{ranking}\n"] if (ranking := ranking_of(one)) else []
         if one.table.plot and plots.get(f"{one.table.plot.file}.png"):
             parts.append(f"![{one.table.title}]({one.table.plot.file}.png)\n")
     return "\n".join(parts)

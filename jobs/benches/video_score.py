@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from miga.backbones.sprites.details import TEXTURES
-from miga.backbones.sprites.identity import identity_drift
+from miga.backbones.sprites.identity import CHANGED_BY, identity_drift
 from miga.backbones.sprites.scorer import motion_accuracy, read_frames, read_motion
 from miga.backbones.sprites.world import COLOURS, OMISSIBLE, PERIOD, Scene, change_one
 from miga.metrics.features import SpriteFeatures
@@ -52,13 +52,6 @@ MEASURES: Final[dict[str, bool]] = {
 """All measures, and whether more of it is better."""
 FIRST_FRAMES: Final = 9
 """Frames that the measures called "later" leave out: those of a video's first three latents."""
-CHANGES: Final[dict[str, tuple[str, ...]]] = {
-    "colour": ("subject tint",),
-    "ground": ("ground tint",),
-    "shape": ("size",),
-    "motion": (),
-}
-"""What a prompt changes beside the attribute that it names: the video's identity is judged without that."""
 
 
 def omitted(mode: str, prompt: int) -> tuple[str, ...]:
@@ -146,7 +139,7 @@ def measure(
         starts = range(0, max(1, len(reading) - PERIOD + 1), PERIOD // 2)
         motions = [read_motion(reading.xy_F2[start : start + PERIOD]) for start in starts]
         values["same motion"] = float(np.mean([motion == motions[0] for motion in motions]))
-    values |= identity_drift(reading, num_first, {name for change in changed for name in CHANGES[change]})
+    values |= identity_drift(reading, num_first, {name for change in changed for name in CHANGED_BY[change]})
     return values | _vbench(frames_FHWC)
 
 

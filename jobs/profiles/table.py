@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from miga.backbones.base import BackboneSpec
-from miga.cost import count_calls
+from miga.cost import count_calls, windows_worth
 from miga.errors import ConfigError
 from miga.generate import rules_of_pictures
 from miga.methods import methods
@@ -31,8 +31,9 @@ def profiles_as_dict(spec: BackboneSpec) -> dict[str, dict[str, Any]]:
 def profile_table(spec: BackboneSpec) -> str:
     """The main profiles side by side; the last column is what the paper publishes for the model's family.
 
-    A setting that a profile does not read is `-`. Methods that need a network with a cache, or a picture, have a table
-    each, of what they read. The ablations follow, each with what it changes in `paper`.
+    A setting that a profile does not read is `-`. Calls that show more than a window are given as calls of one, too.
+    Methods that need a network with a cache, or a picture, have a table each, of what they read. The ablations follow,
+    each with what it changes in `paper`.
     """
     resolved = {name: values for name, values in profiles_as_dict(spec).items() if "error" not in values}
     known, paper = profiles(), published(spec.family)
@@ -57,6 +58,9 @@ def profile_table(spec: BackboneSpec) -> str:
         ]
         ends = [] if room else [""]
         rows.append([f"calls, {spec.default_num_frames} frames", *(_calls(name, spec) for name in names), *ends])
+        if any(methods()[resolved[name]["method"]].settings.one_window for name in names):
+            rows.append(["as calls of one window", *(_windows_worth(name, spec) for name in names), *ends])
+            rows.append(["memory", *(_memory(name, spec) for name in names), *ends])
         widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
         title = [f"method {room}", ""] if room else []
         lines += [*title, *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -85,6 +89,17 @@ def _calls(name: str, spec: BackboneSpec) -> str:
     spec = spec.of_clips(config.clips)
     count = count_calls(config, spec.num_latents(default_num_frames(config, spec)))
     return str(count.total) if count.most == count.total else f"{count.total} to {count.most}"
+
+
+def _windows_worth(name: str, spec: BackboneSpec) -> str:
+    """The least that a video takes, in calls of a whole window."""
+    config = resolve_config(name, spec)
+    num_latents = spec.num_latents(default_num_frames(config, spec))
+    return str(round(windows_worth(config, spec, num_latents) or count_calls(config, num_latents).total))
+
+
+def _memory(name: str, spec: BackboneSpec) -> str:
+    return "grows" if resolve_config(name, spec).one_window else "constant"
 
 
 def _text(value: Any) -> str:

@@ -18,7 +18,7 @@ from miga.backbones.loading import named_dtype
 from miga.backbones.memory_plan import CARDS_GB, RESERVE_BYTES, MemoryPlan, card_bytes, plan_memory
 from miga.backbones.registry import experts_of_levels, footprint_of, require_footprint
 from miga.config import SamplerConfig
-from miga.cost import count_calls
+from miga.cost import count_calls, forwards_worth
 from miga.errors import ModelError
 from pipeline.figures import count, duration, size
 from pipeline.rows import BadRow, first_frames
@@ -48,7 +48,8 @@ def dry_run(plan: Plan, num_workers: int, card_gb: float | None = None) -> dict[
     Raises:
         ModelError: if the model does not fit that card, saying what would.
     """
-    memory = None if card_gb is None else memory_on(plan, card_gb)  # before minutes of reading: it may not fit
+    longest = plan.longest()
+    memory = None if card_gb is None else memory_on(plan, card_gb, longest)  # before minutes of reading: it may not fit
     lengths: Counter[int] = Counter()
     num_other_calls = 0
     bad: list[dict[str, Any]] = []
@@ -77,7 +78,7 @@ def dry_run(plan: Plan, num_workers: int, card_gb: float | None = None) -> dict[
         "bad": bad,
         "concern": plan.sampler.concern(plan.spec.num_latents(max(lengths))) if lengths else "",
         "prompts_are_judged": plan.check_prompt is not None,
-        **_cards(plan),
+        **_cards(plan, longest),
         **({} if memory is None else {"memory": {**memory.to_dict(), "bytes": memory.to_bytes()}}),
         **({} if memory is None else {"memory_explained": memory_sentences(memory)}),
     }
@@ -98,14 +99,14 @@ def _retries(plan: Plan, costs: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _cards(plan: Plan) -> dict[str, int | None]:
+def _cards(plan: Plan, num_latents: int | None) -> dict[str, int | None]:
     """The smallest card that holds a model which runs on GPUs, and the smallest that holds it as it is."""
     if plan.spec.forward_flops <= LARGE or footprint_of(plan.config.model, plan.config.revision) is None:
         return {}
     smallest = plain = None
     for card in CARDS_GB:
         try:
-            memory = memory_on(plan, card)
+            memory = memory_on(plan, card, num_latents)
         except ModelError:
             continue
         smallest = smallest or card
@@ -130,12 +131,16 @@ def memory_sentences(memory: MemoryPlan) -> list[str]:
         else "in the machine's memory, not on the card, in a process that encodes every distinct prompt once"
     )
     spare = memory.card_bytes - memory.total_bytes
+    length = "however long the video is"
+    if memory.num_latents is not None:
+        length = f"those of a video of {count(memory.num_latents)} latents, all in one window"
+    grows = "" if memory.num_latents is None else ", in proportion to the video's length"
     return [
         network,
         f"The VAE takes {size(memory.vae_bytes)} in {memory.vae_name}, its cache for a video in decoding included.",
-        f"Latents in the making take {size(memory.queue_bytes)}, however long the video is.",
+        f"Latents in the making take {size(memory.queue_bytes)}, {length}.",
         *([f"Keys and values take {size(memory.cache_bytes)}, however long the video is."] * bool(memory.cache_bytes)),
-        f"Calls and decoding take up to {size(memory.activations_bytes)} while they last. {decoding}.",
+        f"Calls and decoding take up to {size(memory.activations_bytes)} while they last{grows}. {decoding}.",
         f"The text encoder ({size(memory.text_bytes)}) is {text}.",
         f"With {size(RESERVE_BYTES)} a process for CUDA itself that is {size(memory.total_bytes)} of the card's "
         f"{size(memory.card_bytes)}: {size(spare)} to spare.",
@@ -189,8 +194,13 @@ def _of_cards(smallest: int | None, plain: int | None) -> str:
     return f"a card of {smallest} GB or more{as_it_is} (--card-gb {smallest} says what goes where)"
 
 
-def memory_on(plan: Plan, card_gb: float) -> MemoryPlan:
+def memory_on(plan: Plan, card_gb: float, num_latents: int | None = None) -> MemoryPlan:
     """Where the run's model would go on a card that is sold with so many GB.
+
+    Args:
+        plan: the run.
+        card_gb: of the card.
+        num_latents: of its longest video, where memory grows with that; None: of the model's default length.
 
     Raises:
         ModelError: if it does not fit, saying what would.
@@ -204,6 +214,7 @@ def memory_on(plan: Plan, card_gb: float) -> MemoryPlan:
         named_dtype(config.dtype, "cuda"),
         getattr(torch, config.text_dtype),
         text_on_card=config.workers.text_gpus > 0,
+        num_latents=num_latents,
     )
 
 
@@ -227,10 +238,9 @@ def estimate(
         return calls.forwards, calls.most_forwards
 
     def work_of(num_frames: int) -> float:
-        work = sampler.work(spec.num_latents(num_frames))
+        work = forwards_worth(sampler, spec, spec.num_latents(num_frames))
         assert work is not None
-        shown, seen = work[0] / sampler.window, work[1] / sampler.window**2
-        return (1.0 - spec.attention_share) * shown + spec.attention_share * seen
+        return work
 
     cost = cost_model(spec, sampler, num_workers)
     whole_windows = sampler.work(1) is None

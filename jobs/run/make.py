@@ -353,4 +353,5 @@ def worker_settings(plan: Plan, out: str, slots: Slots) -> WorkerSettings:
         keep_latents=config.run.keep_latents,
         # a node has another environment
         storage_patience_s=patience_of_environment() if is_in_bucket(out) else None,
+        longest_latents=plan.longest(),
     )

@@ -78,10 +78,21 @@ class Plan:
             check_starts=self._why_no_starts,
             read_ahead=read_ahead,
             images=row_images(self.prompts.path, self.spec, self.sampler) if judge_prompts else None,
+            check_num_prompts=lambda count: self.sampler.why_no_prompts(count, self.spec),
         )
 
     def _why_no_starts(self, row: PromptRow) -> str | None:
         return why_no_starts(self.sampler, self.spec, row.num_frames, first_frames(row, self.spec.fps))
+
+    def longest(self) -> int | None:
+        """Latents of the longest video, where memory grows with that; None where it does not.
+
+        Rows are read for it, once.
+        """
+        if not self.sampler.one_window:
+            return None
+        lengths, _ = self.lengths()
+        return self.spec.num_latents(max(lengths, default=self.num_frames))
 
     def lengths(self, num_last: int = 1000) -> tuple[Counter[int], Sequence[int]]:
         """How many rows there are of each length, in frames, and the lengths of the last ones, in order.

@@ -115,7 +115,7 @@ def plan_sample(
     _check_prompts((prompt, negative), config)
     if simulates_gpus(config.model):
         where = torch.device("cpu")
-    _memory_plan(spec, sampler, config, where)
+    _memory_plan(spec, sampler, config, where, num_frames)
     check_weights(config.model, config.revision, download=True)
     return SamplePlan(
         prompt=prompt,
@@ -264,9 +264,9 @@ def _check_prompts(prompts: tuple[str, str], config: RunConfig) -> None:
 
 
 def _memory_plan(
-    spec: BackboneSpec, sampler: SamplerConfig, config: RunConfig, device: torch.device
+    spec: BackboneSpec, sampler: SamplerConfig, config: RunConfig, device: torch.device, num_frames: int
 ) -> MemoryPlan | None:
-    """How the model is fitted onto the GPU; None on a CPU, and where nothing is known of the model's parts.
+    """How the model is fitted onto the GPU for a video of so many frames; None on a CPU, or if nothing is known of it.
 
     Raises:
         ModelError: if it does not fit, saying what would.
@@ -275,11 +275,12 @@ def _memory_plan(
     if footprint is None:
         return None
     text_dtype: torch.dtype = getattr(torch, config.text_dtype)
+    dtype, num_latents = named_dtype(config.dtype, device.type), spec.num_latents(num_frames)
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device).total_memory
-        return plan_memory(footprint, spec, sampler, card, named_dtype(config.dtype, device.type), text_dtype)
+        return plan_memory(footprint, spec, sampler, card, dtype, text_dtype, num_latents=num_latents)
     if (available := available_memory()) is not None:
-        check_machine_memory(footprint, spec, sampler, 1, available, named_dtype(config.dtype, device.type), text_dtype)
+        check_machine_memory(footprint, spec, sampler, 1, available, dtype, text_dtype, num_latents=num_latents)
     return None
 
 
@@ -301,7 +302,7 @@ def _encoded(plan: SamplePlan) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _loaded(plan: SamplePlan) -> Backbone:
     config = plan.config
-    memory = _memory_plan(plan.spec, plan.sampler, config, plan.device)
+    memory = _memory_plan(plan.spec, plan.sampler, config, plan.device, plan.num_frames)
     backbone = load_backbone(
         config.model,
         revision=config.revision,

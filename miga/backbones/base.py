@@ -51,6 +51,8 @@ class BackboneSpec:
         noise_schedule: what it was trained with: "flow" (flow matching, which ends at no noise), "ddim" (Stable
             Diffusion's betas, which end above it), or "" where that is known once it is loaded.
         takes_positions: whether its network can be told where latents stand in time (`PositionedDenoiser`).
+        frame_attention: what of its network attends to other frames, where something else may stand in for that
+            (`Backbone.denoiser`): "cells" (frames of a cell to each other), "tokens" (all to all), or "" (nothing may).
         image_input: how the network takes a picture.
         needs_image: whether it makes nothing without one.
         takes_last_image: whether it takes the last frame too.
@@ -78,6 +80,7 @@ class BackboneSpec:
     sampler: dict[str, Any] = field(default_factory=dict)
     noise_schedule: Literal["flow", "ddim", ""] = ""
     takes_positions: bool = False
+    frame_attention: Literal["", "cells", "tokens"] = ""
     image_input: ImageInput = ""
     needs_image: bool = False
     takes_last_image: bool = False
@@ -158,7 +161,10 @@ class Denoiser(Protocol):
     schedule: NoiseSchedule
 
     def __call__(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[Condition]) -> torch.Tensor:
-        """Predicted clean latents `[B, F, C, H, W]`; window b is under `conditions[b]`; F is at most `window`."""
+        """Predicted clean latents `[B, F, C, H, W]`; window b is under `conditions[b]`.
+
+        F is at most `window`, but where a method puts all latents of a video into one window.
+        """
         ...
 
 
@@ -260,7 +266,11 @@ class Backbone(Protocol):
         ...
 
     def denoiser(self, config: SamplerConfig) -> Denoiser:
-        """The network under the schedule and guidance scale of `config`."""
+        """The network under the schedule and guidance scale of `config`.
+
+        Where that names another attention along the frames (`config.frame_attention`), the denoiser gives it to every
+        call, and has it as `frame_attention`; one without that attribute is refused there.
+        """
         ...
 
     def frame_decoder(self) -> FrameDecoder:

@@ -13,6 +13,7 @@ import torch
 
 from miga.backbones.turns import Turn
 from miga.errors import NonFiniteError
+from miga.frame_attention import FrameAttention
 from miga.schedule import NoiseSchedule
 
 TextCondition: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -29,6 +30,7 @@ class GuidedDenoiser(ABC):
         guided_levels: it acts on latents of these levels alone, first and last included; None for all. A call without
             any such latent takes one forward.
         turn: what a forward has to wait for.
+        frame_attention: what stands in for attention along the frames, in every call; None: attention itself.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class GuidedDenoiser(ABC):
         guidance_scale: float,
         guided_levels: tuple[int, int] | None,
         turn: Turn,
+        frame_attention: FrameAttention | None = None,
     ) -> None:
         self.schedule = schedule
         self.window = window
         self.guidance_scale = guidance_scale
         self.guided_levels = guided_levels or (0, schedule.num_steps)
         self.turn = turn
+        self.frame_attention = frame_attention
 
     takes_positions: ClassVar[bool] = False
     """See `miga.backbones.base.PositionedDenoiser`."""

@@ -9,7 +9,7 @@ Bytes throughout; GB are 1e9.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
@@ -93,6 +93,7 @@ class MemoryPlan:
         cache_bytes: keys and values that a causal method keeps of one video.
         text_dtype: of the text encoder.
         text_on_card: whether it is on this card too, in a process of its own.
+        num_latents: length of video that the plan is for, where memory grows with it; None where it does not.
         reason: what was chosen, and why.
     """
 
@@ -110,6 +111,7 @@ class MemoryPlan:
     one_expert: bool = False
     text_dtype: torch.dtype = torch.float32
     text_on_card: bool = False
+    num_latents: int | None = None
     reason: str = ""
 
     @property
@@ -187,6 +189,7 @@ def plan_memory(
     text_dtype: torch.dtype = torch.float32,
     *,
     text_on_card: bool = False,
+    num_latents: int | None = None,
 ) -> MemoryPlan:
     """The first of these that fits: everything as it is; the VAE in bfloat16; the transformer in fp8; both.
 
@@ -204,13 +207,17 @@ def plan_memory(
         dtype: of the network.
         text_dtype: of the text encoder.
         text_on_card: whether the text encoder shares the card (`text_gpus` in [workers]).
+        num_latents: of the longest video, where a call shows all of it; None: of the model's default length.
 
     Raises:
         ModelError: if none fits, saying what would.
     """
+    length = _length(spec, sampler, num_latents)
 
-    def plans_for(spec: BackboneSpec, text_dtype: torch.dtype, text_on_card: bool) -> list[MemoryPlan]:
-        return list(_plans(architecture, spec, sampler, card, dtype, text_dtype, text_on_card))
+    def plans_for(
+        spec: BackboneSpec, text_dtype: torch.dtype, text_on_card: bool, length: int | None = length
+    ) -> list[MemoryPlan]:
+        return list(_plans(architecture, spec, sampler, card, dtype, text_dtype, text_on_card, length))
 
     plans = plans_for(spec, text_dtype, text_on_card)
     for plan in plans:
@@ -227,19 +234,62 @@ def plan_memory(
         if plans_for(size, text_dtype, text_on_card)[-1].total_bytes <= card:
             fits.append(f"frames of {size.height}x{size.width}")
             break
-    fits += ["sampler.windows_per_batch = 1"] if sampler.windows_per_batch > 1 else []
+    fits += ["sampler.windows_per_batch = 1"] if sampler.windows_per_batch > 1 and not sampler.one_window else []
+    if length is not None:
+        fits = (
+            _shorter(
+                spec, length, lambda count: plans_for(spec, text_dtype, text_on_card, count)[-1].total_bytes <= card
+            )
+            + fits
+        )
     text = f", text encoder {_gb(smallest.text_bytes)}" if text_on_card else ""
     raise ModelError(
-        f"{spec.name!r} at {spec.height}x{spec.width} needs {_gb(smallest.total_bytes)} with everything made as small "
+        f"{_what(spec, length)} needs {_gb(smallest.total_bytes)} with everything made as small "
         f"as it can be (weights {_gb(smallest.transformer_bytes)}, VAE and its cache {_gb(smallest.vae_bytes)}, "
         f"activations {_gb(smallest.activations_bytes)}{text}), and the card has {_gb(card)}",
         f"what would fit: {', or '.join(fits) or 'a smaller model'}",
     )
 
 
-def as_held(plan: MemoryPlan, architecture: Footprint, spec: BackboneSpec, sampler: SamplerConfig) -> MemoryPlan:
-    """What videos of another size, or by other settings, take of a model that is held as a plan says."""
-    plans = _plans(architecture, spec, sampler, plan.card_bytes, plan.dtype, plan.text_dtype, plan.text_on_card)
+def _length(spec: BackboneSpec, sampler: SamplerConfig, num_latents: int | None) -> int | None:
+    """Latents that memory is planned for where it grows with a video's length; None where it does not."""
+    if not sampler.one_window:
+        return None
+    return spec.num_latents(spec.default_num_frames) if num_latents is None else num_latents
+
+
+def _what(spec: BackboneSpec, length: int | None) -> str:
+    frames = "" if length is None else f"{spec.num_frames(length)} frames in one window of "
+    return f"{frames}{spec.name!r} at {spec.height}x{spec.width}"
+
+
+def _shorter(spec: BackboneSpec, length: int, fits: Callable[[int], bool]) -> list[str]:
+    """The longest video that fits, in words; nothing if none does.
+
+    Args:
+        spec: of the model.
+        length: latents that do not.
+        fits: whether so many do; the more, the less.
+    """
+    least, most = 0, length
+    while most - least > 1:
+        middle = (least + most) // 2
+        least, most = (middle, most) if fits(middle) else (least, middle)
+    if not least:
+        return []
+    return [f"videos of at most {spec.num_frames(least)} frames ({least} latents), since memory grows with the length"]
+
+
+def as_held(
+    plan: MemoryPlan,
+    architecture: Footprint,
+    spec: BackboneSpec,
+    sampler: SamplerConfig,
+    num_latents: int | None = None,
+) -> MemoryPlan:
+    """What videos of another size or length, or by other settings, take of a model that is held as a plan says."""
+    length = _length(spec, sampler, num_latents)
+    plans = _plans(architecture, spec, sampler, plan.card_bytes, plan.dtype, plan.text_dtype, plan.text_on_card, length)
     held = (plan.fp8, plan.one_expert, plan.vae_dtype, plan.decodes_beside)
     return next(each for each in plans if (each.fp8, each.one_expert, each.vae_dtype, each.decodes_beside) == held)
 
@@ -254,6 +304,7 @@ def check_machine_memory(
     text_dtype: torch.dtype = torch.float32,
     *,
     process_bytes: int = PROCESS_BYTES,
+    num_latents: int | None = None,
 ) -> None:
     """Whether a machine without a GPU holds a run: every actor the whole model, and one process the text encoder.
 
@@ -268,19 +319,21 @@ def check_machine_memory(
         dtype: of the network.
         text_dtype: of the text encoder.
         process_bytes: of each of those processes before it holds anything; 0 where this one, which is there, holds all.
+        num_latents: of the longest video, where a call shows all of it; None: of the model's default length.
 
     Raises:
         ModelError: if it does not, saying what would.
     """
+    length = _length(spec, sampler, num_latents)
 
-    def needed(num_actors: int, dtype: torch.dtype, text_dtype: torch.dtype) -> int:
-        plan = next(_plans(architecture, spec, sampler, available, dtype, text_dtype, False))
+    def needed(num_actors: int, dtype: torch.dtype, text_dtype: torch.dtype, length: int | None = length) -> int:
+        plan = next(_plans(architecture, spec, sampler, available, dtype, text_dtype, False, length))
         return num_actors * (plan.own_bytes + process_bytes) + plan.text_bytes + process_bytes
 
     wanted = needed(num_actors, dtype, text_dtype)
     if wanted <= available:
         return
-    plan = next(_plans(architecture, spec, sampler, available, dtype, text_dtype, False))
+    plan = next(_plans(architecture, spec, sampler, available, dtype, text_dtype, False, length))
     half = torch.bfloat16
     dtypes = {
         (): (dtype, text_dtype),
@@ -294,8 +347,10 @@ def check_machine_memory(
         if most > best:
             fits.append(" and ".join([*changes, *([f"num_actors = {most}"] if most < num_actors else [])]))
             best = most
+    if length is not None:
+        fits += _shorter(spec, length, lambda count: needed(num_actors, dtype, text_dtype, count) <= available)
     least = needed(1, half, half)
-    model = f"{spec.name!r} at {spec.height}x{spec.width}"
+    model = _what(spec, length)
     is_one = not process_bytes  # all in this process
     least_of = "all of it in bfloat16" if is_one else "even one actor in bfloat16"
     subject, each = (f"{model} needs", "itself") if is_one else (f"{num_actors} actors of {model} need", "each")
@@ -308,6 +363,54 @@ def check_machine_memory(
         if fits
         else f"{least_of} needs {_gb(least)}: take a machine with "
         "a GPU, one with more memory, or a smaller model or size",
+    )
+
+
+def check_call_memory(
+    architecture: Footprint,
+    spec: BackboneSpec,
+    sampler: SamplerConfig,
+    available: int,
+    dtype: torch.dtype,
+    num_latents: int,
+) -> None:
+    """Whether a machine that holds the model already has room for a video whose calls show all of it.
+
+    Args:
+        architecture: of the model.
+        spec: of the same model, at the size that is asked for.
+        sampler: of such a method.
+        available: bytes that the machine has left.
+        dtype: of the network.
+        num_latents: of the video.
+
+    Raises:
+        ModelError: if it has not, with the longest video that it has room for.
+    """
+
+    def needed(length: int) -> int:
+        return architecture.window_bytes(spec, length, dtype) + queue_bytes(spec, sampler, length)
+
+    if needed(num_latents) > available:
+        raise too_long(spec, num_latents, needed(num_latents), available, lambda length: needed(length) <= available)
+
+
+def too_long(
+    spec: BackboneSpec, num_latents: int, needed: int, available: int, fits: Callable[[int], bool]
+) -> ModelError:
+    """What is said of a video that is too long for the memory, with the longest that is not.
+
+    Args:
+        spec: of the model.
+        num_latents: of the video.
+        needed: bytes that it needs.
+        available: bytes that there are.
+        fits: whether a video of so many latents does.
+    """
+    found = [*_shorter(spec, num_latents, fits), "frames of a smaller size"]
+    return ModelError(
+        f"{_what(spec, num_latents)} need {_gb(needed)} of memory, and there are {_gb(available)}",
+        f"what would fit: {', or '.join(found)}",
     )
 
 
@@ -348,11 +451,13 @@ def _plans(
     dtype: torch.dtype,
     text_dtype: torch.dtype,
     text_on_card: bool,
+    length: int | None,
 ) -> Iterator[MemoryPlan]:
-    """All choices, the best first."""
+    """All choices, the best first; for videos of `length` latents where memory grows with that."""
     cells = spec.latent_height * spec.latent_width
     stores = (False, True) if dtype.itemsize == 2 and architecture.can_store_fp8 else (False,)
-    call_bytes = sampler.windows_per_batch * architecture.window_bytes(spec, sampler.window, dtype)
+    num_windows = 1 if sampler.one_window else sampler.windows_per_batch
+    call_bytes = num_windows * architecture.window_bytes(spec, sampler.latents_per_call(length), dtype)
     num_experts = getattr(architecture, "num_experts", 1)
     alone = (False, True) if num_experts > 1 else (False,)
     dtypes = (torch.float32, torch.bfloat16)
@@ -363,7 +468,7 @@ def _plans(
             card_bytes=card,
             transformer_bytes=network_bytes // num_experts if one_expert else network_bytes,
             vae_bytes=vae_dtype.itemsize * (architecture.vae_parameters + cells * architecture.vae_cache_per_cell),
-            queue_bytes=queue_bytes(spec, sampler),
+            queue_bytes=queue_bytes(spec, sampler, length),
             cache_bytes=_cache_bytes(architecture, spec, sampler, dtype),
             activations_bytes=call_bytes + decode_bytes if beside else max(call_bytes, decode_bytes),
             dtype=dtype,
@@ -374,6 +479,7 @@ def _plans(
             text_bytes=text_dtype.itemsize * architecture.text_parameters,
             text_dtype=text_dtype,
             text_on_card=text_on_card,
+            num_latents=length,
         )
         yield replace(plan, reason=_reason(plan, architecture))
 
@@ -400,13 +506,22 @@ def _where_text_is(plan: MemoryPlan, architecture: Footprint, spare: int) -> str
     return f"{text}: there is no room for it here"
 
 
-def queue_bytes(spec: BackboneSpec, sampler: SamplerConfig) -> int:
+def queue_bytes(spec: BackboneSpec, sampler: SamplerConfig, num_latents: int | None = None) -> int:
     """Latents in the making in float32, as many as a video of any length has, with what the solver keeps of each.
+
+    Of videos that are one window, as many as one of `num_latents` has.
 
     UniPC keeps three tensors a latent beside the latent itself; a pass holds the old latents beside the new.
     """
     kept = 4 if sampler.solver == "unipc" else 1
-    return most_latents_held(sampler) * spec.latent_channels * spec.latent_height * spec.latent_width * 4 * (kept + 1)
+    return (
+        most_latents_held(sampler, num_latents)
+        * spec.latent_channels
+        * spec.latent_height
+        * spec.latent_width
+        * 4
+        * (kept + 1)
+    )
 
 
 def _cache_bytes(architecture: Footprint, spec: BackboneSpec, sampler: SamplerConfig, dtype: torch.dtype) -> int:

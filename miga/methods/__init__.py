@@ -10,7 +10,20 @@ from typing import Final
 from miga.config import SamplerConfig
 from miga.entry_points import registered
 from miga.errors import ConfigError
-from miga.methods import causal, chain, fifo, miga, released, scalingnoise, unified
+from miga.methods import (
+    causal,
+    chain,
+    direct,
+    fifo,
+    freelong,
+    freenoise,
+    freepca,
+    miga,
+    released,
+    riflex,
+    scalingnoise,
+    unified,
+)
 from miga.methods.base import Method
 
 GROUP: Final = "miga.methods"
@@ -22,6 +35,11 @@ _OURS: Final = (
     unified.METHOD,
     causal.METHOD,
     chain.METHOD,
+    direct.METHOD,
+    freenoise.METHOD,
+    freelong.METHOD,
+    freepca.METHOD,
+    riflex.METHOD,
 )
 
 

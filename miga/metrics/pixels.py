@@ -8,6 +8,7 @@ Legend: F frames, H height, W width, C = 3 (RGB); `frame_HWC` uint8; `small_HWC`
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 import numpy as np
@@ -85,6 +86,38 @@ class SmoothnessMeter:
     def score(self) -> float:
         """In [0, 1]; NaN for fewer than three frames."""
         return (255.0 - self._sum / self._count) / 255.0 if self._count else float("nan")
+
+
+class MovementMeter:
+    """How much of a video moves: the share of moments at which many pixels differ from `SPAN` frames before.
+
+    A stand-in for VBench's dynamic degree, which asks a network for optical flow. Whatever moves counts, a camera too;
+    noise and slow drifts of colour do not.
+    """
+
+    SPAN: Final = 12
+    """Frames between the two that are compared: enough for what moves slowly, too few for most of what comes back."""
+    CHANGE: Final = 25
+    """Of 255, by how much a pixel must differ in some channel."""
+    SHARE: Final = 0.01
+    """Of a frame's pixels, how many must."""
+
+    def __init__(self) -> None:
+        self._before: deque[Frame] = deque(maxlen=self.SPAN)
+        self._count = self._num_moving = 0
+
+    def add(self, frame_HWC: Frame) -> None:
+        """Takes the next frame."""
+        if len(self._before) == self.SPAN:
+            changed_HW = np.abs(frame_HWC.astype(np.int16) - self._before[0]).max(axis=2) > self.CHANGE
+            self._num_moving += bool(changed_HW.mean() > self.SHARE)
+            self._count += 1
+        self._before.append(frame_HWC)
+
+    @property
+    def score(self) -> float:
+        """In [0, 1]; NaN for no more than `SPAN` frames."""
+        return self._num_moving / self._count if self._count else float("nan")
 
 
 def interpolate(before_HWC: Floats, after_HWC: Floats) -> Floats:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 import numpy as np
 
+from miga.backbones.sprites.identity import ALL, CHANGED_BY, identity_drift
 from miga.backbones.sprites.scorer import Reading, read_frames, score_reading
 from miga.backbones.sprites.world import SIZE, Scene, parse_caption
 from miga.metrics.features import Frames
@@ -53,10 +54,12 @@ class SpriteMeter:
     Args:
         wanted: one scene per frame.
         clip_frames: frames of the model's own clip.
+        with_identity: whether the distance from the first clip is measured too.
     """
 
-    def __init__(self, wanted: Sequence[Scene], clip_frames: int) -> None:
+    def __init__(self, wanted: Sequence[Scene], clip_frames: int, *, with_identity: bool = False) -> None:
         self._wanted = wanted
+        self._with_identity = with_identity
         self._clip_frames = clip_frames
         self._readings: list[Reading] = []
 
@@ -72,6 +75,9 @@ class SpriteMeter:
     def values(self) -> dict[str, float]:
         """The scorer's attributes, and `right_drift`: `all_right` of the last clip length less that of the first.
 
+        If asked for, `identity`: how far all that can be measured is from the first clip (`identity_drift`), but for
+        what a later prompt changes.
+
         Raises:
             ValueError: if more or fewer frames came than scenes are wanted.
         """
@@ -84,4 +90,10 @@ class SpriteMeter:
         right = np.array([seen == wanted for seen, wanted in zip(shown, asked, strict=True)])
         clip = self._clip_frames
         drift = float(right[-clip:].mean() - right[:clip].mean()) if clip < len(right) else float("nan")
-        return {**values, "right_drift": drift}
+        identity = {"identity": self._identity(whole)} if self._with_identity else {}
+        return {**values, "right_drift": drift, **identity}
+
+    def _identity(self, whole: Reading) -> float:
+        looks = [name for name in CHANGED_BY if len({getattr(scene, name) for scene in self._wanted}) > 1]
+        changed = {name for look in looks for name in CHANGED_BY[look]}
+        return identity_drift(whole, self._clip_frames, changed)[ALL]

@@ -89,6 +89,7 @@ def read_prompts(
     check_starts: CheckStarts | None = None,
     read_ahead: int = 1,
     images: RowImages | None = None,
+    check_num_prompts: Callable[[int], str | None] | None = None,
 ) -> Iterator[PromptRow | BadRow]:
     """The rows of a prompt file, read as they are asked for; the same file gives the same rows every time.
 
@@ -103,6 +104,7 @@ def read_prompts(
         check_starts: says why the prompts of a row cannot begin where it says they do.
         read_ahead: rows read at once.
         images: reads the pictures that rows name; None: nobody looks at them, and rows have no digests of them.
+        check_num_prompts: says why so many prompts in turn cannot be, such as that a profile takes one.
 
     Raises:
         InputError: if the file cannot be read at all; by this call where it shows before the first row, otherwise
@@ -113,7 +115,7 @@ def read_prompts(
     first = next(records, None)
     if first is None:
         raise InputError(f"{file.path} holds no rows", "write at least one prompt into it")
-    judge = _Judge(seed, num_frames, check_num_frames, check_prompt, images, check_starts)
+    judge = _Judge(seed, num_frames, check_num_frames, check_prompt, images, check_starts, check_num_prompts)
     from_first: Iterator[Record] = itertools.chain((first,), records)
     if read_ahead > 1 and isinstance(check_prompt, ManyPromptsCheck):
         from_first = judge.looked_at_ahead(from_first, read_ahead, check_prompt)
@@ -141,9 +143,11 @@ class _Judge:
         check_prompt: CheckPrompt | None,
         images: RowImages | None,
         check_starts: CheckStarts | None,
+        check_num_prompts: Callable[[int], str | None] | None,
     ) -> None:
         self._images = images
         self._check_starts = check_starts or _accept
+        self._check_num_prompts = check_num_prompts or _accept
         self._seed = seed
         self._num_frames = num_frames
         self._check_num_frames = check_num_frames or _accept
@@ -185,6 +189,8 @@ class _Judge:
             known = self._known_reasons
             if reason := known[prompt] if prompt in known else self._check_prompt(prompt):
                 raise BadRowError(f"prompt {_shown(prompt)}: {reason}")
+        if reason := self._check_num_prompts(len(prompts)):
+            raise BadRowError(reason)
         own_seed = _whole(fields.get("seed"), "seed", record.is_text)
         if own_seed is not None and not 0 <= own_seed < SEED_LIMIT:
             raise BadRowError(f"seed {_cut(own_seed)} is not in 64 bits", f"use 0 to {SEED_LIMIT - 1}")

@@ -25,9 +25,10 @@ PROFILES = {
     name: each
     for name, each in profiles().items()
     if not (methods()[each.settings["method"]].needs_cache or methods()[each.settings["method"]].needs_picture)
+    and not methods()[each.settings["method"]].settings.one_window
 }
-"""Those that begin with nothing but noise and that any network will do for: `methods/causal/` and
-`methods/test_chain.py` test the others."""
+"""Those that begin with nothing but noise, go through a video by windows, and that any network will do for:
+`methods/causal/`, `methods/test_chain.py` and `methods/test_extended.py` test the others."""
 SHAPE = (4, 2, 3)
 SHIFT = 5.0
 SMALL: dict[str, dict[str, Any]] = {

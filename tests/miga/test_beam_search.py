@@ -21,10 +21,11 @@ from miga.errors import ConfigError, NonFiniteError, UsageError
 from miga.generate import Sampler, VideoState
 from miga.methods.base import Features
 from miga.methods.scalingnoise.beam_search import BeamSearch, BeamSearchState
+from miga.methods.scalingnoise.candidates import KINDS, TailNoise
 from miga.noise import NamedNoise, NoiseSource
 from miga.profiles import resolve_config
 from miga.prompts import PromptTrack
-from miga.schedule import flow_unipc_schedule
+from miga.schedule import ddim_schedule, flow_unipc_schedule
 from tests.miga.closed_form import (
     SHAPE,
     LabelDenoiser,
@@ -451,3 +452,43 @@ def test_a_network_that_fails_is_named() -> None:
     broken = make_search(config, 6, run_windows=lambda calls: [call.x_FCHW * float("nan") for call in calls])
     with pytest.raises(NonFiniteError, match="the reward of candidate 1 before latent -1 is nan"):
         broken.advance(state)
+
+
+def test_kinds_of_candidates() -> None:
+    """Each is standard normal where the latent before is, and the latent before is in it as it should be."""
+    shape = (4, 96, 64)
+    noise, schedule = NamedNoise(3, shape), ddim_schedule(50)
+    before = noise("base", [6])
+    fresh = noise("push", [7], 2)
+    drawn = {kind: TailNoise(noise, kind, before, schedule)("push", [7], 2) for kind in KINDS}
+    assert torch.equal(drawn["fresh"], fresh)
+    alpha, sigma = float(schedule.alpha[-1]), float(schedule.sigma[-1])
+    torch.testing.assert_close(drawn["renoised"], alpha * before + sigma * fresh, atol=1e-6, rtol=0)
+    square = ((2 * torch.arange(96) / 96 - 1) ** 2)[:, None] + (2 * torch.arange(64) / 64 - 1) ** 2
+    gain = torch.exp(-square / (2 * 0.25**2))
+    old, new = (torch.fft.fftshift(torch.fft.fft2(x), dim=(2, 3)) for x in (before, fresh))
+    mixed = torch.fft.ifft2(torch.fft.ifftshift(old * gain + new * (1 - gain), dim=(2, 3))).real
+    torch.testing.assert_close(drawn["low_pass"], mixed, atol=1e-5, rtol=0)
+    for kind in ("fresh", "renoised", "mixed"):
+        assert float(drawn[kind].std()) == pytest.approx(1, abs=0.02)
+    both = torch.stack([drawn["mixed"], fresh, before]).flatten(1)
+    correlation = torch.corrcoef(both)
+    # the mean of u / sqrt(u^2 + (1 - u)^2) over u from 0 to 1 is asinh(1) / sqrt(2)
+    assert float(correlation[0, 1]) == pytest.approx(0.623, abs=0.03)
+    assert float(correlation[0, 2]) == pytest.approx(0.623 * alpha, abs=0.03)
+
+
+def test_a_search_over_kinds() -> None:
+    """Candidates take kinds in turn; fresh noise alone is what was there before the setting."""
+    config = make_search_config(candidate_kinds="fresh, low_pass")
+    assert [config.kind_of(number) for number in (1, 2, 3)] == ["fresh", "low_pass", "fresh"]
+    plain = make_search_config()
+    assert "candidate_kinds" not in plain.noted()
+    assert config.noted()["candidate_kinds"] == "fresh, low_pass"
+    videos = [sample(make_search(each, 14)) for each in (plain, config)]
+    assert videos[0].shape == videos[1].shape
+    assert not torch.equal(*videos)
+    assert count_calls(config, 14) == count_calls(plain, 14)
+    for kinds in ("", "fresh,fresh", "stale"):
+        with pytest.raises(ConfigError, match="candidate_kinds"):
+            make_search_config(candidate_kinds=kinds)

@@ -59,7 +59,7 @@ def overall(*scores: float) -> list[ScoredVideo]:
 
 def test_the_grid_that_comes_along_has_the_papers_tables() -> None:
     grid = load_grid(ROOT / "jobs" / "configs" / "ablate.toml")
-    assert [table.name for table in grid.tables] == ["3", "4", "5", "6", "A1", "A2", "A4", "profiles"]
+    assert [table.name for table in grid.tables] == ["1", "3", "4", "5", "6", "A1", "A2", "A4", "profiles"]
     assert {row.setting for table in grid.tables for row in table.rows} == set(grid.settings)
     thresholds = [grid.settings[row.setting].sampler for row in grid.select(["a2"]).tables[0].rows]
     wanted = [0.07, 0.05, 0.03, 0.01, 0.007, 0.005, 0.003, 0.001]

@@ -21,6 +21,7 @@ from miga.backbones.simulated.spec import NUM_CHANNELS, PIXELS_PER_CELL, Simulat
 from miga.cached_call import CachedCall
 from miga.config import SamplerConfig
 from miga.errors import BadRowError, NonFiniteError
+from miga.frame_texts import SeveralConditions
 from miga.schedule import NoiseSchedule
 
 MAX_PROMPT_BYTES: Final = 4096
@@ -73,6 +74,7 @@ class SimulatedDenoiser:
         self._gpu, self._options, self._full_window = gpu, options, full_window
         self._guidance_scale = config.guidance_scale
         self._guided_levels = (config.guidance_low_level, config.guidance_high_level)
+        self.frame_attention, self.time_rotation = config.frame_attention, config.time_rotation  # which change nothing
 
     def __call__(
         self,
@@ -106,8 +108,12 @@ class SimulatedDenoiser:
         """Predicted clean latents under the prompt (branch 0) or the negative prompt (1)."""
         batch, length = level_BF.shape
         with self._gpu.taken(batch * self._options.call_s / 2 * length / self._full_window):
-            struck = [] if branch else [fault for condition in conditions if (fault := self._struck(condition))]
-            texts_C = [condition.negative_C if branch else condition.prompt_C for condition in conditions]
+            parts = [_parts(condition) for condition in conditions]
+            struck = [] if branch else [fault for each in parts for part in each if (fault := self._struck(part))]
+            texts_C = [
+                each[0].negative_C if branch else torch.stack([part.prompt_C for part in each]).mean(0)
+                for each in parts
+            ]
             clean_BFCHW = self._forward(x_BFCHW, level_BF, texts_C, position_BF)
             return clean_BFCHW * math.nan if any(fault.kind == "nan" for fault in struck) else clean_BFCHW
 
@@ -169,6 +175,11 @@ class SimulatedDenoiser:
         text_BCHW = torch.stack(list(texts_C))[:, None, :, None, None]
         mixed = 0.6 * x_BFCHW + 0.25 * before + 0.15 * behind + 0.3 * text_BCHW
         return mixed / (1.0 + mixed.abs()) * (1.0 - 0.3 * sigma)
+
+
+def _parts(condition: SimulatedCondition | SeveralConditions) -> tuple[SimulatedCondition, ...]:
+    """The conditions of the prompts that a window stands under."""
+    return condition.conditions if isinstance(condition, SeveralConditions) else (condition,)
 
 
 class SimulatedFrameDecoder:

@@ -30,6 +30,13 @@ SPREAD: Final[dict[str, float]] = {
 }
 """Mean distance between two clips of one full caption, by attribute, from 20,000 pairs drawn by the world itself."""
 ATTRIBUTES: Final = tuple(SPREAD)
+CHANGED_BY: Final[dict[str, tuple[str, ...]]] = {
+    "colour": ("subject tint",),
+    "ground": ("ground tint",),
+    "shape": ("size",),
+    "motion": (),
+}
+"""What a prompt changes beside the attribute that it names: the video's identity is judged without that."""
 ALL: Final = "identity"
 PAN: Final = "pan"
 NUM_MEDOID_FRAMES: Final = 9

@@ -58,6 +58,8 @@ TEMPLATES: Final = (
     "on a {ground} ground, {subject}",
     "a {ground} ground with {subject}",
 )
+STILL: Final = "still"
+"""The motion that is none."""
 OMISSIBLE: Final = ("colour", "ground", "motion")
 """What a caption may leave open."""
 HELD_OUT_SHARE: Final = 0.2

@@ -20,6 +20,7 @@ from miga.backbones.videocrafter2.blocks import (
     clips_of,
     frames_of,
 )
+from miga.frame_attention import Attend, FrameGrid, softmax_attention
 
 
 class Attention(nn.Module):
@@ -39,15 +40,16 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_channels, channels, bias=False)
         self.to_out = nn.Sequential(nn.Linear(channels, channels), nn.Identity())  # training's dropout
 
-    def forward(self, x_RTC: torch.Tensor, context_BLD: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x_RTC: torch.Tensor, context_BLD: torch.Tensor, attend: Attend = softmax_attention
+    ) -> torch.Tensor:
         """Every token attends to its row's context, or to its clip's where one context serves R / B rows in turn.
 
         Such rows become one long row: a query does not see the others, and the text is projected once a clip.
+        `attend` is what is done with queries, keys and values.
         """
         query_BTC = self.to_q(x_RTC).reshape(context_BLD.shape[0], -1, x_RTC.shape[-1])
-        out = functional.scaled_dot_product_attention(
-            self._heads(query_BTC), self._heads(self.to_k(context_BLD)), self._heads(self.to_v(context_BLD))
-        )
+        out = attend(self._heads(query_BTC), self._heads(self.to_k(context_BLD)), self._heads(self.to_v(context_BLD)))
         return self.to_out(out.transpose(1, 2).reshape(x_RTC.shape))
 
     def _heads(self, x_RTC: torch.Tensor) -> torch.Tensor:
@@ -100,12 +102,20 @@ class TransformerBlock(nn.Module):
         self.norm2 = LayerNorm32(channels)
         self.norm3 = LayerNorm32(channels)
 
-    def forward(self, x_RTC: torch.Tensor, context_BLD: torch.Tensor | None) -> torch.Tensor:
-        """Of the same shape; without a context the second attention is a self-attention too."""
+    def forward(
+        self, x_RTC: torch.Tensor, context_BLD: torch.Tensor | None, attend: Attend = softmax_attention
+    ) -> torch.Tensor:
+        """Of the same shape; without a context the second attention is a self-attention too.
+
+        `attend` stands in for softmax attention in all self-attention.
+        """
         normed_RTC = self.norm1(x_RTC)
-        x_RTC = x_RTC + self.attn1(normed_RTC, normed_RTC)
+        x_RTC = x_RTC + self.attn1(normed_RTC, normed_RTC, attend)
         normed_RTC = self.norm2(x_RTC)
-        x_RTC = x_RTC + self.attn2(normed_RTC, normed_RTC if context_BLD is None else context_BLD)
+        if context_BLD is None:
+            x_RTC = x_RTC + self.attn2(normed_RTC, normed_RTC, attend)
+        else:
+            x_RTC = x_RTC + self.attn2(normed_RTC, context_BLD)
         return x_RTC + self.ff(self.norm3(x_RTC))
 
 
@@ -141,7 +151,8 @@ class SpatialTransformer(ConditionedLayer):
 class TemporalTransformer(ConditionedLayer):
     """The frames of each cell attend to each other, all to all; they carry no positions, so any number of them fits.
 
-    The group norm takes its statistics over the whole clip.
+    A call may put something else in the place of that attention (`miga.frame_attention`), in both of a block. The
+    group norm takes its statistics over the whole clip.
 
     Args:
         channels: of the latents.
@@ -171,10 +182,14 @@ class TemporalTransformer(ConditionedLayer):
     def forward(self, h_NCHW: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """Of the same shape."""
         h_BCFHW = clips_of(h_NCHW, conditioning.num_frames)
-        num_clips, _, _, height, width = h_BCFHW.shape
+        num_clips, _, num_frames, height, width = h_BCFHW.shape
+        attend: Attend = softmax_attention
+        if conditioning.frames is not None:
+            is_top = (height, width) == conditioning.top_size
+            attend = conditioning.frames.on(FrameGrid(num_clips, num_frames, height, width, is_top))
         x_RFC = self.proj_in(self.norm(h_BCFHW).permute(0, 3, 4, 2, 1).flatten(0, 2))
         for block in self.transformer_blocks:
-            x_RFC = block(x_RFC, None)
+            x_RFC = block(x_RFC, None, attend)
         out_BHWFC = self.proj_out(x_RFC).unflatten(0, (num_clips, height, width))
         return h_NCHW + frames_of(out_BHWFC.permute(0, 4, 3, 1, 2))
 

@@ -113,6 +113,8 @@ class VideoCrafter2Backbone(PretrainedBackbone):
             self.settings.fps_condition,
             guided_levels,
             self.turn,
+            frame_attention=config.frame_attention,
+            frame_texts=config.frame_texts,
         )
 
     def frame_decoder(self) -> VideoCrafter2FrameDecoder:

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from miga.frame_attention import FrameCall
+
 NUM_GROUPS: Final = 32
 """Of every group norm."""
 
@@ -27,12 +29,16 @@ class Conditioning:
     Attributes:
         num_frames: F; cuts the N frames into clips.
         embedding_NE: of each frame's time step and its clip's frame rate.
-        context_BLD: text embeddings, the same for all frames of a clip.
+        context_BLD: text embeddings, the same for all frames of a clip; or one for every frame, `[N, L, D]`.
+        frames: what stands in for attention along the frames; None: attention itself.
+        top_size: height and width of the full resolution.
     """
 
     num_frames: int
     embedding_NE: torch.Tensor
     context_BLD: torch.Tensor
+    frames: FrameCall | None = None
+    top_size: tuple[int, int] = (0, 0)
 
 
 class ConditionedLayer(nn.Module):

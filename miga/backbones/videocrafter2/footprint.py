@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -17,6 +17,7 @@ from miga.backbones.videocrafter2.config import ClipTextConfig, ImageVaeConfig
 from miga.backbones.videocrafter2.spec import (
     JSON_FILES,
     PUBLISHED,
+    attention_share,
     forward_flops,
     text_config_of_folder,
     unet_config_of,
@@ -65,8 +66,10 @@ class VideoCrafter2Architecture:
             ModelError: if the model cannot make that size, naming the nearest that it can.
         """
         cell = spec.height // spec.latent_height
-        flops = forward_flops(self.unet, spec.window, height // cell, width // cell)
-        return resized(spec, height, width, why_not_size(self.unet, cell, height, width), flops)
+        size = spec.window, height // cell, width // cell
+        why_not, flops = why_not_size(self.unet, cell, height, width), forward_flops(self.unet, *size)
+        share = attention_share(self.unet, *size)
+        return replace(resized(spec, height, width, why_not, flops), attention_share=share)
 
 
 def _num_parameters(config: UNetConfig) -> int:

@@ -16,7 +16,14 @@ from miga.backbones.random_model import FULL_SIZE, RandomModel, Reduction, fill_
 from miga.backbones.videocrafter2.backbone import VideoCrafter2Backbone
 from miga.backbones.videocrafter2.checkpoint import Architecture
 from miga.backbones.videocrafter2.footprint import VideoCrafter2Architecture
-from miga.backbones.videocrafter2.spec import NUM_TEXT_TOKENS, PUBLISHED, PUBLISHED_NAME, Settings, forward_flops
+from miga.backbones.videocrafter2.spec import (
+    NUM_TEXT_TOKENS,
+    PUBLISHED,
+    PUBLISHED_NAME,
+    Settings,
+    attention_share,
+    forward_flops,
+)
 from miga.backbones.videocrafter2.unet import UNetConfig, VideoCrafter2UNet
 
 
@@ -55,6 +62,7 @@ def planned_spec(reduction: Reduction = FULL_SIZE) -> BackboneSpec:
         latent_height=height,
         latent_width=width,
         forward_flops=forward_flops(config, settings.window, height, width),
+        attention_share=attention_share(config, settings.window, height, width),
     )
 
 

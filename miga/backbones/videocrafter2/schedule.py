@@ -8,7 +8,7 @@ from typing import Final
 from miga.backbones.videocrafter2.spec import Settings
 from miga.config import SamplerConfig
 from miga.errors import ConfigError
-from miga.schedule import NUM_TRAIN_TIMESTEPS, NoiseSchedule, ddim_schedule, ddim_signal_scale
+from miga.schedule import NUM_TRAIN_TIMESTEPS, DdimSpacing, NoiseSchedule, ddim_schedule, ddim_signal_scale
 
 
 def schedule_of(config: SamplerConfig, settings: Settings) -> NoiseSchedule:
@@ -22,7 +22,8 @@ def schedule_of(config: SamplerConfig, settings: Settings) -> NoiseSchedule:
             "sampler.solver = 'unipc' cannot step through VideoCrafter2's schedule, whose last step changes nothing",
             "take 'ddim' (with eta 1 as published, or 0), or 'euler'",
         )
-    schedule = _ddim(config.num_steps, settings)
+    spacing: DdimSpacing = "strided" if config.takes_strided_steps else settings.spacing
+    schedule = _ddim(config.num_steps, spacing)
     return replace(schedule, base_clip_scale=ddim_signal_scale(schedule)) if settings.use_scale else schedule
 
 
@@ -34,8 +35,8 @@ _STRIDED: Final = {
 """Numbers of steps that the strided spacing can make, and how many to ask it for (67: 66, as 64 makes)."""
 
 
-def _ddim(num_steps: int, settings: Settings) -> NoiseSchedule:
-    if settings.spacing == "linspace":
+def _ddim(num_steps: int, spacing: DdimSpacing) -> NoiseSchedule:
+    if spacing == "linspace":
         try:
             return ddim_schedule(num_steps)
         except ValueError as error:

@@ -109,6 +109,12 @@ def forward_flops(config: UNetConfig, num_latents: int, height: int, width: int)
     return float(total + count.convolution(channels, config.out_channels, down))
 
 
+def attention_share(config: UNetConfig, num_latents: int, height: int, width: int) -> float:
+    """Of `forward_flops`, the share that grows with the window's square: of frames that attend to frames."""
+    once, twice, thrice = (forward_flops(config, times * num_latents, height, width) for times in (1, 2, 3))
+    return (thrice - 2.0 * twice + once) / (2.0 * once)
+
+
 @dataclass(frozen=True)
 class _FlopCount:
     """Operations of the UNet's parts; `down` is by how much a latent's sides are divided there."""
@@ -189,8 +195,10 @@ def spec_of(name: str, revision: str, settings: Settings, unet: UNetConfig, cell
         negative_prompt=settings.negative_prompt,
         default_num_frames=settings.default_num_frames,
         forward_flops=forward_flops(unet, settings.window, height, width),
+        attention_share=attention_share(unet, settings.window, height, width),
         sampler=steps | settings.sampler,
         noise_schedule="ddim",
+        frame_attention="cells",
     )
 
 

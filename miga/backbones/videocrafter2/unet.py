@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
 import torch
@@ -33,6 +33,7 @@ from miga.backbones.videocrafter2.blocks import (
     clips_of,
     frames_of,
 )
+from miga.frame_attention import FrameCall
 
 NUM_INITIAL_HEADS: Final = 8
 """Heads of the temporal transformer behind the first convolution, whatever its channels."""
@@ -177,15 +178,25 @@ class VideoCrafter2UNet(nn.Module):
         return next(self.parameters()).dtype
 
     def forward(
-        self, x_BCFHW: torch.Tensor, timestep_BF: torch.Tensor, context_BLD: torch.Tensor, fps_B: torch.Tensor
+        self,
+        x_BCFHW: torch.Tensor,
+        timestep_BF: torch.Tensor,
+        context_BLD: torch.Tensor,
+        fps_B: torch.Tensor,
+        *,
+        frames: FrameCall | None = None,
+        up_context_BLD: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The predicted noise.
 
         Args:
             x_BCFHW: noisy latents; any number of clips and frames, any height and width.
             timestep_BF: the model's time step of every frame, or `[B]` where the frames of a clip share it.
-            context_BLD: text embeddings of each clip.
+            context_BLD: text embeddings of each clip; or of each frame, `[B * F, L, D]` in clip order.
             fps_B: frame rate that each clip shall have.
+            frames: what stands in for attention along the frames, in both attentions of every transformer over them.
+            up_context_BLD: text embeddings, likewise, that the way up sees, in the place of those that the way down
+                and the middle see; None: the same.
 
         Returns:
             `[B, C, F, H, W]`, of the weights' dtype.
@@ -196,8 +207,11 @@ class VideoCrafter2UNet(nn.Module):
         num_clips, num_frames = x_BCFHW.shape[0], x_BCFHW.shape[2]
         if timestep_BF.ndim == 1:
             timestep_BF = timestep_BF[:, None].expand(-1, num_frames)
-        _check_shapes(num_clips, num_frames, timestep_BF, context_BLD, fps_B)
-        conditioning = Conditioning(num_frames, self._embed(timestep_BF, fps_B), context_BLD.to(self.dtype))
+        for text_BLD in (context_BLD, up_context_BLD):
+            if text_BLD is not None:
+                _check_shapes(num_clips, num_frames, timestep_BF, text_BLD, fps_B)
+        embedding_NE, size = self._embed(timestep_BF, fps_B), (x_BCFHW.shape[3], x_BCFHW.shape[4])
+        conditioning = Conditioning(num_frames, embedding_NE, context_BLD.to(self.dtype), frames, size)
 
         h_NCHW = self.input_blocks[0](frames_of(x_BCFHW.to(self.dtype)), conditioning)
         h_NCHW = self.init_attn(h_NCHW, conditioning)
@@ -206,6 +220,8 @@ class VideoCrafter2UNet(nn.Module):
             h_NCHW = block(h_NCHW, conditioning)
             skips.append(h_NCHW)
         h_NCHW = self.middle_block(h_NCHW, conditioning)
+        if up_context_BLD is not None:
+            conditioning = replace(conditioning, context_BLD=up_context_BLD.to(self.dtype))
         for block in self.output_blocks:
             skip_NCHW = skips.pop()
             # an odd side was rounded up on the way down, so doubling it gives one cell too many
@@ -244,7 +260,8 @@ def _check_shapes(
     num_clips: int, num_frames: int, timestep_BF: torch.Tensor, context_BLD: torch.Tensor, fps_B: torch.Tensor
 ) -> None:
     given = (tuple(timestep_BF.shape), context_BLD.shape[0], tuple(fps_B.shape))
-    if given != ((num_clips, num_frames), num_clips, (num_clips,)):
+    num_texts = given[1] if given[1] in (num_clips, num_clips * num_frames) else num_clips
+    if given != ((num_clips, num_frames), num_texts, (num_clips,)):
         raise ValueError(
             f"the latents hold {num_clips} clips of {num_frames} frames, but the time steps are of shape {given[0]}, "
             f"the text embeddings of {given[1]} clips and the frame rates of shape {given[2]}; all need one batch"

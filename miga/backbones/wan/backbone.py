@@ -46,7 +46,7 @@ from miga.backbones.wan.text import WanTextEncoder
 from miga.backbones.wan.vae import WanFrameDecoder, encode_frames
 from miga.backbones.weight_files import read_json
 from miga.config import SamplerConfig
-from miga.errors import ModelError
+from miga.errors import ConfigError, ModelError
 from miga.outside_data import shown
 
 
@@ -190,8 +190,17 @@ class WanBackbone(PretrainedBackbone):
             self.is_compiled = True
 
     def denoiser(self, config: SamplerConfig) -> WanDenoiser:
-        """The transformer under the schedule and guidance scale of `config`."""
+        """The transformer under the schedule and guidance scale of `config`.
+
+        Raises:
+            ConfigError: if blocks are compiled, and another attention is asked for in them.
+        """
         assert self.network is not None, "loaded without the denoiser"
+        if self.is_compiled and config.frame_attention is not None:
+            raise ConfigError(
+                f"compile does not go with profile {config.profile!r}, which has an attention of its own in each block",
+                "leave compile out",
+            )
         guided_levels = (config.guidance_low_level, config.guidance_high_level)
         return WanDenoiser(
             self.experts,
@@ -203,6 +212,8 @@ class WanBackbone(PretrainedBackbone):
             low_noise_guidance=self.low_noise_guidance,
             clean_at_0=self.spec.image_input == "first_latent",
             compiled=self.is_compiled,
+            frame_attention=config.frame_attention,
+            time_rotation=config.time_rotation,
         )
 
     def condition(self, prompt_embedding: torch.Tensor, negative_embedding: torch.Tensor) -> WanCondition:

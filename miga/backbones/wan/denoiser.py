@@ -25,7 +25,9 @@ from miga.backbones.wan.positions import positions, use_positions
 from miga.backbones.wan.spec import NUM_TEXT_TOKENS
 from miga.cached_call import CachedCall, TimeFrequencies
 from miga.errors import BadRowError
+from miga.frame_attention import FrameAttention, frame_call
 from miga.schedule import NoiseSchedule
+from miga.time_rotation import TimeRotation
 
 
 class WanCondition(NamedTuple):
@@ -53,6 +55,8 @@ class WanDenoiser(GuidedDenoiser):
         low_noise_guidance: guidance scale of the second, as a share of the first one's; never below 1.
         clean_at_0: whether the network was trained to see clean latents at time step 0; else they have level 1's.
         compiled: whether its calls with a cache are compiled.
+        frame_attention: what stands in for self-attention (see `GuidedDenoiser`).
+        time_rotation: frequencies of time in the place of the network's own; None: those.
     """
 
     takes_positions = True
@@ -69,12 +73,15 @@ class WanDenoiser(GuidedDenoiser):
         low_noise_guidance: float = 1.0,
         clean_at_0: bool = False,
         compiled: bool = False,
+        frame_attention: FrameAttention | None = None,
+        time_rotation: TimeRotation | None = None,
     ) -> None:
         self.experts = transformer if isinstance(transformer, Experts) else Experts(transformer)
         for network in self.experts.all:
             use_per_latent_timesteps(network)
             use_positions(network)
         self._compiled = compiled
+        self.time_rotation = time_rotation
         config = self.experts.high.config
         self._num_channels = config.out_channels or config.in_channels
         self._num_input_channels = config.in_channels
@@ -84,7 +91,7 @@ class WanDenoiser(GuidedDenoiser):
             self._timestep_of_level[0] = 0
         self._expert_of_level = self.experts.number_of(schedule)
         self._low_guidance_scale = max(1.0, guidance_scale * low_noise_guidance) if guidance_scale > 1.0 else 1.0
-        super().__init__(schedule, window, guidance_scale, guided_levels, turn)
+        super().__init__(schedule, window, guidance_scale, guided_levels, turn, frame_attention)
 
     @torch.no_grad()
     def predict_branch(
@@ -100,7 +107,8 @@ class WanDenoiser(GuidedDenoiser):
         level_BF = level_BF.cpu()
         timestep_BF = self._timestep_of_level[level_BF]
         expert_BF = self._expert_of_level[level_BF]
-        with self.turn(), positions(position_BF):
+        frames = frame_call(self.frame_attention, timestep_BF)
+        with self.turn(), positions(position_BF, self.time_rotation, frames):
             answers = {
                 number: self._forward(number, x_BFCHW, timestep_BF, conditions, branch)
                 for number in sorted(set(expert_BF.flatten().tolist()))

@@ -22,6 +22,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanT
 from torch import nn
 
 from miga.backbones.wan.padding import has_compact_padding
+from miga.backbones.wan.positions import CarryingRotary
 
 
 def use_per_latent_timesteps(transformer: WanTransformer3DModel) -> None:
@@ -110,7 +111,11 @@ class _PerLatentEmbedding(WanTimeTextImageEmbedding):
 
 
 class PerLatentAttention(WanAttnProcessor):
-    """diffusers' attention processor, over all latents of a window; any of its attention backends."""
+    """diffusers' attention processor, over all latents of a window; any of its attention backends.
+
+    Where the positions carry what stands in for attention (`wan/positions.py`), that is computed between the same
+    projections, norms and rotations.
+    """
 
     def __call__(
         self,
@@ -126,5 +131,29 @@ class PerLatentAttention(WanAttnProcessor):
         else:
             assert rotary_emb is not None
             x_BND = hidden_states.reshape(-1, rotary_emb[0].shape[1], hidden_states.shape[-1])
+        if isinstance(rotary_emb, CarryingRotary):
+            return _attended(attn, x_BND, rotary_emb).reshape(hidden_states.shape)
         out_BND = super().__call__(attn, x_BND, encoder_hidden_states, attention_mask, rotary_emb)
         return out_BND.reshape(hidden_states.shape)
+
+
+def _attended(attn: Any, x_BND: torch.Tensor, rotary: CarryingRotary) -> torch.Tensor:
+    """Self-attention of diffusers' module, but for what stands in for the attention itself."""
+    query_BND, key_BND, value_BND = (project(x_BND) for project in (attn.to_q, attn.to_k, attn.to_v))
+    query, key, value = (
+        each_BND.unflatten(2, (attn.heads, -1))
+        for each_BND in (attn.norm_q(query_BND), attn.norm_k(key_BND), value_BND)
+    )
+    query, key = (_rotated(each, *rotary) for each in (query, key))
+    out_BHND = rotary.attend(*(each.transpose(1, 2) for each in (query, key, value)))
+    out_BND = out_BHND.transpose(1, 2).flatten(2, 3).type_as(query)
+    for layer in attn.to_out:
+        out_BND = layer(out_BND)
+    return out_BND
+
+
+def _rotated(x_BNHD: torch.Tensor, cos_BN1D: torch.Tensor, sin_BN1D: torch.Tensor) -> torch.Tensor:
+    """Pairs of channels turned, as diffusers' processor does: its tables hold every value twice."""
+    even, odd = x_BNHD.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos_BN1D[..., 0::2], sin_BN1D[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x_BNHD)

@@ -407,6 +407,7 @@ def spec_of(
         sampler=settings.sampler,
         noise_schedule="flow",
         takes_positions=True,
+        frame_attention="tokens",
         image_input=image.input,
         needs_image=image.is_needed,
         takes_last_image=image.takes_last,

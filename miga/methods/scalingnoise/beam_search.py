@@ -22,6 +22,7 @@ from miga.consistency import Evaluation
 from miga.errors import NonFiniteError, UsageError
 from miga.methods.base import Begin
 from miga.methods.fifo.fifo import PART, Fifo, FifoState
+from miga.methods.scalingnoise.candidates import TailNoise
 from miga.methods.scalingnoise.settings import ScalingNoiseSettings
 from miga.noise import NoiseSource
 from miga.queue import FrameQueue
@@ -169,7 +170,10 @@ class BeamSearch:
         pairs = []
         for beam, queue in enumerate(everything):
             for candidate in range(beam * per_beam + 1, (beam + 1) * per_beam + 1):
-                stepper = replace(self.stepper, candidate=candidate)
+                noise = TailNoise(
+                    self.stepper.noise, self.config.kind_of(candidate), queue.x_FCHW[-1:], self.stepper.schedule
+                )
+                stepper = replace(self.stepper, noise=noise, candidate=candidate)
                 seen = stepper.push_noise(queue[start:], 1, self.config.num_steps, "push")
                 pairs.append(_Pair(beam, candidate, seen))
         return pairs
