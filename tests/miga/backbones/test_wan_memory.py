@@ -24,9 +24,13 @@ from miga.backbones.memory_plan import (
     queue_bytes,
 )
 from miga.backbones.wan.per_latent import use_per_latent_timesteps
+from miga.backbones.wan.positions import positions, use_positions
 from miga.backbones.wan.spec import ARCHITECTURES, PUBLISHED, WanArchitecture, load_architecture
 from miga.backbones.wan.vae import WanFrameDecoder
 from miga.errors import ModelError
+from miga.frame_attention import FrameCall
+from miga.methods.freelong.attention import SpectralAttention
+from miga.methods.freenoise.attention import WindowedAttention
 from miga.profiles import resolve_config
 from tests.alive_bytes import AliveBytes, shapes_only
 from tests.tiny_wan import SETTINGS, load_pipeline
@@ -83,6 +87,22 @@ def test_activations_of_a_call(monkeypatch: pytest.MonkeyPatch, name: str, dtype
         with AliveBytes() as alive:
             model(torch.randn(1, 16, 21, 60, 104), torch.full((1, 21), 500), torch.randn(1, 512, 4096))
     planned = 32760 * ARCHITECTURES[name].activation_bytes_per_token(dtype)
+    assert alive.peak <= planned <= 1.1 * alive.peak
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", [None, WindowedAttention(21, 5), SpectralAttention(21)])
+def test_activations_of_a_call_over_a_whole_video(monkeypatch: pytest.MonkeyPatch, attention: Any) -> None:
+    """Whatever stands in for attention, 41 latents at once take what is planned for 41."""
+    monkeypatch.setattr(torch.Tensor, "unique", lambda t, **_: (t, torch.arange(len(t))))
+    frames = None if attention is None else FrameCall(attention, (500.0,))
+    with shapes_only(torch.bfloat16):
+        model = transformer(SMALL, num_layers=1)
+        use_per_latent_timesteps(model)
+        use_positions(model)
+        with AliveBytes() as alive, positions(None, None, frames):
+            model(torch.randn(1, 16, 41, 60, 104), torch.full((1, 41), 500), torch.randn(1, 512, 4096))
+    planned = ARCHITECTURES[SMALL].window_bytes(PUBLISHED[SMALL], 41, torch.bfloat16)
     assert alive.peak <= planned <= 1.1 * alive.peak
 
 
