@@ -34,9 +34,9 @@ def bench_drift(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """
     profiles = list(dict.fromkeys(options.profiles))
     options.first_prompt, options.seeds = 0, 1
-    options.latents = load_spec("sprites").num_latents(options.frames)
+    options.latents = load_spec(options.model).num_latents(options.frames)
     jobs = plan(options, profiles)
-    rows = made_rows(DriftMaker, jobs, options.out, read_only=options.read_only, num_processes=options.processes)
+    rows = made_rows(DriftMaker, jobs, options)
     if options.plot:
         draw_drift(rows, profiles, Path(options.plot))
     return drift_table(rows, profiles)

@@ -19,9 +19,9 @@ from miga.backbones.sprites.world import held_out_scenes
 from miga.profiles import resolve_config
 
 
-def bench_model(num_prompts: int) -> dict[str, list[dict[str, Any]]]:
+def bench_model(num_prompts: int, model: str = "sprites") -> dict[str, list[dict[str, Any]]]:
     """What shows what it should, of plain scenes: shares of frames (world, VAE) and of clips; and errors of details."""
-    backbone = load_backbone("sprites", device="cpu")
+    backbone = load_backbone(model, device="cpu")
     config = resolve_config("paper", backbone.spec)
     started_s = time.monotonic()
     made = base_clips(backbone, config, held_out_scenes(num_prompts, seed=0))

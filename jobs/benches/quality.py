@@ -72,38 +72,30 @@ def bench_quality(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]
     if options.against not in profiles and len(profiles) > 1:
         raise UsageError(f"--against {options.against} is none of --profiles", f"take one of {', '.join(profiles)}")
     jobs = plan(options, profiles)
-    rows = made_rows(VideoMaker, jobs, options.out, read_only=options.read_only, num_processes=options.processes)
+    rows = made_rows(VideoMaker, jobs, options)
     return compare(rows, profiles, options.against, len(jobs) - len(rows), every_pair=options.every_pair)
 
 
-def made_rows(
-    kind: type[VideoMaker],
-    jobs: Sequence[VideoJob],
-    out: str | None,
-    *,
-    read_only: bool = False,
-    num_processes: int | None = None,
-) -> list[dict[str, Any]]:
+def made_rows(kind: type[VideoMaker], jobs: Sequence[VideoJob], options: argparse.Namespace) -> list[dict[str, Any]]:
     """A line for each video that is made, in the order of the jobs; those that the file lacks are made first.
 
     Args:
         kind: makes them.
         jobs: all videos.
-        out: the file; None: one that is dropped.
-        read_only: none is made.
-        num_processes: that make videos, at most; None: a process per core.
+        options: `out`, the file, or None for one that is dropped; `model`; `read_only`: none is made; `processes` that
+            make videos, at most, or None for one per core.
 
     Raises:
         UsageError: if the file holds none of them.
         MigaError: if a process that makes videos fails.
     """
     with tempfile.TemporaryDirectory(prefix="miga-bench-") as folder:
-        path = Path(out or Path(folder) / "videos.jsonl")
+        path = Path(options.out or Path(folder) / "videos.jsonl")
         lines = LineFile(path, KEY_NAMES)
         made = lines.read()
         todo = [job for job in jobs if lines.key(asdict(job)) not in made]
-        if todo and not read_only:
-            _make_all(kind, path, jobs, min(len(todo), num_processes or os.cpu_count() or 1))
+        if todo and not options.read_only:
+            _make_all(kind, options.model, path, jobs, min(len(todo), options.processes or os.cpu_count() or 1))
         made = lines.read()
     rows = [made[key] for key in map(lines.key, map(asdict, jobs)) if key in made]
     if not rows:
@@ -118,7 +110,7 @@ def plan(options: argparse.Namespace, profiles: Sequence[str]) -> list[VideoJob]
         UsageError: if there are not so many held-out scenes.
         ConfigError: if a profile is not known.
     """
-    spec = load_spec("sprites")
+    spec = load_spec(options.model)
     prompts = range(options.first_prompt, options.first_prompt + options.prompts)
     try:
         held_out_scenes(options.first_prompt + options.prompts, seed=1)
@@ -143,17 +135,17 @@ def plan(options: argparse.Namespace, profiles: Sequence[str]) -> list[VideoJob]
     ]
 
 
-def _make_all(kind: type[VideoMaker], path: Path, jobs: Sequence[VideoJob], num_processes: int) -> None:
+def _make_all(kind: type[VideoMaker], model: str, path: Path, jobs: Sequence[VideoJob], num_processes: int) -> None:
     """Makes what the file lacks in so many processes, each of which is given all jobs and takes what is free.
 
     Raises:
         MigaError: if one of them fails.
     """
     if num_processes == 1:
-        make_missing(kind, path, jobs)
+        make_missing(kind, model, path, jobs)
         return
     start = multiprocessing.get_context("spawn").Process
-    workers = [start(target=make_missing, args=(kind, path, jobs)) for _ in range(num_processes)]
+    workers = [start(target=make_missing, args=(kind, model, path, jobs)) for _ in range(num_processes)]
     try:
         for worker in workers:
             worker.start()
@@ -170,7 +162,7 @@ def _make_all(kind: type[VideoMaker], path: Path, jobs: Sequence[VideoJob], num_
         )
 
 
-def make_missing(kind: type[VideoMaker], path: Path, jobs: Sequence[VideoJob]) -> None:
+def make_missing(kind: type[VideoMaker], model: str, path: Path, jobs: Sequence[VideoJob]) -> None:
     """Makes, on one thread, the videos that the file lacks and nobody else is making."""
     torch.set_num_threads(1)
     lines = LineFile(path, KEY_NAMES)
@@ -178,15 +170,16 @@ def make_missing(kind: type[VideoMaker], path: Path, jobs: Sequence[VideoJob]) -
     for number, job in enumerate(jobs, start=1):
         if lines.key(asdict(job)) in lines.read():
             continue
-        maker = maker or kind(job.dtype)
+        maker = maker or kind(model, job.dtype)
         if lines.make(asdict(job), lambda job=job, maker=maker: maker.make(job)):  # type: ignore[misc]
             say(f"{number}/{len(jobs)}: {job.profile}, prompt {job.prompt}, seed {job.seed}")
 
 
 class VideoMaker:
-    """Makes and measures videos with the embedded model.
+    """Makes and measures videos of the sprite world.
 
     Args:
+        model: the embedded one, or another that was trained on its world.
         dtype: of the network.
 
     Attributes:
@@ -194,9 +187,9 @@ class VideoMaker:
         negative: embedding of its negative prompt.
     """
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, model: str, dtype: str) -> None:
         keep_heap_steady()
-        self.backbone = load_backbone("sprites", device="cpu", dtype=getattr(torch, dtype))
+        self.backbone = load_backbone(model, device="cpu", dtype=getattr(torch, dtype))
         (self.negative,) = self.backbone.encode_prompts([self.backbone.spec.negative_prompt])
 
     def make(self, job: VideoJob) -> dict[str, Any]:

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
-from jobs.benches.line_file import LineFile
-from jobs.benches.quality import KEY_NAMES, VideoJob, VideoMaker, plan
+from jobs.benches.quality import VideoJob, VideoMaker, made_rows, plan
 from jobs.benches.video_score import LOOKS, caption_of, omitted
 from jobs.profiles.choice import parse_profile
 from miga.backbones.sprites.scorer import read_frames
@@ -25,7 +22,6 @@ from miga.backbones.sprites.world import COLOURS, GROUNDS, SHAPES, Scene, held_o
 from miga.errors import UsageError
 from miga.video import make_video
 from pipeline.evaluation.paired import mean_interval, paired_difference, verdict
-from pipeline.terminal import say
 
 HELD: Final = 16
 """Frames, a second of them: what is named has changed once three quarters of so many show it."""
@@ -47,10 +43,11 @@ _CHOICES: Final = {"colour": tuple(COLOURS), "shape": tuple(SHAPES), "ground": t
 
 
 def bench_turns(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """Makes the videos that are still missing, in this process, and compares the profiles.
+    """Makes the videos that are still missing, and compares the profiles.
 
     Raises:
-        UsageError: if an option does not fit.
+        UsageError: if an option does not fit, or the file holds none of these videos.
+        MigaError: if a process that makes videos fails.
     """
     profiles = list(dict.fromkeys(options.profiles))
     if options.against not in profiles and len(profiles) > 1:
@@ -58,19 +55,7 @@ def bench_turns(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     if options.captions == "empty":
         raise UsageError("--captions empty names nothing that could change", "take full or partial")
     jobs = plan(options, profiles)
-    with tempfile.TemporaryDirectory(prefix="miga-bench-") as folder:
-        lines = LineFile(Path(options.out or Path(folder) / "turns.jsonl"), KEY_NAMES)
-        maker: VideoMaker | None = None
-        for number, job in enumerate(jobs, start=1):
-            if lines.key(asdict(job)) in lines.read() or options.read_only:
-                continue
-            maker = maker or VideoMaker(job.dtype)
-            if lines.make(asdict(job), lambda job=job, maker=maker: make_turns(maker, job)):  # type: ignore[misc]
-                say(f"{number}/{len(jobs)}: {job.profile}, prompt {job.prompt}, seed {job.seed}")
-        made = lines.read()
-    rows = [made[key] for key in map(lines.key, map(asdict, jobs)) if key in made]
-    if not rows:
-        raise UsageError(f"{options.out} holds none of these videos", "leave out --read-only to make them")
+    rows = made_rows(TurnsMaker, jobs, options)
     return compare(rows, profiles, options.against)
 
 
@@ -84,33 +69,36 @@ def next_scene(scene: Scene, open_names: Sequence[str]) -> Scene:
     return replace(scene, **other)
 
 
-def make_turns(maker: VideoMaker, job: VideoJob) -> dict[str, Any]:
-    """What a line says of the video beside its key."""
-    backbone, open_names = maker.backbone, omitted(job.captions, job.prompt)
-    first = held_out_scenes(job.prompt + 1, seed=1)[job.prompt]
-    scenes = (first, next_scene(first, open_names))
-    captions = [caption_of(scene, job.prompt, job.captions) for scene in scenes]
-    started_s, frames = time.process_time(), []
-    config = parse_profile(job.profile, backbone.spec)
-    for step in make_video(
-        backbone,
-        config,
-        backbone.encode_prompts(captions),
-        maker.negative,
-        job.latents,
-        seed=job.prompt + 1_000_000 * job.seed,
-    ):
-        num_calls = step.num_calls
-        if step.frames is not None:
-            frames.append(step.frames)
-    turn = backbone.spec.num_frames(config.first_under(math.ceil(job.latents / 2)))
-    values = measure_turns(np.concatenate(frames) / np.float32(255.0), scenes, open_names, turn)
-    return {
-        "captions in turn": captions,
-        **{name: None if math.isnan(value) else round(value, 6) for name, value in values.items()},
-        "calls": num_calls,
-        "cpu s": round(time.process_time() - started_s, 2),
-    }
+class TurnsMaker(VideoMaker):
+    """Makes and measures videos under two prompts in turn."""
+
+    def make(self, job: VideoJob) -> dict[str, Any]:
+        """What a line says of the video beside its key."""
+        backbone, open_names = self.backbone, omitted(job.captions, job.prompt)
+        first = held_out_scenes(job.prompt + 1, seed=1)[job.prompt]
+        scenes = (first, next_scene(first, open_names))
+        captions = [caption_of(scene, job.prompt, job.captions) for scene in scenes]
+        started_s, frames = time.process_time(), []
+        config = parse_profile(job.profile, backbone.spec)
+        for step in make_video(
+            backbone,
+            config,
+            backbone.encode_prompts(captions),
+            self.negative,
+            job.latents,
+            seed=job.prompt + 1_000_000 * job.seed,
+        ):
+            num_calls = step.num_calls
+            if step.frames is not None:
+                frames.append(step.frames)
+        turn = backbone.spec.num_frames(config.first_under(math.ceil(job.latents / 2)))
+        values = measure_turns(np.concatenate(frames) / np.float32(255.0), scenes, open_names, turn)
+        return {
+            "captions in turn": captions,
+            **{name: None if math.isnan(value) else round(value, 6) for name, value in values.items()},
+            "calls": num_calls,
+            "cpu s": round(time.process_time() - started_s, 2),
+        }
 
 
 def measure_turns(

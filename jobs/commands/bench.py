@@ -39,11 +39,11 @@ def add(commands: Any) -> None:
 
     model = _add(benches, "model", _model, "the world, the VAE and the base clip, by the scorer")
     model.add_argument("--prompts", type=int, default=64, help="held-out scenes (default: 64)")
+    _add_model(model)
 
     quality = _add(benches, "quality", _quality, "long videos of held-out prompts, profile against profile")
     _add_comparison(quality, ("full", "partial", "empty", "turns", "details"))
     quality.add_argument("--every-pair", action="store_true", help="compare the others with each other too")
-    quality.add_argument("--processes", type=int, help="videos made at a time, one thread each (default: cores)")
 
     turns = _add(benches, "turns", _turns, "two prompts in turn: what they name changes, what they leave open stays")
     _add_comparison(turns, ("full", "partial", "empty"))
@@ -65,7 +65,7 @@ def add(commands: Any) -> None:
         help="how much a prompt names; details: a texture as well",
     )
     drift.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the network")
-    drift.add_argument("--processes", type=int, help="videos made at a time, one thread each (default: cores)")
+    _add_making(drift)
     drift.add_argument(
         "--out", metavar="FILE.jsonl", help="a line per finished video: what is there already is not made again"
     )
@@ -211,10 +211,26 @@ def _add_comparison(bench: argparse.ArgumentParser, captions: tuple[str, ...]) -
         + ("; turns: two full prompts, one attribute apart; details: a texture as well" if "turns" in captions else ""),
     )
     bench.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network")
+    _add_making(bench)
     bench.add_argument(
         "--out", metavar="FILE.jsonl", help="a line per finished video: what is there already is not made again"
     )
     bench.add_argument("--read-only", action="store_true", help="make none, show what --out holds")
+
+
+def _add_model(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument(
+        "--model",
+        default="sprites",
+        metavar="MODEL",
+        help="the embedded one, or a folder that `jobs.train_sprites` wrote (default: sprites)",
+    )
+
+
+def _add_making(bench: argparse.ArgumentParser) -> None:
+    """Of what videos are made."""
+    _add_model(bench)
+    bench.add_argument("--processes", type=int, help="videos made at a time, one thread each (default: cores)")
 
 
 def _run(bench: Bench, options: argparse.Namespace) -> int:
@@ -242,7 +258,7 @@ def _run(bench: Bench, options: argparse.Namespace) -> int:
 def _model(options: argparse.Namespace) -> Tables:
     from jobs.benches.model import bench_model
 
-    return bench_model(options.prompts)
+    return bench_model(options.prompts, options.model)
 
 
 def _quality(options: argparse.Namespace) -> Tables:

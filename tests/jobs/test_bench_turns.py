@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jobs.benches.quality import VideoJob
-from jobs.benches.turns import make_turns, measure_turns, next_scene
+from jobs.benches.turns import TurnsMaker, measure_turns, next_scene
 from jobs.benches.video_score import LOOKS, omitted
 from jobs.cli import main
 from miga.backbones.registry import load_spec
@@ -78,7 +78,7 @@ def test_captions_name_what_is_judged(mode: str, monkeypatch: pytest.MonkeyPatch
     backbone = SimpleNamespace(spec=load_spec("sprites"), encode_prompts=lambda captions: None)
     for prompt in range(8):
         job = VideoJob("swift", "", "", "float32", mode, 12, prompt, 0)
-        captions = make_turns(SimpleNamespace(backbone=backbone, negative=None), job)["captions in turn"]
+        captions = TurnsMaker.make(SimpleNamespace(backbone=backbone, negative=None), job)["captions in turn"]  # type: ignore[arg-type]
         scene = held_out_scenes(prompt + 1, seed=1)[prompt]
         for name in ("colour", "ground"):
             is_named = name not in omitted(mode, prompt)
