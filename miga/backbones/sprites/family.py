@@ -1,5 +1,6 @@
-"""The embedded model as a family: one name, for a Wan model that comes with the package; and models trained on from it.
+"""The embedded models as a family: Wan models that come with the package; and models trained on from one.
 
+"sprites-wide" is "sprites" trained on on clips with what captions leave open: tints, light, textures, a second object.
 "sprites-causal" and "sprites-few-step" are "sprites" with another transformer, stored as its difference from that of
 "sprites" (`difference.py`).
 """
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 NAME: Final = "sprites"
 CHECKPOINT: Final = Path(__file__).parent / "checkpoint"
 """A folder in diffusers' layout, with all that a downloaded model has."""
+CHECKPOINTS: Final = {NAME: CHECKPOINT, "sprites-wide": CHECKPOINT.with_name("checkpoint_wide")}
+"""The embedded models by name."""
 DIFFERENCES: Final = Path(__file__).parent / "differences"
 """Where the differences of other models from it are, by their names."""
 FEW_STEPS: Final[Mapping[str, Any]] = {
@@ -50,8 +53,8 @@ class SpritesFamily(WanFamily):
         return {}
 
     def knows(self, model: str) -> bool:
-        """See `Family.knows`: its one name, whatever folder may be called so."""
-        return model == NAME
+        """See `Family.knows`: its own names, whatever folder may be called so."""
+        return model in CHECKPOINTS
 
     def recognises(self, place: Path, model: str) -> bool:
         """See `Family.recognises`."""
@@ -86,7 +89,7 @@ class SpritesFamily(WanFamily):
 
     def place(self, model: str) -> str:
         """See `FolderFamily.place`."""
-        return str(CHECKPOINT)
+        return str(CHECKPOINTS.get(model, CHECKPOINT))
 
 
 class TrainedOnFamily(SpritesFamily):
