@@ -9,13 +9,12 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
 
 from miga.clips import ClipLayout
 from miga.errors import ConfigError
 
 if TYPE_CHECKING:
-    from miga.backbones.base import BackboneSpec
     from miga.frame_attention import FrameAttention
     from miga.frame_texts import FrameTexts
     from miga.time_rotation import TimeRotation
@@ -29,6 +28,25 @@ MAX_GUIDANCE: Final = 1000.0
 """Far beyond what any model bears, and far from what no float32 holds."""
 MAX_CANDIDATES: Final = 1000
 """Of a search, and of its beams: each is held in memory."""
+
+
+class ModelFacts(Protocol):
+    """What settings ask of a model's spec (`BackboneSpec`, which says what they mean)."""
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        ...
+
+    @property
+    def frame_attention(self) -> str:
+        """What of its network attends to other frames."""
+        ...
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether its network is told where latents stand in time."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +187,11 @@ class SamplerConfig:
                 "say how long it is to be (num_frames); 'swift', 'paper' and 'fifo' make videos without end",
             )
 
-    def why_no_prompts(self, num_prompts: int, spec: BackboneSpec) -> str:
+    def why_no_prompts(self, num_prompts: int, spec: ModelFacts) -> str:
         """Why no video under so many prompts in turn can be made with that model; empty if it can."""
         return ""
 
-    def check_model(self, spec: BackboneSpec) -> None:
+    def check_model(self, spec: ModelFacts) -> None:
         """Returns if the method can do with the model what it does.
 
         Raises:

@@ -14,7 +14,8 @@ from typing import Any, Final
 from actors.training.encoder import check_names
 from miga.backbones.base import BackboneSpec
 from miga.backbones.options import ModelOptions, configured_spec
-from miga.backbones.registry import load_spec
+from miga.backbones.registry import family_of, load_spec
+from miga.backbones.wan.family import WanFamily
 from miga.backbones.wan.spec import WanArchitecture, load_architecture
 from miga.backbones.wan.training import TrainingMemory, model_folder, parts_to_train, training_memory
 from miga.errors import ConfigError, InputError, ModelError, OutputError, UsageError
@@ -163,7 +164,7 @@ def plan_training(
             "name a folder that all machines share, and copy the result",
         )
     spec = configured_spec(load_spec(model, revision), ModelOptions(height=height, width=width), revision)
-    if spec.family not in ("wan", "sprites"):
+    if not isinstance(family_of(model, revision), WanFamily):
         raise UsageError(f"{spec.name!r} is of the family {spec.family!r}", "error recycling is for Wan's models")
     part, low, high = parts_to_train(spec, expert)
     settings = dataclasses.replace(settings, low_timestep=low, high_timestep=high)

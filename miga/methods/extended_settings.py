@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeAlias
 
-from miga.backbones.base import BackboneSpec
-from miga.config import SamplerConfig
+from miga.config import ModelFacts, SamplerConfig
 from miga.errors import ConfigError
 from miga.extended import Arrange, Extended, ExtendedState
 from miga.methods.base import Begin, Method, Profile
@@ -41,7 +40,7 @@ class ExtendedSettings(SamplerConfig):
         """Pairs of a latent and one that it attends to, in one forward."""
         return num_latents**2
 
-    def why_no_prompts(self, num_prompts: int, spec: BackboneSpec) -> str:
+    def why_no_prompts(self, num_prompts: int, spec: ModelFacts) -> str:
         """See `SamplerConfig.why_no_prompts`: all latents are in one window, under one text."""
         if num_prompts == 1:
             return ""
@@ -70,12 +69,12 @@ class StretchedSettings(ExtendedSettings):
         """See `SamplerConfig.check`."""
         self.require(1 <= self.stride <= self.window, "stride", f"1 to window = {self.window}")
 
-    def check_model(self, spec: BackboneSpec) -> None:
+    def check_model(self, spec: ModelFacts) -> None:
         """See `SamplerConfig.check_model`."""
         require_frame_attention(self, spec, "cells", "tokens")
 
 
-def require_frame_attention(config: SamplerConfig, spec: BackboneSpec, *kinds: str) -> None:
+def require_frame_attention(config: SamplerConfig, spec: ModelFacts, *kinds: str) -> None:
     """Refuses a model whose network takes no other attention along the frames, or not one of that kind.
 
     Raises:

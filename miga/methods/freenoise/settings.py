@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from miga.backbones.base import BackboneSpec
+from miga.config import ModelFacts
 from miga.frame_attention import frame_windows
 from miga.methods.base import Method
 from miga.methods.extended_settings import StretchedSettings, extended_method, shuffled
@@ -33,7 +33,7 @@ class FreeNoiseSettings(StretchedSettings):
         """See `ExtendedSettings.pairs_seen`."""
         return sum((stop - start) ** 2 for start, stop in frame_windows(num_latents, self.window, self.stride))
 
-    def why_no_prompts(self, num_prompts: int, spec: BackboneSpec) -> str:
+    def why_no_prompts(self, num_prompts: int, spec: ModelFacts) -> str:
         """See `SamplerConfig.why_no_prompts`: motion injection is between two, in a network with a way down and up."""
         if num_prompts == 1 or (num_prompts == MOST_PROMPTS and spec.frame_attention == "cells"):
             return ""

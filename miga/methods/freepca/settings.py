@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from miga.backbones.base import BackboneSpec
+from miga.config import ModelFacts
 from miga.frame_attention import frame_windows
 from miga.methods.base import Method
 from miga.methods.extended_settings import StretchedSettings, extended_method, mean_shared, require_frame_attention
@@ -26,7 +26,7 @@ class FreePcaSettings(StretchedSettings):
         windows = frame_windows(num_latents, self.window, self.stride)
         return num_latents**2 + sum((stop - start) ** 2 for start, stop in windows)
 
-    def check_model(self, spec: BackboneSpec) -> None:
+    def check_model(self, spec: ModelFacts) -> None:
         """See `SamplerConfig.check_model`: only some networks have a cell's frames apart."""
         require_frame_attention(self, spec, "cells")
 

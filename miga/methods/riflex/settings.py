@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from miga.backbones.base import BackboneSpec
+from miga.config import ModelFacts
 from miga.errors import ConfigError
 from miga.methods.base import Method
 from miga.methods.extended_settings import ExtendedSettings, extended_method
@@ -46,7 +46,7 @@ class RiflexSettings(ExtendedSettings):
         """See `SamplerConfig.time_rotation`."""
         return LoweredFrequency(self.rope_component, self.repetition_latents)
 
-    def check_model(self, spec: BackboneSpec) -> None:
+    def check_model(self, spec: ModelFacts) -> None:
         """See `SamplerConfig.check_model`."""
         if not spec.takes_positions:
             raise ConfigError(

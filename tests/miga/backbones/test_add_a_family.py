@@ -101,9 +101,15 @@ def test_only_the_table_imports_a_family() -> None:
     of_one_model = {
         ("jobs.commands.convert", "videocrafter2"),
         ("jobs.commands.convert", "wan"),
+        ("actors.training.encoder", "wan"),
+        ("actors.training.process", "wan"),
+        ("jobs.training.plan", "wan"),
         ("jobs.train_sprites", "sprites"),
+        ("jobs.train_sprites_i2v", "sprites"),
         ("jobs.train_sprites_causal", "sprites"),
         ("jobs.held_out_prompts", "sprites"),
+        ("jobs.ablation.score", "sprites"),
+        ("jobs.benches.chains", "sprites"),
         ("jobs.benches.model", "sprites"),
         ("jobs.benches.drift", "sprites"),
         ("jobs.benches.quality", "sprites"),
@@ -113,7 +119,7 @@ def test_only_the_table_imports_a_family() -> None:
         ("miga.metrics.sprites", "sprites"),
         *(
             (f"miga.backbones.sprites.{file}", "wan")
-            for file in ("evaluate", "family", "train_causal", "train_transformer", "train_vae")
+            for file in ("evaluate", "family", "image_to_video", "train_causal", "train_transformer", "train_vae")
         ),
     }
     assert found == of_one_model | {("miga.backbones.families", room) for room in rooms}
@@ -179,7 +185,7 @@ def test_other_sizes_and_what_it_does_not_take(model: str) -> None:
     for options, what in ((ModelOptions(lora=("a",)), "lora"), (ModelOptions(compile=True), "compile")):
         with pytest.raises(ModelError, match=f"is of the family 'colours', which takes no {what}") as caught:
             configured_spec(spec, options)
-        assert caught.value.hint == "leave that out; models of these families take it: sprites, wan"
+        assert caught.value.hint == "leave that out; models of these families take it: sprites, sprites-causal, wan"
     assert footprint_of(model) == families()["colours"].footprint(model, None)
 
 

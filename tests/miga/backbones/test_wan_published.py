@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from miga.backbones.memory_plan import card_bytes, plan_memory
 from miga.backbones.wan.spec import ARCHITECTURES, IMAGE_PARAMETERS, PUBLISHED, WanArchitecture
 from miga.backbones.wan.vae import WanFrameDecoder
+from miga.errors import ConfigError
 from miga.generate import rules_of_pictures
 from miga.profiles import profiles, resolve_config
 from tests.alive_bytes import AliveBytes, shapes_only
@@ -83,6 +84,10 @@ def test_specs() -> None:
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_every_profile_has_settings(name: str) -> None:
     for profile in profiles():
+        if profile == "freepca":
+            with pytest.raises(ConfigError, match="cell by cell"):
+                resolve_config(profile, PUBLISHED[name])
+            continue
         config = resolve_config(profile, PUBLISHED[name])
         spec = PUBLISHED[name].of_clips(config.clips)
         assert spec.num_latents(spec.default_num_frames) > 0

@@ -194,12 +194,12 @@ def test_a_chain_is_made_in_virtual_time() -> None:
     assert made.seconds == pytest.approx(2 * NUM_STEPS)  # both branches of a guided call at once, one call at a time
 
 
-def test_causal_presets_take_no_pictures_and_one_network() -> None:
-    """Before any work: they keep keys and values of one network, and begin with noise."""
+def test_causal_presets_take_pictures_of_a_block_alone_and_one_network() -> None:
+    """Before any work: they keep keys and values of one network, and a picture is a block of one latent."""
     spec = replace(SPEC, image_input="first_latent", sampler={})
     config = resolve_config("self-forcing", spec)
     rules = rules_of_pictures(spec, config)
-    assert "takes no pictures" in rules.why_no_first
+    assert "set first_block = 1" in rules.why_no_first
     assert not rules.is_needed
     with pytest.raises(ConfigError, match="keys and values of one network"):
         rules_of_pictures(replace(spec, expert_boundary=0.9), config)
