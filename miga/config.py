@@ -297,8 +297,21 @@ def check_positions(config: SamplerConfig, takes_positions: bool, model: str = "
         )
 
 
-def check_frame_attention(config: SamplerConfig, denoiser: object) -> None:
-    """Returns unless the method needs another attention than the network's own, and the denoiser has not taken it.
+_TAKEN_BY_DENOISERS: Final = {
+    "frame_attention": (
+        "needs another attention along the frames than this model's own, and the model takes none",
+        "take a model of the families 'wan' or 'videocrafter2', or profile 'direct'",
+    ),
+    "time_rotation": (
+        "tells the network other rotary frequencies than its own, and the model takes none",
+        "take a model of Wan's family, or profile 'direct'",
+    ),
+}
+"""What a method may change of the network's calls, and what is said of a model that does not take it."""
+
+
+def check_denoiser(config: SamplerConfig, denoiser: object) -> None:
+    """Returns unless the method changes something of the network's calls that the denoiser has not taken.
 
     Args:
         config: the settings.
@@ -307,27 +320,6 @@ def check_frame_attention(config: SamplerConfig, denoiser: object) -> None:
     Raises:
         ConfigError: naming the profile.
     """
-    if config.frame_attention is not None and getattr(denoiser, "frame_attention", None) is None:
-        raise ConfigError(
-            f"profile {config.profile!r} needs another attention along the frames than this model's own, and the "
-            "model takes none",
-            "take a model of the families 'wan' or 'videocrafter2', or profile 'direct'",
-        )
-
-
-def check_time_rotation(config: SamplerConfig, denoiser: object) -> None:
-    """Returns unless the method changes rotary frequencies, and the denoiser has not taken them.
-
-    Args:
-        config: the settings.
-        denoiser: made for them.
-
-    Raises:
-        ConfigError: naming the profile.
-    """
-    if config.time_rotation is not None and getattr(denoiser, "time_rotation", None) is None:
-        raise ConfigError(
-            f"profile {config.profile!r} tells the network other rotary frequencies than its own, and the model takes "
-            "none",
-            "take a model of Wan's family, or profile 'direct'",
-        )
+    for name, (why, hint) in _TAKEN_BY_DENOISERS.items():
+        if getattr(config, name) is not None and getattr(denoiser, name, None) is None:
+            raise ConfigError(f"profile {config.profile!r} {why}", hint)

@@ -14,7 +14,7 @@ import torch
 
 from miga.backbones.base import BackboneSpec, Denoiser
 from miga.base_clip import advance_base_clip, base_clip_stepper, start_base_clip
-from miga.config import SamplerConfig, check_frame_attention, check_positions, check_time_rotation
+from miga.config import SamplerConfig, check_denoiser, check_positions
 from miga.consistency import Judge, judge_consistency
 from miga.denoise_pass import RunWindows, Stepper, WindowCall, run_in_batches
 from miga.errors import NonFiniteError, UsageError
@@ -165,8 +165,7 @@ class Sampler:
         self._is_lazy = self.wavefront is not None and kind.is_lazy
         check_steps(config, denoiser.schedule)
         check_positions(config, getattr(denoiser, "takes_positions", False))
-        check_frame_attention(config, denoiser)
-        check_time_rotation(config, denoiser)
+        check_denoiser(config, denoiser)
         solver = make_solver(config.solver, denoiser.schedule, config.eta)
         if pictures is not None:
             require_pictures(rules_of_pictures(pictures.backbone.spec, config), pictures)

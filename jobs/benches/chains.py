@@ -13,9 +13,7 @@ import hashlib
 import itertools
 import json
 import math
-import multiprocessing
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,19 +22,17 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from jobs.benches.line_file import LineFile
+from jobs.benches.making import made_lines
 from jobs.profiles.choice import parse_profile
-from miga.allocator import keep_heap_steady
 from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.sprites.details import Details, render_detailed
 from miga.backbones.sprites.identity import identity_over_time, look_of
 from miga.backbones.sprites.scorer import Reading, read_frames, read_motion
 from miga.backbones.sprites.world import Placement, Scene, held_out_scenes
-from miga.errors import MigaError, UsageError
+from miga.errors import UsageError
 from miga.image_condition import Pictures
 from miga.video import make_video
 from pipeline.evaluation.paired import Interval, mean_interval, paired_difference, verdict
-from pipeline.terminal import say
 
 SCENES_SEED: Final = 20
 """Of the order of the held-out scenes: other ones than `miga bench quality` begins with."""
@@ -74,6 +70,9 @@ class ChainJob:
     clips: int
     prompt: int
 
+    def __str__(self) -> str:
+        return f"{self.label}, chain {self.prompt}"
+
 
 def bench_chains(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Makes the chains that are still missing, and holds the models against each other.
@@ -84,15 +83,7 @@ def bench_chains(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]
     """
     models = parse_models(options.models)
     jobs = plan(models, options.profile, options.prompts, options.clips, options.dtype)
-    with tempfile.TemporaryDirectory(prefix="miga-bench-") as folder:
-        path = Path(options.out or Path(folder) / "chains.jsonl")
-        lines = LineFile(path, KEY_NAMES)
-        if not options.read_only:
-            _make_all(path, jobs, options.processes)
-        made = lines.read()
-    rows = [made[key] for key in (lines.key(asdict(job)) for job in jobs) if key in made]
-    if not rows:
-        raise UsageError(f"{path} holds none of these chains", "leave out --read-only to make them")
+    rows = made_lines(ChainMaker, jobs, KEY_NAMES, options, "chains")
     if options.plot:
         draw(rows, list(models), Path(options.plot))
     return tables(rows, list(models), len(jobs) - len(rows))
@@ -142,42 +133,17 @@ def plan(models: Mapping[str, str], profile: str, num_prompts: int, num_clips: i
     ]
 
 
-def _make_all(path: Path, jobs: Sequence[ChainJob], num_processes: int | None) -> None:
-    count = min(len(jobs), num_processes or os.cpu_count() or 1)
-    if count == 1:
-        make_missing(path, jobs)
-        return
-    start = multiprocessing.get_context("spawn").Process
-    workers = [start(target=make_missing, args=(path, jobs)) for _ in range(count)]
-    try:
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    finally:
-        for worker in workers:
-            worker.terminate()
-    if failed := [worker.exitcode for worker in workers if worker.exitcode]:
-        raise MigaError(
-            f"{len(failed)} of {count} processes that make chains ended with status {failed}",
-            "what they have finished is kept; the same command goes on from there",
-        )
+class ChainMaker:
+    """Makes and measures chains; a model is loaded with its first chain."""
 
+    def __init__(self) -> None:
+        self._loaded: dict[str, Any] = {}
 
-def make_missing(path: Path, jobs: Sequence[ChainJob]) -> None:
-    """Makes, on one thread, the chains that the file lacks and nobody else is making."""
-    torch.set_num_threads(1)
-    keep_heap_steady()
-    lines = LineFile(path, KEY_NAMES)
-    loaded: dict[str, Any] = {}
-    for number, job in enumerate(jobs, start=1):
-        if lines.key(asdict(job)) in lines.read():
-            continue
-        if job.model not in loaded:
-            loaded[job.model] = load_backbone(job.model, device="cpu", dtype=getattr(torch, job.dtype))
-        backbone = loaded[job.model]
-        if lines.make(asdict(job), lambda job=job, backbone=backbone: make_chain(backbone, job)):  # type: ignore[misc]
-            say(f"{number}/{len(jobs)}: {job.label}, chain {job.prompt}")
+    def make(self, job: ChainJob) -> dict[str, Any]:
+        """What a line says of a chain beside its key: each measure clip by clip."""
+        if job.model not in self._loaded:
+            self._loaded[job.model] = load_backbone(job.model, device="cpu", dtype=getattr(torch, job.dtype))
+        return make_chain(self._loaded[job.model], job)
 
 
 def world_of(prompt: int, num_frames: int) -> tuple[Scene, np.ndarray]:

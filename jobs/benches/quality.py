@@ -7,29 +7,24 @@ import hashlib
 import itertools
 import json
 import math
-import multiprocessing
-import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from jobs.benches.line_file import LineFile
+from jobs.benches.making import made_lines
 from jobs.benches.video_score import MEASURES, caption_of, measure, omitted, scenes_in_turn
 from jobs.profiles.choice import parse_profile
-from miga.allocator import keep_heap_steady
 from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.sprites.world import held_out_scenes
-from miga.errors import MigaError, UsageError
+from miga.errors import UsageError
 from miga.metrics.sprites import wanted_scenes
 from miga.video import make_video
 from pipeline.evaluation.paired import mean_interval, paired_difference, verdict
-from pipeline.terminal import say
 
 KEY_NAMES: Final = ("profile", "config", "model", "dtype", "captions", "latents", "prompt", "seed")
 """What makes a line: a changed profile or model makes others."""
@@ -60,6 +55,9 @@ class VideoJob:
     prompt: int
     seed: int
 
+    def __str__(self) -> str:
+        return f"{self.profile}, prompt {self.prompt}, seed {self.seed}"
+
 
 def bench_quality(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Makes the videos that are still missing, and compares the profiles.
@@ -77,30 +75,8 @@ def bench_quality(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]
 
 
 def made_rows(kind: type[VideoMaker], jobs: Sequence[VideoJob], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A line for each video that is made, in the order of the jobs; those that the file lacks are made first.
-
-    Args:
-        kind: makes them.
-        jobs: all videos.
-        options: `out`, the file, or None for one that is dropped; `model`; `read_only`: none is made; `processes` that
-            make videos, at most, or None for one per core.
-
-    Raises:
-        UsageError: if the file holds none of them.
-        MigaError: if a process that makes videos fails.
-    """
-    with tempfile.TemporaryDirectory(prefix="miga-bench-") as folder:
-        path = Path(options.out or Path(folder) / "videos.jsonl")
-        lines = LineFile(path, KEY_NAMES)
-        made = lines.read()
-        todo = [job for job in jobs if lines.key(asdict(job)) not in made]
-        if todo and not options.read_only:
-            _make_all(kind, options.model, path, jobs, min(len(todo), options.processes or os.cpu_count() or 1))
-        made = lines.read()
-    rows = [made[key] for key in map(lines.key, map(asdict, jobs)) if key in made]
-    if not rows:
-        raise UsageError(f"{path} holds none of these videos", "leave out --read-only to make them")
-    return rows
+    """See `made_lines`; `options.model` is what makes them."""
+    return made_lines(partial(kind, options.model, options.dtype), jobs, KEY_NAMES, options)
 
 
 def plan(options: argparse.Namespace, profiles: Sequence[str]) -> list[VideoJob]:
@@ -135,46 +111,6 @@ def plan(options: argparse.Namespace, profiles: Sequence[str]) -> list[VideoJob]
     ]
 
 
-def _make_all(kind: type[VideoMaker], model: str, path: Path, jobs: Sequence[VideoJob], num_processes: int) -> None:
-    """Makes what the file lacks in so many processes, each of which is given all jobs and takes what is free.
-
-    Raises:
-        MigaError: if one of them fails.
-    """
-    if num_processes == 1:
-        make_missing(kind, model, path, jobs)
-        return
-    start = multiprocessing.get_context("spawn").Process
-    workers = [start(target=make_missing, args=(kind, model, path, jobs)) for _ in range(num_processes)]
-    try:
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-    finally:
-        for worker in workers:
-            worker.terminate()
-    failed = [worker.exitcode for worker in workers if worker.exitcode]
-    if failed:
-        raise MigaError(
-            f"{len(failed)} of {num_processes} processes that make videos ended with status {failed}",
-            "what they have finished is kept; the same command goes on from there",
-        )
-
-
-def make_missing(kind: type[VideoMaker], model: str, path: Path, jobs: Sequence[VideoJob]) -> None:
-    """Makes, on one thread, the videos that the file lacks and nobody else is making."""
-    torch.set_num_threads(1)
-    lines = LineFile(path, KEY_NAMES)
-    maker: VideoMaker | None = None
-    for number, job in enumerate(jobs, start=1):
-        if lines.key(asdict(job)) in lines.read():
-            continue
-        maker = maker or kind(model, job.dtype)
-        if lines.make(asdict(job), lambda job=job, maker=maker: maker.make(job)):  # type: ignore[misc]
-            say(f"{number}/{len(jobs)}: {job.profile}, prompt {job.prompt}, seed {job.seed}")
-
-
 class VideoMaker:
     """Makes and measures videos of the sprite world.
 
@@ -188,7 +124,6 @@ class VideoMaker:
     """
 
     def __init__(self, model: str, dtype: str) -> None:
-        keep_heap_steady()
         self.backbone = load_backbone(model, device="cpu", dtype=getattr(torch, dtype))
         (self.negative,) = self.backbone.encode_prompts([self.backbone.spec.negative_prompt])
 
