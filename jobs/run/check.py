@@ -54,5 +54,5 @@ def check_this_machine(plan: Plan) -> None:
         available,
         named_dtype(config.dtype, "cpu"),
         getattr(torch, config.text_dtype),
-        num_latents=plan.longest(),
+        num_latents=plan.longest,
     )

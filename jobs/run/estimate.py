@@ -48,7 +48,7 @@ def dry_run(plan: Plan, num_workers: int, card_gb: float | None = None) -> dict[
     Raises:
         ModelError: if the model does not fit that card, saying what would.
     """
-    longest = plan.longest()
+    longest = plan.longest
     memory = None if card_gb is None else memory_on(plan, card_gb, longest)  # before minutes of reading: it may not fit
     lengths: Counter[int] = Counter()
     num_other_calls = 0

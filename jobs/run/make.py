@@ -179,7 +179,7 @@ def _count_in_background(plan: Plan, board: ProgressBoard) -> None:
 
     def count_lengths() -> None:
         with contextlib.suppress(InputError):  # the run itself will meet it
-            board.count(*plan.lengths())
+            board.count(*plan.lengths)
 
     threading.Thread(target=count_lengths, name="miga-count", daemon=True).start()
 
@@ -353,5 +353,5 @@ def worker_settings(plan: Plan, out: str, slots: Slots) -> WorkerSettings:
         keep_latents=config.run.keep_latents,
         # a node has another environment
         storage_patience_s=patience_of_environment() if is_in_bucket(out) else None,
-        longest_latents=plan.longest(),
+        longest_latents=plan.longest,
     )

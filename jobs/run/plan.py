@@ -9,7 +9,8 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
 from miga import __version__
 from miga.backbones.attention_backend import check_attention_backend
@@ -41,6 +42,9 @@ from pipeline.video import check_codec
 
 MAX_FRAMES = 10_000_000
 """Of a video: a week at 16 frames a second. What is longer is a slip, and counting its calls would take minutes."""
+
+NUM_LAST: Final = 1000
+"""Rows at the end whose lengths are told in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,22 +88,21 @@ class Plan:
     def _why_no_starts(self, row: PromptRow) -> str | None:
         return why_no_starts(self.sampler, self.spec, row.num_frames, first_frames(row, self.spec.fps))
 
+    @property
     def longest(self) -> int | None:
-        """Latents of the longest video, where memory grows with that; None where it does not.
-
-        Rows are read for it, once.
-        """
+        """Latents of the longest video, where memory grows with that; None where it does not."""
         if not self.sampler.one_window:
             return None
-        lengths, _ = self.lengths()
+        lengths, _ = self.lengths
         return self.spec.num_latents(max(lengths, default=self.num_frames))
 
-    def lengths(self, num_last: int = 1000) -> tuple[Counter[int], Sequence[int]]:
+    @cached_property
+    def lengths(self) -> tuple[Counter[int], Sequence[int]]:
         """How many rows there are of each length, in frames, and the lengths of the last ones, in order.
 
-        Rows whose prompts are too long are among them.
+        Rows whose prompts are too long are among them. The file is read for it, once.
         """
-        lengths, last = Counter[int](), deque[int](maxlen=num_last)
+        lengths, last = Counter[int](), deque[int](maxlen=NUM_LAST)
         for row in self.rows(judge_prompts=False):
             if isinstance(row, PromptRow):
                 lengths[row.num_frames] += 1

@@ -17,7 +17,8 @@ from jobs.shared.exit_status import status_of_run
 from miga.backbones.registry import load_spec
 from miga.cost import count_calls
 from miga.profiles import resolve_config
-from pipeline.config import load_config, override
+from pipeline.config import RunConfig, load_config, override
+from pipeline.prompts.read import read_prompts
 from pipeline.rows import BadRow
 from tests.cli import refused, run
 
@@ -414,3 +415,16 @@ def test_code_that_was_removed_under_a_run_is_no_fault_of_the_program(
     assert list(tmp_path.iterdir()) == []
     other = unexpected(ModuleNotFoundError("No module named 'numpy'", name="numpy"))
     assert "report it" in other.hint
+
+
+def test_rows_are_read_once_for_the_longest_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory grows with it; it is asked for at the check, in the dry run and by the workers."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a", "num_frames": 45}\n{"prompt": "b", "num_frames": 93}\n')
+    plan = make_plan(str(tmp_path / "prompts.jsonl"), str(tmp_path / "out"), RunConfig(profile="direct"))
+    reads = []
+    monkeypatch.setattr(
+        "jobs.run.plan.read_prompts", lambda *args, **how: reads.append(1) or read_prompts(*args, **how)
+    )
+    assert [plan.longest, plan.longest] == [24, 24]
+    assert plan.lengths == ({45: 1, 93: 1}, (45, 93))
+    assert len(reads) == 1
