@@ -309,6 +309,7 @@ def test_a_pipe_gets_one_line_an_event() -> None:
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"PYTHONIOENCODING": "ascii"}], ids=["dumb", "ASCII"])
+@pytest.mark.sampled(2)
 def test_poor_terminals_are_no_fault(environment: dict[str, str]) -> None:
     written = on_a_terminal(PROGRAM, **environment)
     assert "the summary" in written

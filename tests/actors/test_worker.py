@@ -417,6 +417,7 @@ def test_helpers_take_what_the_run_lets_them_to_the_same_bits(
 @pytest.mark.parametrize(
     "error", [WorkerError("the GPU ran out of memory"), ConnectionError("gone"), KeyError("strange")]
 )
+@pytest.mark.sampled(3)
 def test_a_helper_that_errs_is_dropped_and_its_window_computed_elsewhere(
     tmp_path: Path, no_ray: None, error: Exception
 ) -> None:

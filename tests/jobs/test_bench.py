@@ -159,6 +159,7 @@ def test_a_video_of_the_world_itself_is_right_and_stays_the_same() -> None:
     assert vbench["O.S."] == pytest.approx(sum(value for name, value in vbench.items() if name != "O.S.") / 4)
 
 
+@pytest.mark.slow
 def test_drift_is_held_against_the_first_clip() -> None:
     """A third of the video in another colour: a third of the frames is neither right nor the same."""
     other = Scene("blue", "circle", "grey", "horizontal")

@@ -52,6 +52,7 @@ def workers() -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_retry_failed_makes_those_rows_and_no_others(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Of an unfinished run: row 1 was given up, row 4 was not come to; the prompt file was moved."""
 

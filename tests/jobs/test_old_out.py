@@ -144,6 +144,7 @@ class Counted:
         return Network()
 
 
+@pytest.mark.slow
 def test_the_checkpoint_is_gone_on_with_bit_for_bit(out: Path, tmp_path: Path) -> None:
     """By the sampler itself, so that the network's calls can be counted; in a process that has done nothing else."""
     script = "import sys, pathlib; from tests.jobs.test_old_out import go_on; go_on(*map(pathlib.Path, sys.argv[1:]))"

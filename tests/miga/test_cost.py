@@ -119,7 +119,7 @@ SEARCHES = [
 
 
 @pytest.mark.parametrize(("profile", "searched"), SEARCHES)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(5)
 def test_of_every_profile_searches_included(profile: str, searched: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From one latent to three full queues; of the evaluations all but the first, some or none start a search."""
     threshold = {"all": -10.0, "some": 0.0, "none": 10.0}[searched]
@@ -201,6 +201,7 @@ def test_forwards_are_those_made(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.sampled(4)
 def test_forwards_of_every_profile(profile: str) -> None:
     for family in ({}, VIDEOCRAFTER2) if profile == "released" else ({},):
         ranges = [(1, 12), (3, 12), (1, 4), (6, 7)]

@@ -297,6 +297,7 @@ def test_devices_and_dtypes_of_a_loaded_model(pipe: LongVideoPipeline, monkeypat
 
 
 @pytest.mark.parametrize("profile", ["swift", "paper", "fifo", "scalingnoise"])
+@pytest.mark.sampled(2)
 def test_progress_counts_calls_of_the_network(tiny_model: Path, profile: str) -> None:
     """Those that are really made, by a count of the network's own; and as many as were known before the first."""
     pipe = loaded(tiny_model, profile=profile)

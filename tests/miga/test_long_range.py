@@ -95,6 +95,7 @@ def case_id(case: tuple[dict[str, Any], int]) -> str:
 
 
 @pytest.mark.parametrize(("changes", "num_latents"), CASES, ids=map(case_id, CASES))
+@pytest.mark.sampled(3)
 def test_equals_the_rule_written_out(changes: dict[str, Any], num_latents: int) -> None:
     """Every latent depends on all that its windows were shown: one wrong latent, level or position shows."""
     config = make_config(**changes)
@@ -136,6 +137,7 @@ def test_helpers_change_no_bit(changes: dict[str, Any], num_latents: int) -> Non
 
 
 @pytest.mark.parametrize(("changes", "num_latents"), CASES[1::4], ids=map(case_id, CASES[1::4]))
+@pytest.mark.sampled(2)
 def test_gone_on_with_from_every_checkpoint(
     changes: dict[str, Any], num_latents: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +162,7 @@ RELEASED = [
 
 
 @pytest.mark.parametrize("changes", RELEASED, ids=lambda changes: changes["guidance_from"])
+@pytest.mark.sampled(2)
 def test_the_authors_program_takes_it_too(changes: dict[str, Any]) -> None:
     """As many calls, another video; with helpers and gone on with the same."""
     config = profile_config("released", **changes)

@@ -393,7 +393,7 @@ def other_length_states(config: SamplerConfig, num_latents: int) -> list[Any]:
 
 @pytest.mark.parametrize(("profile", "settings"), PROFILE_CASES)
 @pytest.mark.parametrize("num_latents", [1, 4, 9, 18])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 def test_an_open_state_is_that_of_every_longer_video(profile: str, settings: dict[str, Any], num_latents: int) -> None:
     config = profile_config(profile, **settings)
     sampler = Sampler(MixingDenoiser(config), config, PromptTrack([0.5]), NamedNoise(SEED, SHAPE), num_latents)
@@ -410,6 +410,7 @@ def test_an_open_state_is_that_of_every_longer_video(profile: str, settings: dic
 
 @pytest.mark.parametrize("way", ["alone", "executor"])
 @pytest.mark.parametrize(("profile", "settings"), PROFILE_CASES)
+@pytest.mark.sampled(3)
 def test_a_longer_video_goes_on_from_a_shorter_one(
     profile: str, settings: dict[str, Any], way: str, tmp_path: Path
 ) -> None:

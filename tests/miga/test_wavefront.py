@@ -653,6 +653,7 @@ class SearchTimes(VirtualExecutor):
 
 
 @pytest.mark.parametrize("search_share", [PAPERS_RATE, 0.1])
+@pytest.mark.sampled(2)
 def test_a_search_takes_the_time_of_one_candidate(search_share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A helper for each: the calls of one, a second each, one after the other. Where windows of earlier passes run out,
     the host takes some of them. All but the first few searches of a video fall where they do not."""
@@ -686,7 +687,7 @@ def test_what_searches_add_where_helpers_take_candidates_alone(num_gpus: int) ->
 
 
 @pytest.mark.parametrize(("family", "frames"), [("wan", 1001), ("wan", 321), ("videocrafter2", 160)])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_reflection_on_four_gpus_at_the_papers_rate(family: str, frames: int) -> None:
     """At most 1.05 times as long as without, where idle GPUs are kept for candidates."""
     spec = load_spec(f"simulated:{family}")

@@ -104,6 +104,7 @@ def test_what_a_page_of_many_rows_loads(local_run: MadeRun, tmp_path: Path) -> N
         ("bytes=-99999999", 0, None), ("bytes=3-99999999", 3, None), ("bytes= 1-2 ", 1, 2),
     ],
 )  # fmt: skip
+@pytest.mark.sampled(3)
 def test_ranges(run: MadeRun, server: RunServer, asked: str, first: int, last: int | None) -> None:
     whole = video_bytes(1)
     wanted = whole[first:] if last is None else whole[first : last + 1]

@@ -83,7 +83,7 @@ def miga(*arguments: str, stdout: IO[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, text=True, stdout=stdout, stderr=subprocess.PIPE, check=False)
 
 
-@pytest.mark.parametrize("command", [["profiles"], ["--help"], ["--version"]])
+@pytest.mark.parametrize("command", [["completion", "bash"], ["--help"], ["--version"]])
 def test_a_device_that_takes_nothing(command: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = miga(*command, stdout=full)
@@ -94,7 +94,7 @@ def test_a_reader_that_has_seen_enough() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as closed:
-        done = miga("profiles", stdout=closed)
+        done = miga("completion", "bash", stdout=closed)
     assert (done.returncode, done.stderr) == (0, "")
 
 
