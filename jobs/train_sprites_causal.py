@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", help="compile the transformer (needs a C++ compiler)")
     options = parser.parse_args(arguments)
     if options.latents < WINDOW or options.latents % BLOCK:
         parser.error(f"--latents {options.latents}: take {WINDOW} or more, a multiple of {BLOCK}")
@@ -68,15 +69,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     transformer = WanTransformer3DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
     transformer = transformer.to(device)
+    compiled = options.compile
     if options.kind == "causal":
-        transformer = train_teacher(transformer, examples, work / "teacher.pt", options.teacher_steps)
+        teacher_file = work / "teacher.pt"
+        transformer = train_teacher(transformer, examples, teacher_file, options.teacher_steps, compiled=compiled)
     state_file = work / f"distil-{options.kind}.pt"
-    student = distil(options.kind, transformer, examples, state_file, options.distil_steps)
+    student = distil(options.kind, transformer, examples, state_file, options.distil_steps, compiled=compiled)
 
     weights = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
     file = options.difference or DIFFERENCES / f"{_NAMES[options.kind]}.safetensors"
     before = load_file(base / "transformer" / "diffusion_pytorch_model.safetensors")
-    notes = {name: str(value) for name, value in vars(options).items() if name not in ("device", "threads")}
+    notes = {name: str(value) for name, value in vars(options).items() if name not in ("device", "threads", "compile")}
     save_difference(file, before, weights, notes)
     print(f"difference: {file}")
     if options.out is not None:

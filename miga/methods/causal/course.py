@@ -390,7 +390,7 @@ class Causal:
     ) -> CachedCall | None:
         """A call over clean latents, which are kept."""
         count = len(places.own)
-        return self._call(memory, [self.config.context_noise] * count, [0.0] * count, places, slots, writes)
+        return self._call(memory, [float(self.config.context_noise)] * count, [0.0] * count, places, slots, writes)
 
     # ---- what is remembered ----
 

@@ -495,3 +495,22 @@ def test_a_blocks_parts_compile_whole_and_say_the_same(monkeypatch: pytest.Monke
         call = CachedCall(causal.open_cache(3, SHAPE[1:]), (500.0,) * 3, (0.5,) * 3, (0.0, 1.0, 2.0), writes=(0, 1, 2))
         outs.append(causal(x, call, [prompts()[0][0]], 8))
     torch.testing.assert_close(outs[0], outs[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"context_noise": (100, 100.0)},
+        {"eviction": ("ema", "ema"), "ema_alpha": (1, 1.0)},
+        {"rope_scale": (4, 4.0)},
+        {"antiphase": (0, 0.0), "flow_shift": (5, 5.0)},
+    ],
+    ids=lambda values: "-".join(values),
+)
+def test_a_number_may_be_written_without_its_point(values: dict[str, tuple[Any, Any]]) -> None:
+    """`context_noise = 100` in TOML is a whole number."""
+    whole, real = ({name: pair[which] for name, pair in values.items()} for which in (0, 1))
+    preset = "reward-forcing" if "eviction" in values else "longlive-infinity"
+    torch.testing.assert_close(
+        made(sampler_of(settings(preset, **whole))[0]), made(sampler_of(settings(preset, **real))[0]), rtol=0, atol=0
+    )
