@@ -79,7 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     weights = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
     file = options.difference or DIFFERENCES / f"{_NAMES[options.kind]}.safetensors"
     before = load_file(base / "transformer" / "diffusion_pytorch_model.safetensors")
-    notes = {name: str(value) for name, value in vars(options).items() if name not in ("device", "threads", "compile")}
+    told = ("kind", "clips", "latents", "teacher_steps", "distil_steps", "batch", "seed")
+    notes = {name: str(getattr(options, name)) for name in told}
     save_difference(file, before, weights, notes)
     print(f"difference: {file}")
     if options.out is not None:
