@@ -75,7 +75,7 @@ class FakeActor:
         self.helpers: list[tuple[tuple[int, int], list[str]]] = []
         self.suspended: list[tuple[int, int]] = []
         self.is_dead = self.is_killed = False
-        self.hosted: Hosted | None = None
+        self.hosted: tuple[Hosted, ...] = ()
         self.death: Exception = ActorDiedError()
         self._events: list[VideoEvent] = []
         self._asked: Answer | None = None
@@ -608,7 +608,7 @@ def test_progress_is_of_calls_and_goes_back_with_the_row(tmp_path: Path) -> None
     def script(actor: FakeActor, task: VideoTask) -> None:
         look()
         if task.attempt == 1:
-            actor.hosted = Hosted(row=0, attempt=1, num_calls=40)
+            actor.hosted = (Hosted(row=0, attempt=1, num_calls=40),)
             actor.say(VideoProgress(row=0, attempt=1, num_latents_done=0, num_calls=44))
             cluster.inbox.put(look)
             cluster.inbox.put(actor.die)
