@@ -11,6 +11,7 @@ Legend: B videos, F latents, C channels, H, W cells.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -77,10 +78,15 @@ class Lockstep:
         denoiser: the network.
         call: calls it; by default just that.
         longest_wait_s: a call that others had to go before for so long is made.
+        patience_s: how long those that have asked wait for the others; None: as long as the last call took.
     """
 
     def __init__(
-        self, denoiser: CachedDenoiser, call: TimedCall | None = None, longest_wait_s: float = LONGEST_WAIT_S
+        self,
+        denoiser: CachedDenoiser,
+        call: TimedCall | None = None,
+        longest_wait_s: float = LONGEST_WAIT_S,
+        patience_s: float | None = None,
     ) -> None:
         self.denoiser = denoiser
         self._call = call or self._timed
@@ -90,15 +96,20 @@ class Lockstep:
         self._asked: list[_Asked] = []
         self._is_calling = False
         self._ready_s = 0.0  # since when a call could be made
-        self._patience_s = FIRST_PATIENCE_S
+        self._has_patience = patience_s is not None
+        self._patience_s = FIRST_PATIENCE_S if patience_s is None else patience_s
         self._joined: tuple[list[Any], Any] | None = None
 
     def join(self, num_latents: int | None) -> VideoInStep:
         """A further video, of so many latents (None: without end), as its own denoiser."""
         video = VideoInStep(self, num_latents)
-        with self._changed:
-            self._awaited.add(video)
+        self.expect([video])
         return video
+
+    def expect(self, videos: Sequence[VideoInStep]) -> None:
+        """These are going to ask, and are waited for."""
+        with self._changed:
+            self._awaited |= set(videos)
 
     def leave(self, video: VideoInStep) -> None:
         """A video asks for nothing any more; a call of it that waits is cancelled."""
@@ -149,7 +160,7 @@ class Lockstep:
             wait_s = self._ready_s + self._patience_s - now_s
             missing = self._awaited - {each.video for each in self._asked}
             if self._is_calling or (missing and wait_s > 0):
-                self._changed.wait(None if self._is_calling else wait_s)
+                self._changed.wait(None if self._is_calling or math.isinf(wait_s) else wait_s)
                 return []
             self._awaited -= missing
             group = next_group(self._asked, now_s, self._longest_wait_s)
@@ -166,7 +177,8 @@ class Lockstep:
             with self._changed:
                 self._is_calling = False
                 self._ready_s = time.monotonic()
-                self._patience_s = self._ready_s - started_s
+                if not self._has_patience:
+                    self._patience_s = self._ready_s - started_s
                 self._changed.notify_all()
 
     # ---- calls ----
@@ -300,7 +312,7 @@ def make_together(
     Raises:
         MigaError: if one of the videos cannot be made.
     """
-    lockstep = Lockstep(denoiser)
+    lockstep = Lockstep(denoiser, patience_s=math.inf)  # who does not ask says so
     videos = [lockstep.join(num_latents) for _ in tracks]
     courses = [
         _course(video, config, track, noise, num_latents)
@@ -310,6 +322,7 @@ def make_together(
     try:
         with ThreadPoolExecutor(len(courses), thread_name_prefix="miga-together") as pool:
             while states[0].num_done < num_latents:
+                lockstep.expect(videos)
                 futures = [pool.submit(_advance, *each) for each in zip(videos, courses, states, strict=True)]
                 advanced = [future.result() for future in futures]
                 states = [state for state, _ in advanced]
