@@ -90,7 +90,7 @@ def test_a_row_is_never_given_up_for_deaths_that_it_had_in_company() -> None:
     read(ledger, 0, 1, 2)
     ledger.rows_exhausted(0.0)
     alone = []
-    for number in range(20):
+    for _ in range(20):
         making = sorted(row for row, (worker, _) in ledger.assigned().items())
         if 1 in making:
             alone += [making] * (len(making) == 1)
@@ -104,7 +104,7 @@ def test_a_row_is_never_given_up_for_deaths_that_it_had_in_company() -> None:
             ledger.finished(row, attempt, "w", 1.0)
         if ledger.is_complete:
             break
-    assert ledger.is_complete, number
+    assert ledger.is_complete
     assert num_dead == {1: 1}
     assert alone == [[1]], "it was blamed when nobody else was there"
     assert ledger.num_done == 2
