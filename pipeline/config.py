@@ -46,7 +46,7 @@ SamplerValue: TypeAlias = bool | int | float | str | list[int]
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersConfig:
-    """Where the videos are made; changes nothing in them.
+    """Where the videos are made; changes nothing in them (`videos_per_actor`: nothing but rounding).
 
     Attributes:
         num_actors: backbone actors; None means one per GPU, more and fewer as the cluster grows and shrinks, or two on

@@ -118,8 +118,7 @@ class Lockstep:
             for asked in [each for each in self._asked if each.video is video]:
                 self._asked.remove(asked)
                 asked.answer.set_exception(CancelledError())
-            if not self._is_calling:
-                self._joined = None  # its cache may be among them
+            self._joined = None  # its cache may be among them
             self._changed.notify_all()
 
     def rest(self, video: VideoInStep) -> None:
@@ -218,12 +217,13 @@ class Lockstep:
 
     def _joined_of(self, caches: list[Any]) -> Any:
         """One cache of several, the same as long as they are the same."""
-        if self._joined is None or not _are_same(self._joined[0], caches):
+        joined = self._joined
+        if joined is None or not _are_same(joined[0], caches):
             join = getattr(caches[0], "joined", None)
             if join is None:
                 return None
-            self._joined = caches, join(caches[1:])
-        return self._joined[1]
+            self._joined = joined = caches, join(caches[1:])
+        return joined[1]
 
     def _timed(self, x_BFCHW: torch.Tensor, call: CachedCall, conditions: Sequence[Any]) -> tuple[torch.Tensor, float]:
         started_s = time.monotonic()
