@@ -41,7 +41,8 @@ def test_an_actor_with_two_rows_in_step_is_killed(tmp_path: Path) -> None:
         return list((out / "checkpoint/00000").glob(f"*{row:08d}*/*.safetensors"))
 
     try:
-        wait_for(lambda: saved(0) and saved(1), what="a checkpoint of both")
+        wait_for(lambda: (saved(0) and saved(1)) or driver.poll() is not None, what="a checkpoint of both")
+        assert driver.poll() is None, driver.communicate()
         (actor,) = [pid for pid, name in descendants(driver.pid).items() if name.startswith("ray::BackboneWorker")]
         os.kill(actor, signal.SIGKILL)
         shown, said = driver.communicate(timeout=paced(300))
