@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass, field
-from typing import Final, Self, TypeAlias
+from typing import Final, Literal, Self, TypeAlias
 
 import numpy as np
 from ray.exceptions import OutOfMemoryError, RayActorError
@@ -41,6 +41,8 @@ class WorkerSettings:
         keep_latents: whether finished latents are put beside the videos.
         storage_patience_s: seconds that the server of OUT may be gone; None: what the worker's environment says.
         longest_latents: latents of the run's longest video, where memory grows with that; None where it does not.
+        videos_per_actor: videos that it makes at once, in step; "auto": as many as its GPU has memory for.
+        longest_wait_s: how long a video in step may wait for one that is behind, a call long.
     """
 
     model: str
@@ -59,17 +61,24 @@ class WorkerSettings:
     keep_latents: bool = False
     storage_patience_s: float | None = None
     longest_latents: int | None = None
+    videos_per_actor: int | Literal["auto"] = 1
+    longest_wait_s: float = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerInfo:
-    """What a worker says of itself once its backbone is loaded."""
+    """What a worker says of itself once its backbone is loaded.
+
+    Attributes:
+        num_videos: that it makes at once.
+    """
 
     device: str
     node: str
     node_id: str
     revision: str
     pid: int
+    num_videos: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +197,7 @@ class VideoResult:
     """A finished video, in its place.
 
     Attributes:
-        gpu_s: seconds of network calls that it took, on all GPUs together.
+        gpu_s: seconds of network calls that it took, on all GPUs together; of a call for several videos its share.
         num_helper_calls: network calls that helpers made.
         scores: read off its frames, by name, if that was asked for.
     """
@@ -286,7 +295,7 @@ VideoEvent: TypeAlias = (
 
 @dataclass(frozen=True, kw_only=True)
 class Hosted:
-    """How far the video is that a worker hosts just now.
+    """How far a video is that a worker hosts just now.
 
     Attributes:
         row, attempt: which.
@@ -313,7 +322,7 @@ class News(_Packed):
         busy_s: seconds that these took.
         call_running_s: how long the call that runs just now has been running; 0 if none does.
         call_s: seconds of one call, the middle one of the last few; None before the first.
-        hosted: how far the video is that it hosts; None if it hosts none.
+        hosted: how far the videos are that it hosts.
     """
 
     events: tuple[VideoEvent, ...] = ()
@@ -321,4 +330,4 @@ class News(_Packed):
     busy_s: float = 0.0
     call_running_s: float = 0.0
     call_s: float | None = None
-    hosted: Hosted | None = None
+    hosted: tuple[Hosted, ...] = ()

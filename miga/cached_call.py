@@ -9,7 +9,7 @@ Legend: B videos, F latents of the call.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -49,6 +49,7 @@ class CachedCall:
         num_unseen: latents of the call, from its first on, that nothing sees.
         compression: what happens to the cache in every layer before it is read.
         keeps_queries: whether the latents' queries are kept for the next compression.
+        first: index in the video of the call's first latent; the network does not look at it.
     """
 
     cache: Any
@@ -61,9 +62,14 @@ class CachedCall:
     num_unseen: int = 0
     compression: Compression | None = None
     keeps_queries: bool = False
+    first: int = 0
 
     def __post_init__(self) -> None:
         if any(type(timestep) is not float for timestep in self.timesteps):
             raise ValueError(f"time steps must be floats, not {self.timesteps}: 937 is not 937.5, nor 833 833.3333")
         assert len(self.timesteps) == len(self.sigmas) == len(self.positions) == len(self.writes)
         assert len(self.slots) == len(self.slot_positions)
+
+    def is_like(self, other: CachedCall) -> bool:
+        """Whether the network does the same in both, each with a cache and latents of its own."""
+        return replace(self, cache=None, first=0) == replace(other, cache=None, first=0)

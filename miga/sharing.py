@@ -15,6 +15,9 @@ Share: TypeAlias = Literal["windows", "candidates", "nothing"]
 """What helpers take: any window, windows of the candidates of self-reflection's searches alone, or nothing."""
 SHARES: Final[tuple[Share, ...]] = get_args(Share)
 
+MOST_VIDEOS: Final = 64
+"""Videos that one GPU is thought to make at once: beyond that a call gains nothing by more."""
+
 _T = TypeVar("_T")
 _Entry: TypeAlias = tuple[bool, int, int, _T]
 """Whether it is no candidate's, its priority, its number, the call: in this order they are taken."""

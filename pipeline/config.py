@@ -30,7 +30,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from miga.errors import ConfigError
 from miga.outside_data import MAX_TOML_BYTES, OutsideDataError, parse_toml, read_file
-from miga.sharing import Share
+from miga.sharing import MOST_VIDEOS, Share
 from miga.video_config import VideoConfig
 from pipeline.rows import SEED_LIMIT, canonical_json
 
@@ -40,12 +40,13 @@ Positive: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
 Seconds: TypeAlias = Annotated[float, Field(gt=0)]
 Name: TypeAlias = Annotated[str, Field(min_length=1)]
 TrackerName: TypeAlias = Literal["tensorboard", "trackio", "wandb"]
+VideosPerActor: TypeAlias = Annotated[int, Field(ge=1, le=MOST_VIDEOS)] | Literal["auto"]
 SamplerValue: TypeAlias = bool | int | float | str | list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkersConfig:
-    """Where the videos are made; changes nothing in them.
+    """Where the videos are made; changes nothing in them (`videos_per_actor`: nothing but rounding).
 
     Attributes:
         num_actors: backbone actors; None means one per GPU, more and fewer as the cluster grows and shrinks, or two on
@@ -53,12 +54,15 @@ class WorkersConfig:
         max_actors: with `num_actors` None, actors are asked for up to this many while there is work for them, whether
             or not the cluster has room yet: those that wait for it make an autoscaler add nodes (it must be told
             `gpus_per_actor` if it starts without a GPU). None means as many as there is room for.
-        max_videos: videos in the making at a time; None means as many as there are actors.
+        max_videos: videos in the making at a time; None means as many as the actors make at once.
+        videos_per_actor: videos that an actor makes at once, in step, calls of theirs that do the same made as one;
+            more than 1 for causal profiles alone. "auto": as many as its GPU has memory for; without a GPU one.
         share: what actors without a video of their own compute for those that have one. "windows": any window, so all
             GPUs are busy, and one long video is made as fast as can be. "candidates": windows of self-reflection's
             searches alone, so a search costs next to no time, and little goes over the network between nodes.
             "nothing": they idle.
-        uploads_ahead: finished videos of an actor that may still be uploading while it makes the next.
+        uploads_ahead: finished videos of an actor that may still be uploading while it makes the next, for each of
+            those that it makes at once.
         cpus_per_actor: CPU slots that an actor takes.
         gpus_per_actor: GPUs that an actor takes; None means 1 where there are GPUs, otherwise 0.
         text_gpus: share of a GPU that the text encoder takes, which the actors must leave; 0 keeps it on the CPU.
@@ -72,6 +76,7 @@ class WorkersConfig:
     num_actors: Positive | None = None
     max_actors: Positive | None = None
     max_videos: Positive | None = None
+    videos_per_actor: VideosPerActor = 1
     share: Share = "windows"
     uploads_ahead: Annotated[int, Field(ge=0, le=16)] = 1
     cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
@@ -281,7 +286,7 @@ def parse_config(values: Mapping[str, Any], origin: str) -> RunConfig:
     except ValidationError as error:
         faults: dict[str, tuple[str, str]] = {}
         for fault in error.errors(include_url=False):
-            names = [str(name) for name in fault["loc"] if not str(name).startswith(("constrained", "function-"))]
+            names = [str(name) for name in fault["loc"] if not str(name).startswith(_OF_TYPES)]
             if names and names[0] == "sampler":
                 names = names[:2]
             faults.setdefault(".".join(names), _explain(names, fault))
@@ -361,6 +366,8 @@ def override(config: RunConfig, **values: Any) -> RunConfig:
     return parse_config(merged, "command line")
 
 
+_OF_TYPES: Final = ("constrained", "function-", "literal[")
+"""What stands in the place of a fault and is no key."""
 _WANTED: Final = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -399,10 +406,11 @@ def _explain(names: list[str], fault: Any) -> tuple[str, str]:
     for name, words in _BOUNDS.items():
         if name in context:
             wanted = f"must be {words} {context[name]}"
-    may_be_none = type(None) in get_args(_kind_of(names))
-    return f"{key} {wanted or fault['msg']} (it is {_shown(fault['input'])})", (
-        f'{names[-1]} = "none" leaves it out' if may_be_none else ""
-    )
+    kinds = get_args(_kind_of(names))
+    others = [f'"{word}"' for kind in kinds for word in get_args(kind) if isinstance(word, str)]
+    hint = f'{names[-1]} = "none" leaves it out' if type(None) in kinds else ""
+    wanted = " or ".join([wanted or fault["msg"], *others])
+    return f"{key} {wanted} (it is {_shown(fault['input'])})", hint
 
 
 def _kind_of(names: list[str]) -> Any:

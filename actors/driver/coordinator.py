@@ -207,7 +207,7 @@ class Coordinator:
         self._attempts: dict[tuple[int, int], _Attempt] = {}
         self._results: dict[tuple[int, int], VideoResult] = {}
         self._todo: deque[Decision] = deque()
-        self._hosting: dict[str, tuple[int, int]] = {}
+        self._hosting: dict[str, dict[tuple[int, int], None]] = {}
         self._heard: Member | None = None
         self._ahead: deque[_Read] = deque()
         self._num_read = 0
@@ -263,9 +263,8 @@ class Coordinator:
         """Starts nothing more, has the videos in the making saved, and writes down what is finished meanwhile."""
         self._is_stopping = True
         self._ledger.stop()
-        for name, (row, attempt) in self._hosting.items():
-            if member := self._pool.get(name):
-                member.actor.suspend.remote(row, attempt)
+        for name in self._hosting:
+            self._suspend(name)
         until_s = time.monotonic() + self._parts.config.run.stop_grace_s
         while not self._ledger.is_idle and (left_s := until_s - time.monotonic()) > 0:
             self._inbox.run(min(_POLL_S, left_s))
@@ -398,9 +397,9 @@ class Coordinator:
         self._board.worker_ready(member.name, f"{member.info.device} on {member.info.node}", member.started_s)
         member.is_ready, member.heard_at_s = True, time.monotonic()
         speed = 1.0 / max(call_s, 1e-6)
-        self._todo.extend(
-            self._ledger.worker_ready(member.name, member.heard_at_s, node=member.info.node_id, speed=speed)
-        )
+        info = member.info
+        joined = partial(self._ledger.worker_ready, node=info.node_id, speed=speed, num_videos=info.num_videos)
+        self._todo.extend(joined(member.name, member.heard_at_s))
         if member.info.node_id in self._view.draining:
             self._todo.extend(self._ledger.worker_draining(member.name, member.heard_at_s))
         self._ask_for_news(member)
@@ -428,8 +427,9 @@ class Coordinator:
         member.busy_s, member.num_calls = news.busy_s, news.num_calls
         self._metrics.gpu(member.name, member.info.node if member.info else "", news.num_calls, news.busy_s)
         self._board.gpu(member.key, news.num_calls)
-        if (hosted := news.hosted) is not None and self._hosting.get(member.name) == (hosted.row, hosted.attempt):
-            self._board.video_calls(member.name, hosted)
+        for hosted in news.hosted:
+            if self._is_hosting(member.name, hosted.row, hosted.attempt):
+                self._board.video_calls(_name_of(member.name, hosted.row), hosted)
         for event in news.events:
             self._hear_event(member, event)
         self._heard = None
@@ -493,7 +493,8 @@ class Coordinator:
                 else "idle"
             )  # fmt: skip
             states[state] += 1
-        self._metrics.refresh(states, ledger.num_waiting, len(hosts), ledger.num_uploading)
+        num_making = sum(map(len, hosts.values()))
+        self._metrics.refresh(states, ledger.num_waiting, num_making, ledger.num_uploading)
 
     def _log_figures(self) -> None:
         if self._log is not None:
@@ -527,8 +528,8 @@ class Coordinator:
                 self._todo.extend(ledger.worker_ready(name, now_s))
             case VideoMade():
                 self._metrics.made(row, number)
-                if self._hosting.get(name) == (row, number):
-                    self._board.video_made(name)
+                if self._is_hosting(name, row, number):
+                    self._board.video_made(_name_of(name, row))
                 self._stop_hosting(name, row, number)
                 self._todo.extend(ledger.made(row, number, name, now_s))
             case VideoFinished():
@@ -564,7 +565,7 @@ class Coordinator:
 
     def _failed(self, member: Member, event: VideoFailed) -> None:
         now_s = time.monotonic()
-        was_making = self._hosting.get(member.name) == (event.row, event.attempt)
+        was_making = self._is_hosting(member.name, event.row, event.attempt)
         self._metrics.erred(event.row, event.attempt)
         self._close(event.row, event.attempt)
         self._todo.extend(
@@ -602,9 +603,14 @@ class Coordinator:
 
     def _stop_hosting(self, name: str, row: int, number: int) -> None:
         """The worker makes this video no more."""
-        if self._hosting.get(name) == (row, number):
-            del self._hosting[name]
-            self._board.video_closed(name)
+        if self._is_hosting(name, row, number):
+            del self._hosting[name][row, number]
+            if not self._hosting[name]:
+                del self._hosting[name]
+            self._board.video_closed(_name_of(name, row))
+
+    def _is_hosting(self, name: str, row: int, number: int) -> bool:
+        return (row, number) in self._hosting.get(name, ())
 
     # ---- decisions ----
 
@@ -640,14 +646,12 @@ class Coordinator:
         member = self._pool.get(decision.worker)
         match decision:
             case Helpers(worker, helpers):
-                row_attempt = self._hosting.get(worker)
-                if member is not None and row_attempt is not None:
+                if member is not None:
                     there = [found for name in helpers if (found := self._pool.get(name)) is not None]
-                    member.actor.set_helpers.remote(*row_attempt, [(helper.key, helper.actor) for helper in there])
+                    for row_attempt in self._hosting.get(worker, ()):
+                        member.actor.set_helpers.remote(*row_attempt, [(helper.key, helper.actor) for helper in there])
             case Suspend(worker):
-                row_attempt = self._hosting.get(worker)
-                if member is not None and row_attempt is not None:
-                    member.actor.suspend.remote(*row_attempt)
+                self._suspend(worker)
             case Release():
                 if member is not None:
                     self._pool.end(member)
@@ -655,6 +659,12 @@ class Coordinator:
             case Retire(worker, reason):
                 self._board.say(f"{worker} is not started again: it {reason}")
                 self._pool.retire(worker)
+
+    def _suspend(self, name: str) -> None:
+        """Has all that a worker makes saved and stopped."""
+        if member := self._pool.get(name):
+            for row, attempt in self._hosting.get(name, ()):
+                member.actor.suspend.remote(row, attempt)
 
     def _tell(self, decision: Requeued | Abort | Ignore) -> None:
         """What is only for the log."""
@@ -782,8 +792,8 @@ class Coordinator:
         )
         tried = len(self._gate.tries(row.index))
         self._attempts[row.index, number] = _Attempt(row, asked, key, number, member, decision.waited_s, tried)
-        self._hosting[member.name] = (row.index, number)
-        self._board.video_started(member.name, row)
+        self._hosting.setdefault(member.name, {})[row.index, number] = None
+        self._board.video_started(_name_of(member.name, row.index), row)
         self._metrics.began(row.index, number)
         self._text.when_encoded(self._prompts(row), partial(self._begin, task))
 
@@ -799,7 +809,7 @@ class Coordinator:
         except MigaError as error:
             self._failed(member, VideoFailed.of(task.row, task.attempt, error))
             return
-        if self._heard is member:  # it is asked for news next: one call less
+        if self._heard is member and member.outgoing[0] is None:  # it is asked for news next: one call less
             member.outgoing = (task, embeddings)
             return
         reference = member.actor.begin.remote(task, *embeddings)
@@ -889,6 +899,11 @@ class Coordinator:
         recorded()
         if self._log is not None:
             self._log.row_settled(row)
+
+
+def _name_of(worker: str, row: int) -> str:
+    """Of a worker's video on the board: it may make several."""
+    return f"{worker}/{row}"
 
 
 def _words(row: ManifestRow) -> str:

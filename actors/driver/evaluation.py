@@ -158,7 +158,7 @@ class EvaluationDriver:
         for name in self.ledger.stalled(now_s, self._stalled_after_s):
             if stalled := self._pool.get(name):
                 self._lose(stalled, f"the video of {name} has come no further for {self._stalled_after_s:g} s")
-        for name, (row, attempt) in self.ledger.assigned().items():
+        for row, (name, attempt) in self.ledger.assigned().items():
             member = self._pool.get(name)
             if member is not None and member.key not in self._asked:
                 self._asked.add(member.key)

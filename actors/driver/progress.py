@@ -161,27 +161,27 @@ class ProgressBoard:
         if self._work is not None:
             self._work.read(_num_frames(row) if status == "ok" else None, is_settled=True)
 
-    def video_started(self, worker: str, row: PromptRow) -> None:
-        """An attempt has begun."""
+    def video_started(self, video: str, row: PromptRow) -> None:
+        """An attempt has begun; `video` names it among those being made."""
         if self._work is not None:
             self._work.began(row.index, row.num_frames)
-        self._making[worker] = _Making(row)
+        self._making[video] = _Making(row)
 
-    def video_calls(self, worker: str, hosted: Hosted) -> None:
-        """How far the attempt is that a worker hosts."""
-        if (making := self._making.get(worker)) is not None:
+    def video_calls(self, video: str, hosted: Hosted) -> None:
+        """How far the attempt is."""
+        if (making := self._making.get(video)) is not None:
             making.num_calls = max(making.num_calls, hosted.num_calls)
             if self._work is not None:
                 self._work.calls(making.row.index, hosted.num_calls, hosted.num_searches, hosted.num_chances)
 
-    def video_made(self, worker: str) -> None:
-        """All calls of the attempt that a worker hosts are done."""
-        if self._work is not None and (making := self._making.get(worker)) is not None:
+    def video_made(self, video: str) -> None:
+        """All calls of the attempt are done."""
+        if self._work is not None and (making := self._making.get(video)) is not None:
             self._work.made(making.row.index)
 
-    def video_closed(self, worker: str) -> None:
-        """A worker hosts its attempt no more."""
-        self._making.pop(worker, None)
+    def video_closed(self, video: str) -> None:
+        """No worker hosts the attempt any more."""
+        self._making.pop(video, None)
 
     def row_back(self, row: PromptRow, reason: str) -> None:
         """A row goes back to the queue."""

@@ -43,17 +43,20 @@ from actors.worker.shared_embeddings import SharedEmbeddings
 from miga.allocator import keep_heap_steady
 from miga.backbones.base import BackboneSpec, Condition
 from miga.backbones.loading import named_dtype
-from miga.backbones.memory_plan import Footprint, MemoryPlan, plan_memory
+from miga.backbones.memory_plan import Footprint, MemoryPlan, plan_videos
 from miga.backbones.options import configure, configured_spec
 from miga.backbones.registry import footprint_of, load_backbone, load_spec, simulates_gpus
 from miga.denoise_pass import WindowCall, run_call
 from miga.errors import CheckpointError, WorkerError
+from miga.methods.causal.together import Lockstep
 from pipeline.storage.open import open_storage
 from pipeline.video import space_fault
 
 CONCURRENCY_GROUPS: Final = {"news": 1, "control": 1, "windows": 2}
 """Calls that are answered while a video is being made."""
 
+NUM_EARLY: Final = 256
+"""Videos not begun yet that word was sent for, and that it is kept of."""
 NUM_HELPED: Final = 4
 """Videos of other hosts whose prompts a helper remembers."""
 
@@ -66,11 +69,13 @@ class BackboneWorker:
         self._clock = GpuClock()
         self._outbox = Outbox()
         self._lock = threading.Lock()
-        self._hosted: HostedVideo | None = None
-        self._early: dict[tuple[int, int], list[Callable[[HostedVideo], None]]] = {}
+        self._hosted: dict[tuple[int, int], HostedVideo] = {}
+        self._early: OrderedDict[tuple[int, int], list[Callable[[HostedVideo], None]]] = OrderedDict()
+        self._lockstep: Lockstep | None = None
         self._making = ThreadPoolExecutor(1, thread_name_prefix="miga-make")
         self._carrying = ThreadPoolExecutor(1, thread_name_prefix="miga-carry")
         self._finishing = ThreadPoolExecutor(1, thread_name_prefix="miga-finish")
+        self._decoding = threading.Lock()
         self._helped: OrderedDict[str, list[Condition]] = OrderedDict()
 
     def load(self) -> WorkerInfo:
@@ -90,6 +95,9 @@ class BackboneWorker:
         footprint = footprint_of(settings.model, settings.revision) if device.type == "cuda" else None
         longest = settings.longest_latents
         memory = None if footprint is None else plan_for(footprint, spec, settings, device, longest)
+        num_videos = settings.videos_per_actor
+        if num_videos == "auto":
+            num_videos = 1 if memory is None else memory.num_videos
         self._backbone = load_backbone(
             settings.model,
             revision=settings.revision,
@@ -99,6 +107,10 @@ class BackboneWorker:
         )
         configure(self._backbone, settings.options, revision=settings.revision, device=device, memory=memory)
         self._denoiser = ClockedBackbone(self._backbone, self._clock).denoiser(settings.sampler)
+        if num_videos > 1:
+            self._lockstep = Lockstep(self._denoiser, self._denoiser.timed_call, settings.longest_wait_s)
+            self._making = ThreadPoolExecutor(num_videos, thread_name_prefix="miga-make")
+            self._finishing = ThreadPoolExecutor(num_videos, thread_name_prefix="miga-finish")
         self._storage = open_storage(settings.out, settings.storage_patience_s)
         return WorkerInfo(
             device=device_name(self._backbone.device),
@@ -106,6 +118,7 @@ class BackboneWorker:
             node_id=ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
             revision=self._backbone.spec.revision,
             pid=os.getpid(),
+            num_videos=num_videos,
         )
 
     def measure(self, negative: Embedding) -> float:
@@ -133,22 +146,24 @@ class BackboneWorker:
 
     @ray.method(concurrency_group="control")
     def begin(self, task: VideoTask, negative: Embedding, *prompts: Embedding) -> None:
-        """Has a video made behind those that were begun before; what comes of it is in the news."""
+        """Has a video made, behind those that were begun before where it makes no more; what comes of it is news."""
         self._making.submit(self.make_video, task, negative, *prompts)
 
     def make_video(self, task: VideoTask, negative: Embedding, *prompts: Embedding) -> None:
         """Makes one video; what comes of it is in the news. It returns when the next may be begun."""
-        parts = HostParts(self._backbone, self._clock, self._settings, self._storage, self._outbox.post, self._carrying)
+        parts = HostParts(
+            self._backbone, self._clock, self._settings, self._storage, self._outbox.post, self._carrying,
+            self._lockstep, None if self._lockstep is None else self._decoding,
+        )  # fmt: skip
         try:
             video = HostedVideo(parts, task, negative, prompts)
         except Exception as error:
             self._fail(task, error)
             return
         with self._lock:
-            self._hosted = video
+            self._hosted[task.row, task.attempt] = video
             for told in self._early.pop((task.row, task.attempt), []):
                 told(video)
-            self._early.clear()  # what was meant for a video that is over
         is_made = False
         try:
             if is_made := video.make():
@@ -157,7 +172,7 @@ class BackboneWorker:
             self._fail(task, error)
         finally:
             with self._lock:
-                self._hosted = None
+                del self._hosted[task.row, task.attempt]
             if is_made:
                 self._finishing.submit(self._finish, video)
             else:
@@ -203,11 +218,13 @@ class BackboneWorker:
     def _tell(self, row: int, attempt: int, told: Callable[[HostedVideo], None]) -> None:
         """Tells the attempt, or notes it down: the call may have come before the one that begins the attempt."""
         with self._lock:
-            video = self._hosted
-            if video is not None and (video.task.row, video.task.attempt) == (row, attempt):
+            video = self._hosted.get((row, attempt))
+            if video is not None:
                 told(video)
-            else:
-                self._early.setdefault((row, attempt), []).append(told)
+                return
+            self._early.setdefault((row, attempt), []).append(told)
+            while len(self._early) > NUM_EARLY:  # what was meant for videos that are over
+                self._early.popitem(last=False)
 
     # ---- helping ----
 
@@ -273,14 +290,14 @@ class BackboneWorker:
         events = self._outbox.take(timeout_s)
         clock = self._clock
         with self._lock:
-            video = self._hosted
+            videos = list(self._hosted.values())
         return News(
             events=events,
             num_calls=clock.num_calls,
             busy_s=clock.busy_s,
             call_running_s=clock.call_running_s,
             call_s=clock.call_s,
-            hosted=None if video is None else video.hosted(),
+            hosted=tuple(video.hosted() for video in videos),
         )
 
 
@@ -326,7 +343,7 @@ def plan_for(
     Raises:
         ModelError: if it does not fit, saying what would.
     """
-    return plan_memory(
+    return plan_videos(
         footprint,
         spec,
         settings.sampler,
@@ -335,4 +352,5 @@ def plan_for(
         getattr(torch, settings.text_dtype),
         text_on_card=settings.text_gpus > 0,
         num_latents=num_latents,
+        num_videos=settings.videos_per_actor,
     )

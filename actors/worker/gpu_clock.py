@@ -8,15 +8,24 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 
-from miga.backbones.base import Backbone, BranchedDenoiser, CachedDenoiser, Condition
+from miga.backbones.base import Backbone, BranchedDenoiser, CachedDenoiser, Condition, FrameDecoder
 from miga.cached_call import CachedCall
 from miga.config import SamplerConfig
+from miga.methods.causal.together import VideoInStep
 
 _NUM_REMEMBERED: Final = 31
+
+
+@dataclass
+class CallTime:
+    """What a call took."""
+
+    seconds: float = 0.0
 
 
 class GpuClock:
@@ -35,14 +44,15 @@ class GpuClock:
         self.busy_s = 0.0
 
     @contextmanager
-    def call(self, num_windows: float = 1.0) -> Iterator[None]:
-        """Holds the GPU for a call."""
+    def call(self, num_windows: float = 1.0) -> Iterator[CallTime]:
+        """Holds the GPU for a call; what it took is known afterwards."""
+        took = CallTime()
         with self._lock:
             self._started_s = started_s = time.monotonic()
             try:
-                yield
+                yield took
             finally:
-                took_s = time.monotonic() - started_s
+                took.seconds = took_s = time.monotonic() - started_s
                 self._started_s = None
                 self.busy_s += took_s
                 self.num_calls += num_windows
@@ -109,8 +119,15 @@ class _ClockedCachedDenoiser(_ClockedDenoiser):
         return self._denoiser.open_cache(num_slots, latent_size, **others)
 
     def call_cached(self, x_BFCHW: torch.Tensor, call: CachedCall, conditions: Sequence[Condition]) -> torch.Tensor:
-        with self._clock.call(len(conditions)):
-            return _complete(self._denoiser.call_cached(x_BFCHW, call, conditions))
+        return self.timed_call(x_BFCHW, call, conditions)[0]
+
+    def timed_call(
+        self, x_BFCHW: torch.Tensor, call: CachedCall, conditions: Sequence[Condition]
+    ) -> tuple[torch.Tensor, float]:
+        """The same, and the seconds that it took (see `Lockstep`)."""
+        with self._clock.call(len(conditions)) as took:
+            output_BFCHW = _complete(self._denoiser.call_cached(x_BFCHW, call, conditions))
+        return output_BFCHW, took.seconds
 
 
 class _ClockedBranchedCachedDenoiser(_ClockedBranchedDenoiser, _ClockedCachedDenoiser):
@@ -133,15 +150,44 @@ def _complete(output: torch.Tensor) -> torch.Tensor:
     return output
 
 
+class InTurnDecoder:
+    """A `FrameDecoder` of one of several videos, of which one is decoded at a time.
+
+    Args:
+        decoder: of the video.
+        turn: held while it decodes.
+    """
+
+    def __init__(self, decoder: FrameDecoder, turn: threading.Lock) -> None:
+        self._decoder, self._turn = decoder, turn
+
+    def decode(self, x_FCHW: torch.Tensor) -> torch.Tensor:
+        """See `FrameDecoder`."""
+        with self._turn:
+            return _complete(self._decoder.decode(x_FCHW))
+
+
 class ClockedBackbone:
     """A backbone for one video: its network's calls are counted, and its conditions remembered.
+
+    Args:
+        backbone: the loaded model.
+        clock: of its GPU.
+        in_step: the video's denoiser, where several are made in step; its calls are counted already.
+        decoding: held while a video in step is decoded.
 
     Attributes:
         conditions: those made so far, each with the number of the prompt that it was made of.
     """
 
-    def __init__(self, backbone: Backbone, clock: GpuClock) -> None:
-        self._backbone, self._clock = backbone, clock
+    def __init__(
+        self,
+        backbone: Backbone,
+        clock: GpuClock,
+        in_step: VideoInStep | None = None,
+        decoding: threading.Lock | None = None,
+    ) -> None:
+        self._backbone, self._clock, self._in_step, self._decoding = backbone, clock, in_step, decoding
         self.conditions: list[Condition] = []
 
     def condition(self, prompt_embedding: torch.Tensor, negative_embedding: torch.Tensor) -> Condition:
@@ -151,9 +197,16 @@ class ClockedBackbone:
 
     def denoiser(self, config: SamplerConfig) -> Any:
         """See `Backbone`."""
+        if self._in_step is not None:
+            return self._in_step
         denoiser = self._backbone.denoiser(config)
         kind = _KINDS[isinstance(denoiser, BranchedDenoiser), isinstance(denoiser, CachedDenoiser)]
         return kind(denoiser, self._clock)
+
+    def frame_decoder(self) -> FrameDecoder:
+        """See `Backbone`."""
+        decoder = self._backbone.frame_decoder()
+        return decoder if self._decoding is None else InTurnDecoder(decoder, self._decoding)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backbone, name)

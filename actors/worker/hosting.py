@@ -47,6 +47,7 @@ from miga.backbones.registry import family_of
 from miga.checkpoint import VideoCheckpoint, load_checkpoints, num_whole, save_checkpoint
 from miga.errors import CheckpointError
 from miga.image_condition import pictures_of
+from miga.methods.causal.together import Lockstep
 from miga.pictures import picture_of_bytes
 from miga.video import Progress, VideoRun
 from pipeline.records.run_folder import CheckpointName, newest_checkpoint, open_state_path
@@ -61,6 +62,8 @@ class HostParts:
     Attributes:
         post: where news go.
         background: carries checkpoints to storage, one at a time.
+        lockstep: where calls of videos that are made in step meet; None where one is made at a time.
+        decoding: held while one of those is decoded.
     """
 
     backbone: Backbone
@@ -69,6 +72,8 @@ class HostParts:
     storage: Storage
     post: Callable[[VideoEvent], None]
     background: Executor
+    lockstep: Lockstep | None = None
+    decoding: threading.Lock | None = None
 
 
 class HostedVideo:
@@ -92,7 +97,8 @@ class HostedVideo:
         self._folder = new_folder()
         self._suspend = threading.Event()
         self._device = parts.backbone.device
-        self._backbone = ClockedBackbone(parts.backbone, parts.clock)
+        self._in_step = None if parts.lockstep is None else parts.lockstep.join(task.num_latents)
+        self._backbone = ClockedBackbone(parts.backbone, parts.clock, self._in_step, parts.decoding)
         self._lock = threading.Lock()
         self._helpers: Mapping[str, Helper] = {}
         self._pool: HelperPool | None = None
@@ -174,7 +180,11 @@ class HostedVideo:
                 self._save(wait=False)
         self._made_s = time.monotonic()
         self._peak_memory_bytes = _peak_memory_bytes(self._device)
-        self._gpu_s = self._parts.clock.busy_s - self._busy_before_s
+        if self._in_step is not None:
+            self._in_step.leave()
+            self._gpu_s = self._in_step.busy_s
+        else:
+            self._gpu_s = self._parts.clock.busy_s - self._busy_before_s
         if self._pool is not None:
             self._pool.close()
             self._gpu_s += self._pool.helper_s
@@ -389,6 +399,8 @@ class HostedVideo:
 
     def discard(self) -> None:
         """Ends all threads of the video and removes its local files."""
+        if self._in_step is not None:
+            self._in_step.leave()  # first: a thread of the video's may wait for other videos
         if self._pool is not None:
             self._pool.close()
         if self._run is not None:

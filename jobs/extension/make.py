@@ -199,8 +199,8 @@ def _result(worker: Any, board: ProgressBoard) -> VideoResult:
     while True:
         news = worker.news(0.5)
         board.gpu(_HERE, news.num_calls)
-        if news.hosted is not None:
-            board.video_calls(_HERE, news.hosted)
+        for hosted in news.hosted:
+            board.video_calls(_HERE, hosted)
         for event in news.events:
             match event:
                 case VideoMade():

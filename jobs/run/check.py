@@ -55,4 +55,5 @@ def check_this_machine(plan: Plan) -> None:
         named_dtype(config.dtype, "cpu"),
         getattr(torch, config.text_dtype),
         num_latents=plan.longest,
+        num_videos=1 if config.workers.videos_per_actor == "auto" else config.workers.videos_per_actor,
     )

@@ -15,7 +15,7 @@ import torch
 from jobs.run.plan import Plan
 from miga.backbones.base import BackboneSpec
 from miga.backbones.loading import named_dtype
-from miga.backbones.memory_plan import CARDS_GB, RESERVE_BYTES, MemoryPlan, card_bytes, plan_memory
+from miga.backbones.memory_plan import CARDS_GB, RESERVE_BYTES, MemoryPlan, card_bytes, plan_videos
 from miga.backbones.registry import experts_of_levels, footprint_of, require_footprint
 from miga.config import SamplerConfig
 from miga.cost import count_calls, forwards_worth
@@ -78,6 +78,7 @@ def dry_run(plan: Plan, num_workers: int, card_gb: float | None = None) -> dict[
         "bad": bad,
         "concern": plan.sampler.concern(plan.spec.num_latents(max(lengths))) if lengths else "",
         "prompts_are_judged": plan.check_prompt is not None,
+        **_at_once(plan, memory),
         **_cards(plan, longest),
         **({} if memory is None else {"memory": {**memory.to_dict(), "bytes": memory.to_bytes()}}),
         **({} if memory is None else {"memory_explained": memory_sentences(memory)}),
@@ -97,6 +98,14 @@ def _retries(plan: Plan, costs: Mapping[str, Any]) -> dict[str, Any] | None:
         "estimated_hours_max": tries * costs["estimated_hours_max"],
         "estimated_bytes_max": tries * costs["estimated_bytes"],
     }
+
+
+def _at_once(plan: Plan, memory: MemoryPlan | None) -> dict[str, int | str]:
+    """How many videos an actor makes at once, where it may be several: of "auto" the number only on a given card."""
+    asked = plan.config.workers.videos_per_actor
+    if asked == 1:
+        return {}
+    return {"videos_per_actor": asked if memory is None else memory.num_videos}
 
 
 def _cards(plan: Plan, num_latents: int | None) -> dict[str, int | None]:
@@ -131,15 +140,18 @@ def memory_sentences(memory: MemoryPlan) -> list[str]:
         else "in the machine's memory, not on the card, in a process that encodes every distinct prompt once"
     )
     spare = memory.card_bytes - memory.total_bytes
-    length = "however long the video is"
+    length, one, of_them = "however long the video is", "a video", ""
+    if memory.num_videos > 1:
+        length, one = "however long the videos are", "each video"
+        of_them = f" of {count(memory.num_videos)} videos"
     if memory.num_latents is not None:
         length = f"those of a video of {count(memory.num_latents)} latents, all in one window"
     grows = "" if memory.num_latents is None else ", in proportion to the video's length"
     return [
         network,
-        f"The VAE takes {size(memory.vae_bytes)} in {memory.vae_name}, its cache for a video in decoding included.",
-        f"Latents in the making take {size(memory.queue_bytes)}, {length}.",
-        *([f"Keys and values take {size(memory.cache_bytes)}, however long the video is."] * bool(memory.cache_bytes)),
+        f"The VAE takes {size(memory.vae_bytes)} in {memory.vae_name}, its cache for {one} in decoding included.",
+        f"Latents in the making{of_them} take {size(memory.queue_bytes)}, {length}.",
+        *([f"Keys and values{of_them} take {size(memory.cache_bytes)}, {length}."] * bool(memory.cache_bytes)),
         f"Calls and decoding take up to {size(memory.activations_bytes)} while they last{grows}. {decoding}.",
         f"The text encoder ({size(memory.text_bytes)}) is {text}.",
         f"With {size(RESERVE_BYTES)} a process for CUDA itself that is {size(memory.total_bytes)} of the card's "
@@ -170,6 +182,8 @@ def dry_run_lines(found: Mapping[str, Any], most_bad: int = 20) -> list[str]:
         text += f"{size(most['estimated_bytes_max'])} at most, if every row needs all "
         text += f"{most['tries']} tries of [quality]"
         table.append(("retries", text))
+    if (at_once := found.get("videos_per_actor")) is not None:
+        table.append(("at once", _of_videos(at_once)))
     if "smallest_card_gb" in found:
         table.append(("GPU", _of_cards(found["smallest_card_gb"], found["plain_card_gb"])))
     lines = [f"{name:<7} {text}" for name, text in table]
@@ -185,6 +199,12 @@ def dry_run_lines(found: Mapping[str, Any], most_bad: int = 20) -> list[str]:
         if len(bad) > most_bad:
             lines.append(f"  and {count(len(bad) - most_bad)} more: --json names them all")
     return lines
+
+
+def _of_videos(at_once: int | str) -> str:
+    if at_once == "auto":
+        return "as many videos an actor, in step, as its GPU has memory for: --card-gb says how many (on a CPU: one)"
+    return f"{count(int(at_once))} video{'s' * (at_once != 1)} an actor, in step; the time above is that of one by one"
 
 
 def _of_cards(smallest: int | None, plain: int | None) -> str:
@@ -206,7 +226,7 @@ def memory_on(plan: Plan, card_gb: float, num_latents: int | None = None) -> Mem
         ModelError: if it does not fit, saying what would.
     """
     config = plan.config
-    return plan_memory(
+    return plan_videos(
         require_footprint(config.model, config.revision),
         plan.spec,
         plan.sampler,
@@ -215,6 +235,7 @@ def memory_on(plan: Plan, card_gb: float, num_latents: int | None = None) -> Mem
         getattr(torch, config.text_dtype),
         text_on_card=config.workers.text_gpus > 0,
         num_latents=num_latents,
+        num_videos=config.workers.videos_per_actor,
     )
 
 

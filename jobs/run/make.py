@@ -354,4 +354,6 @@ def worker_settings(plan: Plan, out: str, slots: Slots) -> WorkerSettings:
         # a node has another environment
         storage_patience_s=patience_of_environment() if is_in_bucket(out) else None,
         longest_latents=plan.longest,
+        videos_per_actor=config.workers.videos_per_actor,
+        longest_wait_s=config.workers.stalled_after_s / 100,
     )

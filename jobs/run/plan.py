@@ -5,6 +5,7 @@ Everything that can be wrong with them is found here: the config, the model, the
 
 from __future__ import annotations
 
+import json
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from miga.backbones.registry import (
 from miga.config import SamplerConfig
 from miga.errors import BadRowError, ConfigError, MigaError, UsageError
 from miga.generate import rules_of_pictures
+from miga.methods import methods
 from miga.profiles import default_num_frames, resolve_config, warn_of_concerns, why_no_length, why_no_starts
 from pipeline.config import RunConfig
 from pipeline.prompts.images import RowImages
@@ -152,6 +154,7 @@ def resolve_settings(config: RunConfig) -> tuple[BackboneSpec, SamplerConfig, in
     check_codec(config.video, spec.height, spec.width)
     check_schedule(config.model, sampler, config.revision)
     check_quality(config)
+    check_videos_together(config, sampler)
     warn_of_concerns(sampler, spec, spec.num_latents(num_frames), trained)
     return spec, sampler, num_frames
 
@@ -175,6 +178,23 @@ def check_quality(config: RunConfig) -> None:
             f"[quality] asks for {', '.join(unknown)}, which videos of {config.model!r} are not scored by when made",
             f"there are: {', '.join(known)}",
         )
+
+
+def check_videos_together(config: RunConfig, sampler: SamplerConfig) -> None:
+    """Whether the profile's videos can be made in step, where [workers] asks for that.
+
+    Raises:
+        ConfigError: naming the profiles that can.
+    """
+    asked = config.workers.videos_per_actor
+    if asked == 1 or methods()[sampler.method].makes_together:
+        return
+    can = [name for each in methods().values() if each.makes_together for name in each.profiles]
+    raise ConfigError(
+        f"[workers] videos_per_actor = {json.dumps(asked)}, and profile {sampler.profile!r} makes one video at a time: "
+        "its calls are large enough by themselves, and other actors take some of them (`share`)",
+        f"leave it out; profiles that make several in step: {', '.join(can)}",
+    )
 
 
 def model_options(config: RunConfig) -> ModelOptions:

@@ -223,7 +223,11 @@ class CachedDenoiser(Denoiser, Protocol):
         batch: int = 1,
         time_frequencies: TimeFrequencies | None = None,
     ) -> Any:
-        """An empty cache of so many latents, of that height and width, for so many videos in step."""
+        """An empty cache of so many latents, of that height and width, for so many videos in step.
+
+        Where a cache of one video has a method `joined(others)`, which gives the cache of all of them for a call that
+        does the same in each, videos can be made in step.
+        """
         ...
 
     def call_cached(self, x_BFCHW: torch.Tensor, call: CachedCall, conditions: Sequence[Condition]) -> torch.Tensor:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import torch
 
@@ -20,6 +20,7 @@ from miga.backbones.base import BackboneSpec
 from miga.config import SamplerConfig
 from miga.cost import most_latents_held
 from miga.errors import ModelError
+from miga.sharing import MOST_VIDEOS
 
 CARDS_GB: Final = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
 """What cards are sold with."""
@@ -31,6 +32,8 @@ PROCESS_BYTES: Final = 900_000_000
 """Of a worker's process before it holds a model: Python, PyTorch, diffusers, and what it shares with no other."""
 SMALLER: Final = ((720, 1280), (480, 832), (384, 640), (320, 512), (256, 448))
 """Sizes that are proposed where one does not fit."""
+VIDEOS: Final = "videos_per_actor"
+"""In [workers]: how many videos are made at once."""
 TEXT_ELSEWHERE: Final = "text_gpus = 0 in [workers]"
 """What leaves the text encoder off the card, as a config says it."""
 
@@ -80,7 +83,7 @@ class MemoryPlan:
     Attributes:
         card_bytes: what there is.
         transformer_bytes: weights of the network, a transformer or a UNet.
-        vae_bytes: the VAE's weights, and the cache that it decodes one video with.
+        vae_bytes: the VAE's weights, and the cache that it decodes each video with.
         queue_bytes: latents in flight, with the solver's history.
         activations_bytes: what a call of the network and a decode take beside: both, or in turn the larger.
         dtype: of the network's arithmetic.
@@ -90,10 +93,11 @@ class MemoryPlan:
         one_expert: whether, of a model's two networks, one is on the card at a time; the other waits in the machine's
             memory.
         text_bytes: what the text encoder takes where it is.
-        cache_bytes: keys and values that a causal method keeps of one video.
+        cache_bytes: keys and values that a causal method keeps, of all videos.
         text_dtype: of the text encoder.
         text_on_card: whether it is on this card too, in a process of its own.
         num_latents: length of video that the plan is for, where memory grows with it; None where it does not.
+        num_videos: that are made at once, in step.
         reason: what was chosen, and why.
     """
 
@@ -112,6 +116,7 @@ class MemoryPlan:
     text_dtype: torch.dtype = torch.float32
     text_on_card: bool = False
     num_latents: int | None = None
+    num_videos: int = 1
     reason: str = ""
 
     @property
@@ -190,6 +195,7 @@ def plan_memory(
     *,
     text_on_card: bool = False,
     num_latents: int | None = None,
+    num_videos: int = 1,
 ) -> MemoryPlan:
     """The first of these that fits: everything as it is; the VAE in bfloat16; the transformer in fp8; both.
 
@@ -208,6 +214,7 @@ def plan_memory(
         text_dtype: of the text encoder.
         text_on_card: whether the text encoder shares the card (`text_gpus` in [workers]).
         num_latents: of the longest video, where a call shows all of it; None: of the model's default length.
+        num_videos: made at once, in step.
 
     Raises:
         ModelError: if none fits, saying what would.
@@ -215,9 +222,13 @@ def plan_memory(
     length = _length(spec, sampler, num_latents)
 
     def plans_for(
-        spec: BackboneSpec, text_dtype: torch.dtype, text_on_card: bool, length: int | None = length
+        spec: BackboneSpec,
+        text_dtype: torch.dtype,
+        text_on_card: bool,
+        length: int | None = length,
+        num_videos: int = num_videos,
     ) -> list[MemoryPlan]:
-        return list(_plans(architecture, spec, sampler, card, dtype, text_dtype, text_on_card, length))
+        return list(_plans(architecture, spec, sampler, card, dtype, text_dtype, text_on_card, length, num_videos))
 
     plans = plans_for(spec, text_dtype, text_on_card)
     for plan in plans:
@@ -226,6 +237,13 @@ def plan_memory(
     smallest = plans[-1]
     cards = [gb for gb in CARDS_GB if card_bytes(gb) >= smallest.total_bytes]
     fits = [f"a card of {cards[0]} GB"] if cards else []
+    fits = (
+        _fewer_videos(
+            num_videos,
+            lambda count: plans_for(spec, text_dtype, text_on_card, num_videos=count)[-1].total_bytes <= card,
+        )
+        + fits
+    )
     if text_on_card and text_dtype.itemsize > 2 and plans_for(spec, torch.bfloat16, True)[-1].total_bytes <= card:
         fits.append('text_dtype = "bfloat16"')
     if text_on_card and plans_for(spec, text_dtype, False)[-1].total_bytes <= card:
@@ -242,13 +260,63 @@ def plan_memory(
             )
             + fits
         )
-    text = f", text encoder {_gb(smallest.text_bytes)}" if text_on_card else ""
     raise ModelError(
-        f"{_what(spec, length)} needs {_gb(smallest.total_bytes)} with everything made as small "
-        f"as it can be (weights {_gb(smallest.transformer_bytes)}, VAE and its cache {_gb(smallest.vae_bytes)}, "
-        f"activations {_gb(smallest.activations_bytes)}{text}), and the card has {_gb(card)}",
+        f"{_what(spec, length, num_videos)} needs {_gb(smallest.total_bytes)} with everything made as small as it can "
+        f"be ({_parts(smallest)}), and the card has {_gb(card)}",
         f"what would fit: {', or '.join(fits) or 'a smaller model'}",
     )
+
+
+def plan_videos(
+    architecture: Footprint,
+    spec: BackboneSpec,
+    sampler: SamplerConfig,
+    card: int,
+    dtype: torch.dtype = torch.bfloat16,
+    text_dtype: torch.dtype = torch.float32,
+    *,
+    text_on_card: bool = False,
+    num_latents: int | None = None,
+    num_videos: int | Literal["auto"] = 1,
+) -> MemoryPlan:
+    """As `plan_memory`, of so many videos at once, or of as many as fit beside a model that is held as for one.
+
+    Raises:
+        ModelError: as there.
+    """
+    number = 1 if num_videos == "auto" else num_videos
+    plan = plan_memory(
+        architecture, spec, sampler, card, dtype, text_dtype,
+        text_on_card=text_on_card, num_latents=num_latents, num_videos=number,
+    )  # fmt: skip
+    if num_videos != "auto":
+        return plan
+    most = most_videos(architecture, spec, sampler, plan, num_latents)
+    return as_held(plan, architecture, spec, sampler, num_latents, most)
+
+
+def most_videos(
+    architecture: Footprint,
+    spec: BackboneSpec,
+    sampler: SamplerConfig,
+    held: MemoryPlan,
+    num_latents: int | None = None,
+) -> int:
+    """How many videos fit at once on a card beside a model that is held as for one: nothing is made smaller for more.
+
+    Args:
+        architecture: of the model.
+        spec: of the same model, at the size that is asked for.
+        sampler: the settings.
+        held: the plan for one video.
+        num_latents: of the longest video, where a call shows all of it.
+    """
+
+    def fits(num_videos: int) -> bool:
+        plan = as_held(held, architecture, spec, sampler, num_latents, num_videos)
+        return plan.total_bytes <= held.card_bytes
+
+    return next((count for count in range(MOST_VIDEOS, 1, -1) if fits(count)), 1)
 
 
 def _length(spec: BackboneSpec, sampler: SamplerConfig, num_latents: int | None) -> int | None:
@@ -258,9 +326,28 @@ def _length(spec: BackboneSpec, sampler: SamplerConfig, num_latents: int | None)
     return spec.num_latents(spec.default_num_frames) if num_latents is None else num_latents
 
 
-def _what(spec: BackboneSpec, length: int | None) -> str:
+def _what(spec: BackboneSpec, length: int | None, num_videos: int = 1) -> str:
+    at_once = f"making {num_videos} videos at once of " if num_videos > 1 else ""
     frames = "" if length is None else f"{spec.num_frames(length)} frames in one window of "
-    return f"{frames}{spec.name!r} at {spec.height}x{spec.width}"
+    return f"{at_once}{frames}{spec.name!r} at {spec.height}x{spec.width}"
+
+
+def _parts(plan: MemoryPlan) -> str:
+    """What takes the memory of a card, in words."""
+    parts = {
+        "weights": plan.transformer_bytes,
+        "VAE and its cache": plan.vae_bytes,
+        "keys and values": plan.cache_bytes,
+        "activations": plan.activations_bytes,
+        "text encoder": plan.text_bytes if plan.text_on_card else 0,
+    }
+    return ", ".join(f"{name} {_gb(count)}" for name, count in parts.items() if count)
+
+
+def _fewer_videos(num_videos: int, fits: Callable[[int], bool]) -> list[str]:
+    """The most videos at once below a number that fit, in words; nothing if none do."""
+    most = next((count for count in range(num_videos - 1, 0, -1) if fits(count)), 0)
+    return [f"{VIDEOS} = {most}"] if most else []
 
 
 def _shorter(spec: BackboneSpec, length: int, fits: Callable[[int], bool]) -> list[str]:
@@ -286,10 +373,11 @@ def as_held(
     spec: BackboneSpec,
     sampler: SamplerConfig,
     num_latents: int | None = None,
+    num_videos: int = 1,
 ) -> MemoryPlan:
-    """What videos of another size or length, or by other settings, take of a model that is held as a plan says."""
-    length = _length(spec, sampler, num_latents)
-    plans = _plans(architecture, spec, sampler, plan.card_bytes, plan.dtype, plan.text_dtype, plan.text_on_card, length)
+    """What videos of another size, length or number, or by other settings, take of a model held as a plan says."""
+    length, dtypes = _length(spec, sampler, num_latents), (plan.dtype, plan.text_dtype)
+    plans = _plans(architecture, spec, sampler, plan.card_bytes, *dtypes, plan.text_on_card, length, num_videos)
     held = (plan.fp8, plan.one_expert, plan.vae_dtype, plan.decodes_beside)
     return next(each for each in plans if (each.fp8, each.one_expert, each.vae_dtype, each.decodes_beside) == held)
 
@@ -305,6 +393,7 @@ def check_machine_memory(
     *,
     process_bytes: int = PROCESS_BYTES,
     num_latents: int | None = None,
+    num_videos: int = 1,
 ) -> None:
     """Whether a machine without a GPU holds a run: every actor the whole model, and one process the text encoder.
 
@@ -320,20 +409,27 @@ def check_machine_memory(
         text_dtype: of the text encoder.
         process_bytes: of each of those processes before it holds anything; 0 where this one, which is there, holds all.
         num_latents: of the longest video, where a call shows all of it; None: of the model's default length.
+        num_videos: that each actor makes at once.
 
     Raises:
         ModelError: if it does not, saying what would.
     """
     length = _length(spec, sampler, num_latents)
 
-    def needed(num_actors: int, dtype: torch.dtype, text_dtype: torch.dtype, length: int | None = length) -> int:
-        plan = next(_plans(architecture, spec, sampler, available, dtype, text_dtype, False, length))
+    def needed(
+        num_actors: int,
+        dtype: torch.dtype,
+        text_dtype: torch.dtype,
+        length: int | None = length,
+        num_videos: int = num_videos,
+    ) -> int:
+        plan = next(_plans(architecture, spec, sampler, available, dtype, text_dtype, False, length, num_videos))
         return num_actors * (plan.own_bytes + process_bytes) + plan.text_bytes + process_bytes
 
     wanted = needed(num_actors, dtype, text_dtype)
     if wanted <= available:
         return
-    plan = next(_plans(architecture, spec, sampler, available, dtype, text_dtype, False, length))
+    plan = next(_plans(architecture, spec, sampler, available, dtype, text_dtype, False, length, num_videos))
     half = torch.bfloat16
     dtypes = {
         (): (dtype, text_dtype),
@@ -341,7 +437,8 @@ def check_machine_memory(
         ('dtype = "bfloat16"',): (half, text_dtype),
         ('dtype = "bfloat16"', 'text_dtype = "bfloat16"'): (half, half),
     }
-    fits, best = [], 0
+    fits = _fewer_videos(num_videos, lambda count: needed(num_actors, dtype, text_dtype, num_videos=count) <= available)
+    best = 0
     for changes, (network, text) in dtypes.items():
         most = next((count for count in range(num_actors, 0, -1) if needed(count, network, text) <= available), 0)
         if most > best:
@@ -452,11 +549,16 @@ def _plans(
     text_dtype: torch.dtype,
     text_on_card: bool,
     length: int | None,
+    num_videos: int,
 ) -> Iterator[MemoryPlan]:
-    """All choices, the best first; for videos of `length` latents where memory grows with that."""
+    """All choices, the best first; for videos of `length` latents where memory grows with that.
+
+    Of several videos in step a call shows them all, and one is decoded at a time.
+    """
     cells = spec.latent_height * spec.latent_width
     stores = (False, True) if dtype.itemsize == 2 and architecture.can_store_fp8 else (False,)
-    num_windows = 1 if sampler.one_window else sampler.windows_per_batch
+    num_windows = num_videos * (1 if sampler.one_window else sampler.windows_per_batch)
+    cache_cells = num_videos * cells * architecture.vae_cache_per_cell
     call_bytes = num_windows * architecture.window_bytes(spec, sampler.latents_per_call(length), dtype)
     num_experts = getattr(architecture, "num_experts", 1)
     alone = (False, True) if num_experts > 1 else (False,)
@@ -467,9 +569,9 @@ def _plans(
         plan = MemoryPlan(
             card_bytes=card,
             transformer_bytes=network_bytes // num_experts if one_expert else network_bytes,
-            vae_bytes=vae_dtype.itemsize * (architecture.vae_parameters + cells * architecture.vae_cache_per_cell),
-            queue_bytes=queue_bytes(spec, sampler, length),
-            cache_bytes=_cache_bytes(architecture, spec, sampler, dtype),
+            vae_bytes=vae_dtype.itemsize * (architecture.vae_parameters + cache_cells),
+            queue_bytes=num_videos * queue_bytes(spec, sampler, length),
+            cache_bytes=num_videos * _cache_bytes(architecture, spec, sampler, dtype),
             activations_bytes=call_bytes + decode_bytes if beside else max(call_bytes, decode_bytes),
             dtype=dtype,
             fp8=fp8,
@@ -480,6 +582,7 @@ def _plans(
             text_dtype=text_dtype,
             text_on_card=text_on_card,
             num_latents=length,
+            num_videos=num_videos,
         )
         yield replace(plan, reason=_reason(plan, architecture))
 

@@ -101,6 +101,7 @@ class Method:
         takes_features: whether `Begin.features` means anything to it.
         is_lazy: whether windows of several of its passes may run at once; not where a pass looks at what it made.
         needs_cache: whether the network must be a `CachedDenoiser`. Its course has `replay`, beside what others have.
+        makes_together: whether several videos can be made in step, calls of theirs that do the same made as one.
         needs_picture: whether it makes nothing without a first picture, and shows pictures itself.
         had_other_name: whether settings are its own that an earlier version noted under another method's name.
     """
@@ -117,5 +118,6 @@ class Method:
     takes_features: bool = False
     is_lazy: bool = True
     needs_cache: bool = False
+    makes_together: bool = False
     needs_picture: bool = False
     had_other_name: Callable[[Mapping[str, Any]], bool] = lambda values: False

@@ -26,12 +26,17 @@ The life of a worker, which is the name of a place: an actor started in place of
                  hosting → resting     its row ended by `finished`, `failed` or `suspended`; idle with `worker_ready`
     any → lost (→ idle again), released (drained) or retired (died too often)
 
+A worker may say that it makes several videos at once (`num_videos`): it is given rows until it has so many, idle
+workers first, and each of them is a row of its own in all that is said here. Nobody is lent to it, nor it to others.
+
 Who has no row waiting for it is lent, and taken back as soon as one waits. The ledger sees no windows, so a host and
 its helpers cost the coordinator a few events a minute.
 
 Retries: a death of the worker gives the row back, until `max_attempts` deaths without a checkpoint of progress between
 them; on a node that is drained or dead it costs nothing. An error worth retrying gives it back once. Any other error of
-the row settles it as failed; an error of the run ends the run.
+the row settles it as failed; an error of the run ends the run. Of several rows that a worker made at once nobody knows
+which one killed it: each has lost a worker, but none is given up for that. A row's last attempt, and what follows an
+error worth retrying, is made on a worker of its own; while it waits for one, no worker gets a further row.
 
 Memory does not grow with the run: a settled row leaves a count per open shard and nothing else. No event looks at all
 workers or rows.
@@ -41,7 +46,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Final, Literal, TypeAlias
@@ -232,7 +237,10 @@ class _Place:
 
     Attributes:
         state: "away": starting, or lost and being started anew.
-        row: that it makes.
+        capacity: rows that it makes at once.
+        rows: that it makes.
+        is_alone: whether its row is to have no company.
+        num_resting: rows whose attempts have ended, and that no `worker_ready` has followed yet.
         uploads: rows whose videos it has made and is uploading.
         num_deaths: without progress between them.
         host_progress: signs of life of its host's attempt when it was lent.
@@ -243,10 +251,18 @@ class _Place:
     speed: float = 1.0
     state: _State = "away"
     is_draining: bool = False
-    row: int | None = None
+    capacity: int = 1
+    rows: set[int] = field(default_factory=set)
+    is_alone: bool = False
+    num_resting: int = 0
     uploads: set[int] = field(default_factory=set)
     num_deaths: int = 0
     host_progress: int = 0
+
+    @property
+    def room(self) -> int:
+        """Rows that it may be given."""
+        return 0 if self.is_alone else self.capacity - len(self.rows) - self.num_resting
 
 
 @dataclass
@@ -279,7 +295,7 @@ class Ledger:
         work_of: the work of a row's video, in any unit; workers do `speed` of it in a unit of time.
         parallelism_of: workers that a row's video keeps busy at once, its host included; 1: it takes no helpers.
         max_videos: videos made at the same time; None: as many as there are workers.
-        max_uploads: videos of a worker that may be uploading while it makes another.
+        max_uploads: videos of a worker that may be uploading while it makes another, for each that it makes at once.
         max_worker_deaths: deaths of a worker, without progress between them, after which its place stays empty.
     """
 
@@ -311,10 +327,14 @@ class Ledger:
         self._given_back: deque[int] = deque()
         self._fresh: deque[int] = deque()
         self._places: dict[str, _Place] = {}
-        self._busy: OrderedDict[str, int] = OrderedDict()  # in the order of their last progress
+        self._busy: OrderedDict[int, str] = OrderedDict()  # row → worker, in the order of their last progress
         self._idle = IdleWorkers()
         self._blocked: OrderedDict[str, None] = OrderedDict()  # idle, but for too many uploads
         self._lent: OrderedDict[str, None] = OrderedDict()  # helpers that may take a row
+        self._open: OrderedDict[str, None] = OrderedDict()  # hosts that may take a further row
+        self._room_of: dict[str, int] = {}  # of those idle or open
+        self._num_room = 0
+        self._most_each = 1
         self._lending = Lending()
         self._num_uploading = 0
         self._shards: dict[int, _Shard] = {}
@@ -395,21 +415,35 @@ class Ledger:
             place.state = "away"
 
     def worker_ready(
-        self, worker: str, now_s: float, *, node: str | None = None, speed: float | None = None
+        self,
+        worker: str,
+        now_s: float,
+        *,
+        node: str | None = None,
+        speed: float | None = None,
+        num_videos: int | None = None,
     ) -> list[Decision]:
         """A worker is there, or free again. One that was at work has lost all it had: it was started anew.
 
         Args:
             worker: its name.
             now_s: the time.
-            node: where it is, said when it joins; None: it is free again. (One that was released meanwhile is not.)
+            node: where it is, said when it joins; None: it is free again, of one of its rows. (One that was released
+                meanwhile is not.)
             speed: work it does in a unit of time; None: as before (1 at first).
+            num_videos: that it makes at once; None: as before (1 at first).
         """
         place = self._place(worker)
         if place.state == "retired":
             return [Release(worker)]
         if place.state == "released" and node is None:
             return []
+        if node is None and place.num_resting:
+            place.num_resting -= 1
+            if place.is_draining:
+                return self._release_if_free(place) + self._work(now_s)
+            self._rest(place)
+            return self._work(now_s)
         decisions = self._withdraw(place)
         if place.state == "hosting":
             decisions += self._lose(place, "the worker was started anew", now_s, is_free=False)
@@ -417,7 +451,10 @@ class Ledger:
                 return decisions + self._work(now_s)
         place.node = place.node if node is None else node
         place.speed = place.speed if speed is None else speed
+        place.capacity = place.capacity if num_videos is None else num_videos
+        self._most_each = max(self._most_each, place.capacity)
         assert 0 < place.speed < math.inf, f"{worker}: a speed of {place.speed}"
+        assert place.capacity >= 1, f"{worker}: {place.capacity} videos at once"
         if place.is_draining:
             return decisions + self._release_if_free(place) + self._work(now_s)
         self._rest(place)
@@ -433,7 +470,9 @@ class Ledger:
             return []
         place.is_draining = True
         if place.state == "hosting":
-            self._lending.close(worker)
+            self._withdraw(place)
+            if place.capacity == 1:
+                self._lending.close(worker)
             return [Suspend(worker)]
         return self._withdraw(place) + self._release_if_free(place) + self._work(now_s)
 
@@ -498,7 +537,8 @@ class Ledger:
             return [Ignore(index, attempt, worker)]
         place = self._places[worker]
         self._note_progress(entry, worker, now_s, 1.0)
-        decisions = self._end_making(place)
+        decisions = self._end_making(place, index)
+        place.num_resting -= 1
         entry.is_uploading = True
         place.uploads.add(index)
         self._num_uploading += 1
@@ -600,9 +640,9 @@ class Ledger:
         """Videos made that are not stored yet."""
         return self._num_uploading
 
-    def assigned(self) -> dict[str, tuple[int, int]]:
-        """Worker → row and attempt that it is making."""
-        return {worker: (index, self._entries[index].attempt) for worker, index in self._busy.items()}
+    def assigned(self) -> dict[int, tuple[str, int]]:
+        """Row → the worker that makes it, and its attempt."""
+        return {index: (worker, self._entries[index].attempt) for index, worker in self._busy.items()}
 
     def uploading(self, worker: str) -> list[tuple[int, int]]:
         """Rows and attempts whose videos the worker is uploading."""
@@ -610,7 +650,8 @@ class Ledger:
 
     def helpers(self, worker: str) -> tuple[str, ...]:
         """The helpers of a host."""
-        return self._lending.helpers(worker) if worker in self._busy else ()
+        place = self._place(worker)
+        return self._lending.helpers(worker) if place.state == "hosting" and place.capacity == 1 else ()
 
     def workers_on(self, node: str) -> list[str]:
         """The workers of a node, for draining it."""
@@ -634,19 +675,19 @@ class Ledger:
         waiting: Iterable[int] = chain(self._given_back, self._fresh)
         if room < math.inf:
             waiting = islice(waiting, int(room))
-        wanted = sum(self._entries[index].parallelism for index in chain(self._busy.values(), waiting))
+        wanted = sum(self._entries[index].parallelism for index in chain(self._busy, waiting))
         if not self._is_exhausted and self.num_waiting < room:
             wanted += max(1, len(self._busy))
-        return 0 if self._is_stopped and not self._busy else min(most, wanted)
+        return 0 if self._is_stopped and not self._busy else min(most, -(-wanted // self._most_each))
 
     def stalled(self, now_s: float, after_s: float) -> list[str]:
-        """Workers whose attempt has shown no progress for `after_s`."""
-        workers: list[str] = []
-        for worker, index in self._busy.items():
+        """Workers that make a row of which there was no progress for `after_s`."""
+        workers: dict[str, None] = {}
+        for index, worker in self._busy.items():
             if now_s - self._entries[index].last_progress_s < after_s:
                 break  # all others have shown some later
-            workers.append(worker)
-        return workers
+            workers[worker] = None
+        return list(workers)
 
     # ---- rows ----
 
@@ -669,8 +710,9 @@ class Ledger:
         entry.num_progress += 1
         self._places[worker].num_deaths = 0
         if not entry.is_uploading:
-            self._busy.move_to_end(worker)
-            self._lending.progress(worker, share)
+            self._busy.move_to_end(entry.row.index)
+            if self._places[worker].capacity == 1:
+                self._lending.progress(worker, share)
 
     def _leave(self, entry: _Entry) -> list[Decision]:
         """The row's attempt has ended, its worker lives; the row is nobody's."""
@@ -684,21 +726,25 @@ class Ledger:
         if entry.is_uploading:
             place.uploads.remove(entry.row.index)
             self._num_uploading -= 1
-            if len(place.uploads) == self._max_uploads:
+            if len(place.uploads) == self._most_uploads(place):
                 self._unblock(place)
         else:
-            decisions = self._end_making(place)
+            decisions = self._end_making(place, entry.row.index)
         entry.worker, entry.is_uploading = None, False
         return decisions
 
-    def _end_making(self, place: _Place) -> list[Decision]:
-        """The worker makes nothing any more, and its helpers are free."""
-        del self._busy[place.name]
-        helpers = [self._places[name] for name in self._lending.helpers(place.name)]
-        for helper in helpers:
-            self._credit(helper)
-        self._lending.end(place.name)
-        place.state, place.row = "resting", None
+    def _end_making(self, place: _Place, index: int) -> list[Decision]:
+        """The worker makes this row no more, and its helpers are free."""
+        helpers: list[_Place] = []
+        if place.capacity == 1:
+            helpers = [self._places[name] for name in self._lending.helpers(place.name)]
+            for helper in helpers:
+                self._credit(helper)
+            self._lending.end(place.name)
+        del self._busy[index]
+        place.rows.remove(index)
+        place.num_resting, place.is_alone = place.num_resting + 1, False
+        place.state = "hosting" if place.rows else "resting"
         for helper in helpers:
             self._lent.pop(helper.name, None)
             self._rest(helper)
@@ -708,11 +754,13 @@ class Ledger:
         entry.waiting_since_s = now_s
         self._given_back.append(entry.row.index)
 
-    def _retry_after_loss(self, entry: _Entry, worker: str, reason: str, now_s: float) -> list[Decision]:
-        """Once more, until the row has had its attempts."""
+    def _retry_after_loss(
+        self, entry: _Entry, worker: str, reason: str, now_s: float, had_company: bool
+    ) -> list[Decision]:
+        """Once more, until the row has had its attempts; for a death in company it is not given up."""
         entry.deaths[worker] = entry.deaths.get(worker, 0) + 1
         num_losses = sum(entry.deaths.values())
-        if num_losses >= self._max_attempts:
+        if num_losses >= self._max_attempts and not had_company:
             for name, count in entry.deaths.items():  # the row was to blame, not the places
                 self._places[name].num_deaths = max(0, self._places[name].num_deaths - count)
             return self._give_up(entry, LOST, f"given up after {num_losses} attempts; the last: {reason}")
@@ -739,24 +787,53 @@ class Ledger:
             place = self._places[worker] = _Place(worker)
         return place
 
+    def _most_uploads(self, place: _Place) -> int:
+        return self._max_uploads * place.capacity
+
     def _rest(self, place: _Place) -> None:
-        """The worker is idle."""
+        """The worker is idle, or may take a further row beside those it makes."""
+        if place.rows:
+            self._open_up(place)
+            return
+        if place.num_resting:  # `worker_ready` is to follow
+            return
         place.state = "idle"
-        if len(place.uploads) > self._max_uploads:
+        self._open.pop(place.name, None)
+        if len(place.uploads) > self._most_uploads(place):
             self._blocked[place.name] = None
+            self._set_room(place, 0)
         else:
             self._idle.add(place.name, place.speed)
+            self._set_room(place, place.room)
+
+    def _open_up(self, place: _Place) -> None:
+        """A worker that makes rows may take another, or not; of several such, it is the last to be given one."""
+        self._open.pop(place.name, None)
+        is_open = not place.is_draining and place.room > 0 and len(place.uploads) <= self._most_uploads(place)
+        if is_open:
+            self._open[place.name] = None
+        self._set_room(place, place.room if is_open else 0)
+
+    def _set_room(self, place: _Place, room: int) -> None:
+        self._num_room += room - self._room_of.pop(place.name, 0)
+        if room:
+            self._room_of[place.name] = room
 
     def _unblock(self, place: _Place) -> None:
         """The worker has few enough uploads to take a row."""
         if place.state == "idle":
             del self._blocked[place.name]
             self._idle.add(place.name, place.speed)
+            self._set_room(place, place.room)
         elif place.state == "helping":
             self._lent[place.name] = None
+        elif place.state == "hosting":
+            self._open_up(place)
 
     def _withdraw(self, place: _Place) -> list[Decision]:
-        """A worker that was idle or a helper is neither."""
+        """A worker that was idle, a helper or open to further rows is none of them."""
+        self._open.pop(place.name, None)
+        self._set_room(place, 0)
         if place.state == "idle":
             self._idle.discard(place.name)
             self._blocked.pop(place.name, None)
@@ -778,30 +855,31 @@ class Ledger:
             helper.num_deaths = 0
 
     def _busy_row(self, host: str) -> int:
-        row = self._places[host].row
-        assert row is not None
+        (row,) = self._places[host].rows
         return row
 
     def _release_if_free(self, place: _Place) -> list[Decision]:
         if not place.is_draining or place.state not in ("resting", "away") or place.uploads:
             return []
-        place.state, place.is_draining = "released", False
+        place.state, place.is_draining, place.num_resting = "released", False, 0
         return [Release(place.name)]
 
     def _lose(self, place: _Place, reason: str, now_s: float, is_free: bool) -> list[Decision]:
         is_free |= place.is_draining
         decisions = self._withdraw(place)
-        rows = sorted(place.uploads) + ([] if place.row is None else [place.row])
+        making, rows = set(place.rows), sorted(place.uploads) + sorted(place.rows)
         place.num_deaths += not is_free
         for index in rows:
+            had_company = place.capacity > 1 and (len(making) if index in making else len(rows)) > 1
             entry = self._entries[index]
             self._detach(entry, place)
             if is_free:
                 self._push_back(entry, now_s)
                 decisions.append(Requeued(entry.row, entry.attempt, reason))
             else:
-                decisions += self._retry_after_loss(entry, place.name, reason, now_s)
-        place.state, place.is_draining = "away", False
+                decisions += self._retry_after_loss(entry, place.name, reason, now_s, had_company)
+        self._withdraw(place)  # it may have been opened up while its uploads went
+        place.state, place.is_draining, place.num_resting = "away", False, 0
         return decisions + self._retire_if_hopeless(place, reason)
 
     def _retire_if_hopeless(self, place: _Place, reason: str) -> list[Decision]:
@@ -823,39 +901,58 @@ class Ledger:
     def _work(self, now_s: float) -> list[Decision]:
         """Gives waiting rows to workers; asks for more rows where there are too few; lends who is left over."""
         decisions: list[Decision] = []
-        while self.num_waiting and self._room() > 0 and (len(self._idle) or self._lent):
-            entry = self._entries[(self._given_back or self._fresh).popleft()]
-            worker = self._pick(entry)
+        while self.num_waiting and self._room() > 0 and (len(self._idle) or self._lent or self._open):
+            waiting = self._given_back or self._fresh
+            entry = self._entries[waiting[0]]
+            is_alone = self._needs_worker_of_its_own(entry)
+            if is_alone and not (len(self._idle) or self._lent):
+                break  # no worker gets a further row meanwhile: so one will be idle
+            waiting.popleft()
+            worker = self._pick(entry, is_alone)
             if worker in self._lent:
                 decisions += self._withdraw(self._places[worker])
-            decisions.append(self._assign(entry, self._places[worker], now_s))
-        startable = min(len(self._idle) + len(self._lent), self._room())
+            decisions.append(self._assign(entry, self._places[worker], now_s, is_alone))
+        startable = min(self._num_room + len(self._lent), self._room())
         wanted = startable + self._lookahead - self.num_waiting - self._num_asked
         if wanted > 0 and not self._is_exhausted and not self._is_stopped:
             self._num_asked += int(wanted)
             decisions.append(ReadRows(int(wanted)))
         return decisions + self._lend()
 
-    def _pick(self, entry: _Entry) -> str:
-        """The fastest idle worker, or the helper least missed; one that the row was lost on only if there is no other.
+    def _needs_worker_of_its_own(self, entry: _Entry) -> bool:
+        """Whether this is the row's last attempt, or follows an error worth retrying."""
+        is_last = bool(entry.deaths) and sum(entry.deaths.values()) + 1 >= self._max_attempts
+        return is_last or entry.num_errors > 0
 
-        The caller knows that there is one.
+    def _pick(self, entry: _Entry, is_alone: bool) -> str:
+        """The fastest idle worker, or the helper least missed, or a host that may take a further row.
+
+        One that the row was lost on only if there is no other. The caller knows that there is one.
         """
         avoided = entry.deaths.keys() | entry.failed_on
+        worker = self._free_worker(avoided, is_alone) or self._free_worker(frozenset(), is_alone)
+        assert worker is not None
+        return worker
+
+    def _free_worker(self, avoided: Set[str], is_alone: bool) -> str | None:
         worker = self._idle.take(avoided)
         if worker is None:
             others = (helper for helper in self._lent if helper not in avoided)
             worker = self._lending.least_missed(islice(others, NUM_LOOKED_AT))
-        if worker is None:
-            worker = self._idle.take() or self._lending.least_missed(islice(self._lent, NUM_LOOKED_AT))
-        assert worker is not None
+        if worker is None and not is_alone:
+            worker = next((name for name in islice(self._open, NUM_LOOKED_AT) if name not in avoided), None)
         return worker
 
-    def _assign(self, entry: _Entry, place: _Place, now_s: float) -> Assign:
-        place.state, place.row = "hosting", entry.row.index
-        self._busy[place.name] = entry.row.index
+    def _assign(self, entry: _Entry, place: _Place, now_s: float, is_alone: bool) -> Assign:
+        index = entry.row.index
+        place.state, place.is_alone = "hosting", is_alone
+        place.rows.add(index)
+        self._open_up(place)
+        self._busy[index] = place.name
         entry.worker, entry.attempt, entry.last_progress_s = place.name, entry.attempt + 1, now_s
         entry.num_progress = 0
+        if place.capacity > 1:
+            return Assign(entry.row, entry.attempt, place.name, now_s - entry.waiting_since_s, entry.checkpoint)
         self._lending.start(
             place.name,
             work=entry.work,
@@ -878,6 +975,7 @@ class Ledger:
                 name, spare = taken, spare - 1
                 self._lent[name] = None
             place = self._places[name]
+            self._set_room(place, 0)
             place.state = "helping"
             place.host_progress = self._entries[self._busy_row(host)].num_progress
             self._lending.lend(host, name, place.speed)

@@ -75,7 +75,7 @@ class FakeActor:
         self.helpers: list[tuple[tuple[int, int], list[str]]] = []
         self.suspended: list[tuple[int, int]] = []
         self.is_dead = self.is_killed = False
-        self.hosted: Hosted | None = None
+        self.hosted: tuple[Hosted, ...] = ()
         self.death: Exception = ActorDiedError()
         self._events: list[VideoEvent] = []
         self._asked: Answer | None = None
@@ -89,7 +89,8 @@ class FakeActor:
         return Call
 
     def do_load(self) -> Answer:
-        return Answer(WorkerInfo(device="none", node=self.node, node_id=self.node, revision="none", pid=0))
+        info = {"device": "none", "node": self.node, "node_id": self.node, "revision": "none", "pid": 0}
+        return Answer(WorkerInfo(**info, num_videos=self.cluster.num_videos))  # type: ignore[arg-type]
 
     def do_measure(self, *_: Any) -> Answer:
         return Answer(1.0)
@@ -178,7 +179,7 @@ class FakeCluster:
     def __init__(self, out: Path, num_rows: int, script: Script, **config: Any) -> None:
         self.script, self.actors, self.lines = script, [], []  # type: ignore[var-annotated]
         self.on_suspend: Callable[[FakeActor, int, int], None] = lambda actor, row, attempt: None
-        self.node = "node-0"
+        self.node, self.num_videos = "node-0", 1
         out.mkdir(exist_ok=True)
         prompts = out.with_suffix(".txt")
         prompts.write_text("".join(f"take {number}\n" for number in range(num_rows)))
@@ -608,7 +609,7 @@ def test_progress_is_of_calls_and_goes_back_with_the_row(tmp_path: Path) -> None
     def script(actor: FakeActor, task: VideoTask) -> None:
         look()
         if task.attempt == 1:
-            actor.hosted = Hosted(row=0, attempt=1, num_calls=40)
+            actor.hosted = (Hosted(row=0, attempt=1, num_calls=40),)
             actor.say(VideoProgress(row=0, attempt=1, num_latents_done=0, num_calls=44))
             cluster.inbox.put(look)
             cluster.inbox.put(actor.die)
@@ -620,3 +621,89 @@ def test_progress_is_of_calls_and_goes_back_with_the_row(tmp_path: Path) -> None
     check_complete(cluster, 1)
     assert [calls for calls, _ in seen] == [0, 40, 0]
     assert all(doing == [] for _, doing in seen[:2]), "loading and encoding are over once a video is begun"
+
+
+# ---- workers that make several videos at once ----
+
+
+def test_a_worker_is_told_of_as_many_rows_as_it_makes_at_once(tmp_path: Path) -> None:
+    """They end together, in one answer: those that follow are all begun, too, and every row has its own figures."""
+    held: list[VideoTask] = []
+    bars: list[set[int]] = []
+
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        held.append(task)
+        if len(held) < 3:
+            return
+        actor.hosted = tuple(Hosted(row=each.row, attempt=1, num_calls=10 * each.row) for each in held)
+        bars.append({making.row.index for making in cluster.board._making.values()})
+        events: list[VideoEvent] = [VideoMade(row=each.row, attempt=1) for each in held]
+        events += [VideoFinished(row=each.row, attempt=1, result=RESULT) for each in held]
+        held.clear()
+        cluster.inbox.put(lambda: actor.say(*events))
+
+    cluster = FakeCluster(tmp_path / "out", 9, script, workers={"num_actors": 1})
+    cluster.num_videos = 3
+    cluster.run()
+    check_complete(cluster, 9)
+    assert sorted(task.row for task in cluster.tasks()) == list(range(9))
+    assert bars == [{0, 1, 2}, {3, 4, 5}, {6, 7, 8}]
+
+
+def test_a_dead_worker_gives_back_all_rows_and_each_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None:
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        if task.attempt > 1:
+            actor.finish(task)
+            return
+        path = f"{task.checkpoints}/e7a1-{task.row + 1:04d}.safetensors"
+        if task.row != 1:
+            cluster.storage.write_bytes(path, b"part")
+            actor.say(VideoCheckpointed(row=task.row, attempt=1, path=path, num_calls=9))
+        if len(actor.tasks) == 3:
+            cluster.inbox.put(actor.die)
+
+    cluster = FakeCluster(tmp_path / "out", 3, script, workers={"num_actors": 1})
+    cluster.num_videos = 3
+    cluster.run()
+    check_complete(cluster, 3)
+    again = {task.row: task.resume_from for task in cluster.tasks() if task.attempt == 2}
+    assert again == {
+        row: None if row == 1 else f"{cluster.tasks()[row].checkpoints}/e7a1-{row + 1:04d}.safetensors"
+        for row in range(3)
+    }
+
+
+def test_a_row_that_fails_leaves_the_others_of_its_worker_at_work(tmp_path: Path) -> None:
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        if len(actor.tasks) < 3:
+            return
+        if task.row == 2:
+            failed = VideoFailed(row=1, attempt=1, error_type="E", error="no", scope="row", retryable=False)
+            cluster.inbox.put(lambda: actor.say(failed))
+        for each in [actor.tasks[0], *actor.tasks[2:]]:
+            if task.row == 3:
+                cluster.inbox.put(partial(actor.finish, each))
+
+    cluster = FakeCluster(tmp_path / "out", 4, script, workers={"num_actors": 1})
+    cluster.num_videos = 3
+    cluster.run()
+    check_complete(cluster, 4, failed=(1,))
+    assert [task.attempt for task in cluster.tasks()] == [1] * 4
+
+
+def test_stopping_saves_every_row_of_a_worker(tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def script(actor: FakeActor, task: VideoTask) -> None:
+        if len(actor.tasks) == 3:
+            stop.set()
+
+    def saved(actor: FakeActor, row: int, attempt: int) -> None:
+        actor.say(VideoSuspended(row=row, attempt=attempt))
+
+    cluster = FakeCluster(tmp_path / "out", 3, script, workers={"num_actors": 1})
+    cluster.num_videos, cluster.on_suspend = 3, saved
+    with pytest.raises(KeyboardInterrupt):
+        cluster.run(stop)
+    assert cluster.actors[0].suspended == [(0, 1), (1, 1), (2, 1)]
+    assert cluster.ledger.is_idle

@@ -357,7 +357,7 @@ def test_calls_that_have_ended_are_told_while_a_video_is_made(
     def look(event: Any) -> None:
         if isinstance(event, VideoProgress):
             before = sum(gpu._clock.num_calls for gpu in (host, *helpers))
-            hosted = host._hosted.hosted()  # type: ignore[union-attr]
+            hosted = host._hosted[0, 1].hosted()
             assert (hosted.row, hosted.attempt) == (0, 1)
             assert hosted.num_calls <= event.num_calls
             assert hosted.num_calls >= before - 2 * (1 + num_helpers) * 9, "those on their way aside"
@@ -371,7 +371,7 @@ def test_calls_that_have_ended_are_told_while_a_video_is_made(
     assert calls[-1] == result.num_calls
     assert len(set(calls)) > 10, "they go on before any latent is finished"
     assert told[-1][1] == sum(result.trace.searched)
-    assert host.news(0.0).hosted is None, "it hosts none any more"
+    assert host.news(0.0).hosted == (), "it hosts none any more"
 
 
 def test_a_video_that_goes_on_from_a_checkpoint_counts_its_calls(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_a_video_that_goes_on_from_a_checkpoint_counts_its_calls(tmp_path: Path)
     counted: list[int] = []
     post = host._outbox.post
     host._outbox.post = lambda event: (  # type: ignore[method-assign]
-        counted.append(host._hosted.hosted().num_calls) if isinstance(event, VideoProgress) else None,  # type: ignore[union-attr]
+        counted.append(host._hosted[0, 2].hosted().num_calls) if isinstance(event, VideoProgress) else None,
         post(event),
     )
     result = make(host, task(attempt=2, resume_from=last.path)).result

@@ -41,6 +41,12 @@ def of(kind: type, decisions: list[Decision]) -> list:
     return [decision for decision in decisions if isinstance(decision, kind)]
 
 
+def assigned_to(ledger: Ledger, worker: str) -> tuple[int, int]:
+    """The row and attempt that a worker makes."""
+    ((row, attempt),) = [(row, made[1]) for row, made in ledger.assigned().items() if made[0] == worker]
+    return row, attempt
+
+
 def fail(ledger: Ledger, row: int, attempt: int, worker: str, *, scope: str = "row", retryable: bool = False):
     return ledger.failed(row, attempt, worker, 1.0, error_type="E", error="why", scope=scope, retryable=retryable)
 
@@ -51,7 +57,7 @@ def test_rows_are_asked_for_only_when_a_worker_is_idle() -> None:
     assert ledger.worker_ready("w2", 0.0) == [ReadRows(1)]
     assert of(Assign, ledger.row_read(prompt_row(0), 1.0)) == [Assign(prompt_row(0), 1, "w1", 0.0)]
     assert of(Assign, ledger.row_read(prompt_row(1), 2.0)) == [Assign(prompt_row(1), 1, "w2", 0.0)]
-    assert ledger.assigned() == {"w1": (0, 1), "w2": (1, 1)}
+    assert ledger.assigned() == {0: ("w1", 1), 1: ("w2", 1)}
 
 
 def test_lookahead_keeps_rows_waiting() -> None:
@@ -129,7 +135,7 @@ def test_worker_started_anew_loses_its_row() -> None:
     ledger.row_read(prompt_row(0), 0.0)
     decisions = ledger.worker_ready("w", 1.0)
     assert [type(decision) for decision in decisions][:2] == [Requeued, Assign]
-    assert ledger.assigned() == {"w": (0, 2)}
+    assert ledger.assigned() == {0: ("w", 2)}
 
 
 def test_run_error_aborts() -> None:
@@ -391,7 +397,7 @@ def test_helpers_go_where_most_work_is_left_per_speed() -> None:
     ledger.worker_ready("slow", 0.0)
     ledger.row_read(prompt_row(0), 0.0)
     ledger.row_read(prompt_row(1), 0.0)
-    assert ledger.assigned()["fast"] == (0, 1), "the fastest takes the first row"
+    assert ledger.assigned()[0] == ("fast", 1), "the fastest takes the first row"
     ledger.rows_exhausted(0.0)
     assert ledger.worker_ready("c", 0.0) == [Helpers("slow", ("c",))]  # 100/2 against 90/1
     assert ledger.worker_ready("d", 0.0) == [Helpers("fast", ("d",))]  # 100/2 against 90/2
@@ -413,7 +419,7 @@ def test_a_helper_is_taken_back_for_a_row_that_waits() -> None:
     ledger, lent = shared(2, *"abc")
     (host,) = lent
     other = "b" if host == "a" else "a"
-    row, attempt = ledger.assigned()[other]
+    row, attempt = assigned_to(ledger, other)
     decisions = ledger.worker_lost(other, "killed", 1.0)
     assert [type(decision) for decision in decisions] == [Requeued, Helpers, Assign]
     assert decisions[1:] == [Helpers(host, ()), Assign(prompt_row(row), attempt + 1, "c", 0.0)]
@@ -422,7 +428,7 @@ def test_a_helper_is_taken_back_for_a_row_that_waits() -> None:
 def test_the_end_of_a_video_frees_its_helpers() -> None:
     ledger, _ = shared(2, *"abcd")
     helper = ledger.helpers("a")[0]
-    row, attempt = ledger.assigned()["a"]
+    row, attempt = assigned_to(ledger, "a")
     decisions = ledger.finished(row, attempt, "a", 1.0)
     assert decisions[1] == Helpers("a", ())
     assert of(Helpers, decisions)[1].worker == "b"
@@ -446,7 +452,7 @@ def test_the_cap_on_videos_leaves_the_others_as_helpers() -> None:
         ledger.worker_ready(worker, 0.0)
     ledger.row_read(prompt_row(0), 0.0)
     ledger.row_read(prompt_row(1), 0.0)
-    assert list(ledger.assigned()) == ["a"]
+    assert ledger.assigned() == {0: ("a", 1)}
     assert ledger.helpers("a") == ("b", "c")
     assert of(Assign, ledger.made(0, 1, "a", 1.0))[0].row.index == 1
 

@@ -161,7 +161,7 @@ class World:
 
     def check_rest(self) -> None:
         ledger = self.ledger
-        assert ledger.assigned() == {name: (made.index, made.number) for name, made in self.making.items()}
+        assert ledger.assigned() == {made.index: (name, made.number) for name, made in self.making.items()}
         lent = {helper for helpers in self.helpers.values() for helper in helpers}
         assert not any(self.workers[helper].is_draining for helper in lent)
         for host, helpers in self.helpers.items():

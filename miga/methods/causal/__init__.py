@@ -13,4 +13,5 @@ METHOD = Method(
     needs_base_clip=False,
     is_lazy=False,
     needs_cache=True,
+    makes_together=True,
 )

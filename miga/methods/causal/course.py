@@ -222,7 +222,8 @@ class Causal:
         queue = stepper.noise_queue(block.start, len(block), steps.count, "push")
         for level in range(steps.count, steps.count - count, -1):
             places = self._places(memory.table, block, is_cut)
-            call = self._call(memory, [steps.timesteps[level]] * len(block), [steps.sigmas[level]] * len(block), places)
+            timesteps, sigmas = ([table[level]] * len(block) for table in (steps.timesteps, steps.sigmas))
+            call = self._call(memory, block.start, timesteps, sigmas, places)
             if compression is not None and call is not None:
                 call = replace(call, compression=compression)
             compression = None
@@ -232,7 +233,7 @@ class Causal:
     def _keep(self, memory: Memory, clean: FrameQueue, is_cut: bool) -> None:
         """Shows a clean block; the cache keeps it."""
         slots = self._free_slots(memory, len(clean))
-        call = self._clean_call(memory, self._places(memory.table, clean.indices, is_cut), slots)
+        call = self._clean_call(memory, clean.first, self._places(memory.table, clean.indices, is_cut), slots)
         if call is not None and self.config.eviction == "compress":
             call = replace(call, keeps_queries=True)
         self.stepper.in_part(CLEAN).show_cached(clean, call)
@@ -288,7 +289,8 @@ class Causal:
             places = relative(slots, own, num_unseen)
         else:
             places = absolute(table.latents[:sink], own)
-        call = self._clean_call(memory, places, (-1,) * num_unseen + tuple(table.slots[sink:]), slots)
+        writes = (-1,) * num_unseen + tuple(table.slots[sink:])
+        call = self._clean_call(memory, own.start, places, writes, slots)
         assert call is not None
         queue = FrameQueue(x_FCHW, torch.zeros(len(own), dtype=torch.int64), {}, own.start)
         prompts = PromptTrack([self.stepper.prompts.at(first)])
@@ -312,7 +314,7 @@ class Causal:
         levels = queue.level_F.tolist()
         places, slots = self._rolling_places(memory.table, queue.indices)
         timesteps, sigmas = ([table[level] for level in levels] for table in (steps.timesteps, steps.sigmas))
-        call = self._call(memory, timesteps, sigmas, places, slots)
+        call = self._call(memory, queue.first, timesteps, sigmas, places, slots)
         passed = stepper.pass_cached(queue, call, [steps.sigmas[level - 1] for level in levels])
         first, rest = passed[: config.block], passed[config.block :]
         self._keep_rolled(memory, first)
@@ -330,14 +332,14 @@ class Causal:
         slots = self._free_slots(memory, len(first))
         seen = table.slots[max(0, len(table) + len(first) - config.attention_latents) :]
         latents = table.latents[len(table) - len(seen) :]
-        clean_call = self._clean_call(memory, absolute(latents, first.indices), slots, tuple(seen))
+        clean_call = self._clean_call(memory, first.first, absolute(latents, first.indices), slots, tuple(seen))
         self.stepper.in_part(CLEAN).show_cached(first, clean_call)
         table.put(slots, first.first)
         self._remember(memory, first)
 
     def _unfinished(self, memory: Memory, first: FrameQueue) -> CachedCall | None:
         """The call of a block that is not clean yet: seen by itself, kept nowhere."""
-        return self._clean_call(memory, absolute((), first.indices), (-1,) * len(first), ())
+        return self._clean_call(memory, first.first, absolute((), first.indices), (-1,) * len(first), ())
 
     def _rolling_places(self, table: SlotTable, own: range) -> tuple[Places, tuple[int, ...]]:
         """What a window sees: the anchor right before the last few latents before it, and those."""
@@ -366,13 +368,14 @@ class Causal:
     def _call(
         self,
         memory: Memory,
+        first: int,
         timesteps: Sequence[float],
         sigmas: Sequence[float],
         places: Places,
         slots: tuple[int, ...] | None = None,
         writes: tuple[int, ...] | None = None,
     ) -> CachedCall | None:
-        """A call that sees all cached latents, or those in `slots`; None where only a plan is made."""
+        """A call from latent `first` on that sees all cached latents, or those in `slots`; None of a plan."""
         if self.denoiser is None:
             return None
         return CachedCall(
@@ -383,14 +386,20 @@ class Causal:
             slots=tuple(memory.table.slots) if slots is None else slots,
             slot_positions=places.cached,
             writes=(-1,) * len(places.own) if writes is None else writes,
+            first=first,
         )
 
     def _clean_call(
-        self, memory: Memory, places: Places, writes: tuple[int, ...], slots: tuple[int, ...] | None = None
+        self,
+        memory: Memory,
+        first: int,
+        places: Places,
+        writes: tuple[int, ...],
+        slots: tuple[int, ...] | None = None,
     ) -> CachedCall | None:
         """A call over clean latents, which are kept."""
         count = len(places.own)
-        return self._call(memory, [float(self.config.context_noise)] * count, [0.0] * count, places, slots, writes)
+        return self._call(memory, first, [float(self.config.context_noise)] * count, [0.0] * count, places, slots, writes)
 
     # ---- what is remembered ----
 

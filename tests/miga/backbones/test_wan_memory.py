@@ -21,6 +21,7 @@ from miga.backbones.memory_plan import (
     card_bytes,
     check_machine_memory,
     plan_memory,
+    plan_videos,
     queue_bytes,
 )
 from miga.backbones.wan.per_latent import use_per_latent_timesteps
@@ -360,3 +361,51 @@ def test_the_tables_of_the_page() -> None:
         chosen = plan(NAMES[model], card, text_dtype=getattr(torch, dtype), text_on_card=True)
         assert [gigabytes, total] == [f"{count / 1e9:.1f}" for count in (chosen.text_bytes, chosen.total_bytes)]
         assert what == choice_of(chosen)
+
+
+# ---- several videos at once ----
+
+
+def test_each_video_in_step_has_a_cache_of_each_kind_of_its_own() -> None:
+    spec, architecture = PUBLISHED[SMALL], ARCHITECTURES[SMALL]
+    sampler = resolve_config("longlive-infinity", spec, {})
+    one, three = (plan_memory(architecture, spec, sampler, card_bytes(192), num_videos=count) for count in (1, 3))
+    keys = 12 * 2 * 30 * (60 * 104 // 4) * 1536 * 2  # latents, keys and values, layers, tokens, width, bytes
+    assert (one.cache_bytes, three.cache_bytes) == (keys, 3 * keys)
+    assert three.transformer_bytes == one.transformer_bytes
+    cells = spec.latent_height * spec.latent_width
+    assert three.vae_bytes - one.vae_bytes == 2 * 4 * cells * architecture.vae_cache_per_cell
+    call = architecture.window_bytes(spec, sampler.window, torch.bfloat16)
+    assert three.activations_bytes - one.activations_bytes == 2 * call, "one video is decoded at a time"
+
+
+@pytest.mark.parametrize("gb", [16, 24, 48, 80])
+def test_auto_is_as_many_as_fit_beside_a_model_held_as_for_one(gb: int) -> None:
+    spec, architecture = PUBLISHED[SMALL], ARCHITECTURES[SMALL]
+    sampler, card = resolve_config("longlive-infinity", spec, {}), card_bytes(gb)
+    one, most = (plan_videos(architecture, spec, sampler, card, num_videos=count) for count in (1, "auto"))
+    assert most.total_bytes <= card
+    held = ("transformer_bytes", "fp8", "vae_dtype", "decodes_beside")
+    assert [getattr(most, name) for name in held] == [getattr(one, name) for name in held]
+    each = one.cache_bytes + one.queue_bytes + architecture.window_bytes(spec, sampler.window, torch.bfloat16)
+    cells = spec.latent_height * spec.latent_width
+    each += one.vae_dtype.itemsize * cells * architecture.vae_cache_per_cell
+    if one.decodes_beside:
+        assert most.num_videos == 1 + (card - one.total_bytes) // each
+    assert (most.num_videos > 1) == (gb >= 32)
+
+
+def test_a_number_that_does_not_fit_is_refused_with_the_number_that_would() -> None:
+    spec, architecture = PUBLISHED[SMALL], ARCHITECTURES[SMALL]
+    sampler = resolve_config("longlive-infinity", spec, {})
+    with pytest.raises(ModelError, match="making 9 videos at once") as caught:
+        plan_memory(architecture, spec, sampler, card_bytes(24), num_videos=9)
+    assert "keys and values 31.1 GB" in str(caught.value)
+    (number,) = re.findall(r"videos_per_actor = (\d+)", caught.value.hint)
+    assert plan_memory(architecture, spec, sampler, card_bytes(24), num_videos=int(number))
+    with pytest.raises(ModelError):
+        plan_memory(architecture, spec, sampler, card_bytes(24), num_videos=int(number) + 1)
+    with pytest.raises(ModelError, match="memory") as caught:
+        check_machine_memory(architecture, spec, sampler, 1, 60 * 10**9, num_videos=9)
+    (number,) = re.findall(r"videos_per_actor = (\d+)", caught.value.hint)
+    check_machine_memory(architecture, spec, sampler, 1, 60 * 10**9, num_videos=int(number))

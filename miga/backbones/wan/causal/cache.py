@@ -8,7 +8,6 @@ Legend: B videos, S slots, T tokens of a latent, N tokens, H heads, D channels o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 
 import torch
 
@@ -65,11 +64,13 @@ class KvCache:
         """Of keys and values."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
-    def row(self, video: int) -> KvCache:
-        """One video's part of a batch's, in the same memory. What only calls know of (chosen tokens) is not in it."""
-        part = copy(self)
-        part.keys, part.values = ([each[video : video + 1] for each in side] for side in (self.keys, self.values))
-        return part
+    def joined(self, others: Sequence[KvCache]) -> JoinedCaches:
+        """This cache of one video and those of others, for calls over all of them at once."""
+        return JoinedCaches([self, *others])
+
+    def is_mixed(self, layer: int) -> bool:
+        """Whether tokens of a slot may be of several latents, chosen by a compression."""
+        return self._cells[layer] is not None
 
     def write(self, layer: int, key_BNHD: torch.Tensor, value_BNHD: torch.Tensor, slots: Sequence[int]) -> None:
         """Keeps keys and values of latents, each in its slot; -1: not."""
@@ -115,16 +116,17 @@ class KvCache:
             score_BHD = score_BHD + past_BFHD[:, -what.num_query_latents :].sum(1)
         index_N = self._index(what.candidates)
         key_BNHD, value_BNHD = self.keys[layer][:, index_N], self.values[layer][:, index_N]
-        cell_BN = self._cells_of(layer)[:, index_N]
+        cell_BN = self.cells_of(layer)[:, index_N]
         score_BN = (key_BNHD.float() * score_BHD[:, None].float()).sum((2, 3))
         chosen_BN = score_BN.topk(len(what.into) * self.tokens, dim=1).indices.sort(dim=1).values
         into_N = self._index(what.into)
         chosen_BNHD = chosen_BN[..., None, None].expand(-1, -1, *key_BNHD.shape[2:])
         self.keys[layer][:, into_N] = key_BNHD.gather(1, chosen_BNHD)
         self.values[layer][:, into_N] = value_BNHD.gather(1, chosen_BNHD)
-        self._cells_of(layer)[:, into_N] = cell_BN.gather(1, chosen_BN)
+        self.cells_of(layer)[:, into_N] = cell_BN.gather(1, chosen_BN)
 
-    def _cells_of(self, layer: int) -> torch.Tensor:
+    def cells_of(self, layer: int) -> torch.Tensor:
+        """Which token of its latent every cached token `[B, N]` is."""
         cells = self._cells[layer]
         if cells is None:
             batch, device = len(self.keys[layer]), self.keys[layer].device
@@ -140,3 +142,50 @@ class KvCache:
         device = self.keys[0].device
         first = torch.tensor(slots, device=device)[:, None] * self.tokens
         return (first + torch.arange(self.tokens, device=device)).flatten()
+
+
+class JoinedCaches:
+    """Caches of several videos as one, of as many videos, for calls that do the same in all of them.
+
+    Keys and values stay where they are: what a layer reads is put together for the time of that layer.
+
+    Args:
+        caches: of one video each, in one shape, under the same positions.
+
+    Attributes:
+        text: as of `KvCache`, of all videos.
+    """
+
+    def __init__(self, caches: Sequence[KvCache]) -> None:
+        self.caches = list(caches)
+        self.rope, self.tokens, self.num_slots = caches[0].rope, caches[0].tokens, caches[0].num_slots
+        self.text: tuple[list[torch.Tensor], list[tuple[torch.Tensor, ...]]] | None = None
+        for cache in caches:
+            cache.text = None  # kept here from now on
+
+    def is_mixed(self, layer: int) -> bool:
+        """See `KvCache.is_mixed`."""
+        return any(cache.is_mixed(layer) for cache in self.caches)
+
+    def write(self, layer: int, key_BNHD: torch.Tensor, value_BNHD: torch.Tensor, slots: Sequence[int]) -> None:
+        """See `KvCache.write`."""
+        for cache, key_1NHD, value_1NHD in zip(self.caches, key_BNHD.split(1), value_BNHD.split(1), strict=True):
+            cache.write(layer, key_1NHD, value_1NHD, slots)
+
+    def read(self, layer: int, slots: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """See `KvCache.read`."""
+        if self.is_mixed(layer):
+            for cache in self.caches:
+                cache.cells_of(layer)  # in order, where none was chosen yet
+        keys, values, cells = zip(*(cache.read(layer, slots) for cache in self.caches), strict=True)
+        return torch.cat(keys), torch.cat(values), None if cells[0] is None else torch.cat(cells)
+
+    def keep_queries(self, layer: int, query_BNHD: torch.Tensor) -> None:
+        """See `KvCache.keep_queries`."""
+        for cache, query_1NHD in zip(self.caches, query_BNHD.split(1), strict=True):
+            cache.keep_queries(layer, query_1NHD)
+
+    def compress(self, layer: int, query_BNHD: torch.Tensor, what: Compression) -> None:
+        """See `KvCache.compress`."""
+        for cache, query_1NHD in zip(self.caches, query_BNHD.split(1), strict=True):
+            cache.compress(layer, query_1NHD, what)

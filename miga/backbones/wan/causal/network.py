@@ -21,12 +21,13 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch.nn import functional
 
-from miga.backbones.wan.causal.cache import KvCache
+from miga.backbones.wan.causal.cache import JoinedCaches, KvCache
 from miga.backbones.wan.causal.rope import Rope, Turns, axis_channels, frequencies, turned
 from miga.backbones.wan.padding import has_compact_padding
 from miga.cached_call import CachedCall, TimeFrequencies
 
 Part: TypeAlias = Callable[..., Any]
+AnyCache: TypeAlias = KvCache | JoinedCaches
 
 
 class CausalWan:
@@ -169,7 +170,7 @@ class CausalWan:
         return time_of(self.transformer, torch.tensor(timesteps, dtype=torch.float64)[None], like)
 
     def _text(
-        self, cache: KvCache, texts_LD: Sequence[torch.Tensor], num_text_tokens: int
+        self, cache: AnyCache, texts_LD: Sequence[torch.Tensor], num_text_tokens: int
     ) -> list[tuple[torch.Tensor, ...]]:
         """Keys and values of the prompts in every layer; computed when they change, once for all calls till then."""
         if cache.text is not None and all(old is new for old, new in zip(cache.text[0], texts_LD, strict=True)):
@@ -181,10 +182,10 @@ class CausalWan:
 
     # ---- a block ----
 
-    def _turns(self, cache: KvCache, layer: int, call: CachedCall) -> tuple[Turns, Turns | None]:
+    def _turns(self, cache: AnyCache, layer: int, call: CachedCall) -> tuple[Turns, Turns | None]:
         """Of the latents of the call; of the cached ones None where tokens of a slot are not in order: those wait."""
         own = cache.rope.turns(layer, torch.tensor(call.positions, dtype=torch.float64))
-        if not call.slots or cache._cells[layer] is not None or call.compression is not None:
+        if not call.slots or cache.is_mixed(layer) or call.compression is not None:
             return own, None
         return own, cache.rope.turns(layer, torch.tensor(call.slot_positions, dtype=torch.float64))
 
@@ -212,7 +213,7 @@ class CausalWan:
         call: CachedCall,
         turns: tuple[Turns, Turns | None],
     ) -> torch.Tensor:
-        cache: KvCache = call.cache
+        cache: AnyCache = call.cache
         own_turns, slot_turns = turns
         if call.compression is not None:
             cache.compress(layer, query, call.compression)

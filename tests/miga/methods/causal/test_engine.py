@@ -24,7 +24,7 @@ from miga.backbones.wan.random_model import plain_twin
 from miga.cached_call import CachedCall
 from miga.checkpoint import load_checkpoints, load_state, save_checkpoint, save_state
 from miga.cost import count_calls
-from miga.errors import CheckpointError, ConfigError
+from miga.errors import CheckpointError
 from miga.generate import Sampler, VideoState
 from miga.methods.causal.course import Steps
 from miga.methods.causal.noise import AntiphaseNoise
@@ -323,27 +323,6 @@ def test_several_videos_in_step_are_each_alone(profile: str) -> None:
     for number, (prompt_track, noise) in enumerate(zip(tracks, noises, strict=True)):
         alone = made(Sampler(spied(config), config, prompt_track, noise, LENGTH))
         torch.testing.assert_close(together[number], alone, atol=1e-5, rtol=0)
-
-
-@pytest.mark.slow
-def test_videos_in_step_whose_prompts_change_together_are_each_alone() -> None:
-    config = settings("longlive")
-    texts = prompts(4)
-    tracks = [PromptTrack.spread(texts[:2], LENGTH), PromptTrack.spread(texts[2:], LENGTH)]
-    noises = [NamedNoise(seed, SHAPE) for seed in (0, 1)]
-    together = torch.cat(list(make_together(spied(config), config, tracks, noises, LENGTH)), dim=1)
-    for number in (0, 1):
-        alone = made(Sampler(spied(config), config, tracks[number], noises[number], LENGTH))
-        torch.testing.assert_close(together[number], alone, atol=1e-5, rtol=0)
-
-
-@pytest.mark.slow
-def test_videos_that_fall_out_of_step_are_refused() -> None:
-    config, texts = settings("longlive"), prompts(2)
-    tracks = [PromptTrack(texts[:1], 1), PromptTrack.spread(texts, LENGTH)]
-    noises = [NamedNoise(seed, SHAPE) for seed in (0, 1)]
-    with pytest.raises(ConfigError, match="step"):
-        list(make_together(spied(config), config, tracks, noises, LENGTH))
 
 
 # ---- noise and frequencies ----
