@@ -399,7 +399,9 @@ class Causal:
     ) -> CachedCall | None:
         """A call over clean latents, which are kept."""
         count = len(places.own)
-        return self._call(memory, first, [float(self.config.context_noise)] * count, [0.0] * count, places, slots, writes)
+        return self._call(
+            memory, first, [float(self.config.context_noise)] * count, [0.0] * count, places, slots, writes
+        )
 
     # ---- what is remembered ----
 
