@@ -262,9 +262,9 @@ class Channels:
 class WindowChannels:
     """A condition y of its own for every window of a queue, behind the channels of its latents.
 
-    A window that begins with the video's first latent is shown what a clip of the model is: the picture, then grey. So
-    is one that is shown the picture before its own latents, which takes a place: the picture is as noisy there as the
-    cleanest of them.
+    A window that begins with the video's first latent is shown what a clip of the model is: the picture, then grey, or
+    the picture over and over. So is one that is shown the picture before its own latents, which takes a place: the
+    picture is as noisy there as the cleanest of them.
 
     Attributes:
         y_FCHW: of a clip that begins with the picture.
@@ -282,12 +282,19 @@ class WindowChannels:
         spec, backbone = pictures.backbone.spec, pictures.backbone
         num_frames = spec.frames_first_latent + (window - 1) * spec.frames_per_latent
         first_1CHW = pictures.first_CHW[None]
-        y_FCHW = condition_of_frames(backbone.encode_frames, first_1CHW, num_frames, spec.frames_per_latent)
+        y_FCHW = condition_of_frames(
+            backbone.encode_frames,
+            first_1CHW,
+            num_frames,
+            spec.frames_per_latent,
+            fill="reference" if later == "reference" else "zeros",
+            reference_CHW=pictures.first_CHW,
+        )
         return cls(y_FCHW, pictures.anchor(), later)
 
     def before(self, indices: Sequence[int]) -> torch.Tensor | None:
         """See `WindowPictures.before`."""
-        return self.anchor_1CHW if self.later == "anchor" and indices[0] != 0 else None
+        return self.anchor_1CHW if self.later in ("anchor", "reference") and indices[0] != 0 else None
 
     def show(
         self, x_FCHW: torch.Tensor, level_F: torch.Tensor, indices: Sequence[int]

@@ -15,7 +15,7 @@ from miga.cost import count_calls
 from miga.denoise_pass import run_call
 from miga.errors import ConfigError
 from miga.generate import Sampler, rules_of_pictures
-from miga.image_condition import Pictures, WindowChannels, condition_of_frames
+from miga.image_condition import Pictures, WindowChannels, joined
 from miga.noise import NamedNoise
 from miga.profiles import resolve_config
 from miga.prompts import PromptTrack
@@ -29,19 +29,21 @@ SPEC = BackboneSpec(
     latent_width=SHAPE[2], height=8, width=12, fps=8, noise_schedule="flow", image_input="channels", needs_image=True,
 )  # fmt: skip
 ANCHOR = torch.full((1, *SHAPE), 0.25)
+PICTURE = torch.full((3, 8, 12), 0.5)
 CASES = [
     (profile, later)
     for profile in ("swift", "paper", "fifo", "fifo-literal")
-    for later in ("anchor", "finished", "none")
+    for later in ("anchor", "reference", "finished", "none")
     if later != "finished" or profile == "fifo"
 ]
 
 
 def encode(frames_FCHW: torch.Tensor) -> torch.Tensor:
-    """A causal encoder of a kind: the picture's latent is `ANCHOR`, grey ones behind it are numbered."""
+    """A causal encoder of a kind: the picture's latent is `ANCHOR`, those behind it are numbered, and tell grey."""
     num_latents = (len(frames_FCHW) - 1) // PER_LATENT + 1
     latents = torch.arange(num_latents, dtype=torch.float32)[:, None, None, None].expand(-1, *SHAPE) / 100
-    return torch.cat([ANCHOR, latents[1:]])
+    means = frames_FCHW[1:].mean(dim=(1, 2, 3)).view(-1, PER_LATENT).mean(1)
+    return torch.cat([ANCHOR, latents[1:] + means[:, None, None, None]])
 
 
 def config_of(profile: str, later: str, **settings: Any) -> Any:
@@ -56,7 +58,7 @@ def pictures(tokens: torch.Tensor | None = None) -> Pictures:
         image_tokens=lambda frames_FCHW: tokens,
         with_image=lambda condition, tokens_LD: condition + float(tokens_LD.sum()),
     )
-    return Pictures(backbone, torch.zeros(3, 8, 12))
+    return Pictures(backbone, PICTURE)
 
 
 class Channelled:
@@ -68,7 +70,11 @@ class Channelled:
     def __init__(self, inner: Any, later: str) -> None:
         self.inner, self.later = inner, later
         self.window, self.schedule = inner.window, inner.schedule
-        self.y_FCHW = condition_of_frames(encode, torch.zeros(1, 3, 8, 12), 1 + 5 * PER_LATENT, PER_LATENT)
+        video_FCHW = PICTURE.expand(1 + 5 * PER_LATENT, -1, -1, -1).clone()
+        video_FCHW[1:] *= float(later == "reference")
+        mask_FC = torch.zeros(6, PER_LATENT)
+        mask_FC[0] = 1.0
+        self.y_FCHW = joined(mask_FC, encode(video_FCHW))
         self.seen: set[str] = set()
 
     def __call__(self, x_BFCHW: torch.Tensor, level_BF: torch.Tensor, conditions: Sequence[float]) -> torch.Tensor:
@@ -106,7 +112,7 @@ def video_of(config: Any, inner: Any, later: str, **more: Any) -> tuple[torch.Te
 def test_what_each_window_is_conditioned_on(profile: str, later: str) -> None:
     config = config_of(profile, later)
     _, _, denoiser = video_of(config, MixingDenoiser(config), later)
-    expected = {"anchor": {"the picture"}, "none": {"the picture", "nothing"}}
+    expected = {"anchor": {"the picture"}, "reference": {"the picture"}, "none": {"the picture", "nothing"}}
     assert denoiser.seen == expected.get(later, {"the picture", "nothing", "finished latents"})
 
 
