@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from miga.time_rotation import TimeRotation
 
 SolverName = Literal["unipc", "ddim", "euler", "renoise"]
-LaterWindows: TypeAlias = Literal["", "anchor", "reference", "finished", "none"]
+LaterWindows: TypeAlias = Literal["", "anchor", "reference"]
 """What a window is conditioned on that does not begin with the video's first latent, of a model that takes channels:
-the picture, before its own latents ("reference": with the picture in place of grey behind it, as in SVI-Shot); those of
-its latents that are clean already; nothing. "" of other models."""
+the picture, before its own latents, and grey behind it, or ("reference") the picture over and over, as in SVI-Shot. ""
+of other models."""
 
 MAX_STEPS: Final = 1000
 """Time steps that models are trained with; more steps would be told apart by nothing."""
@@ -169,7 +169,7 @@ class SamplerConfig:
     @property
     def room(self) -> int:
         """Latents of a queue that a window shows at most: all but a picture that is shown before them."""
-        return self.window - (self.later_windows in ("anchor", "reference"))
+        return self.window - bool(self.later_windows)
 
     @property
     def num_calls_for_picture(self) -> int:

@@ -269,12 +269,10 @@ class WindowChannels:
     Attributes:
         y_FCHW: of a clip that begins with the picture.
         anchor_1CHW: the picture, encoded.
-        later: what other windows are conditioned on.
     """
 
     y_FCHW: torch.Tensor
     anchor_1CHW: torch.Tensor
-    later: LaterWindows
 
     @classmethod
     def of(cls, pictures: Pictures, window: int, later: LaterWindows) -> WindowChannels:
@@ -290,26 +288,18 @@ class WindowChannels:
             fill="reference" if later == "reference" else "zeros",
             reference_CHW=pictures.first_CHW,
         )
-        return cls(y_FCHW, pictures.anchor(), later)
+        return cls(y_FCHW, pictures.anchor())
 
     def before(self, indices: Sequence[int]) -> torch.Tensor | None:
         """See `WindowPictures.before`."""
-        return self.anchor_1CHW if self.later in ("anchor", "reference") and indices[0] != 0 else None
+        return None if indices[0] == 0 else self.anchor_1CHW
 
     def show(
         self, x_FCHW: torch.Tensor, level_F: torch.Tensor, indices: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See `WindowPictures.show`."""
-        count = len(indices)
-        if indices[0] == 0:
-            y_FCHW = self.y_FCHW[:count]
-        else:
-            y_FCHW = torch.zeros_like(self.y_FCHW[:count])
-            num_clean = int((level_F == 0).int().cumprod(0).sum()) if self.later == "finished" else 0
-            if num_clean:
-                per_latent = y_FCHW.shape[1] - x_FCHW.shape[1]
-                y_FCHW = condition_of_latents(x_FCHW[:1], x_FCHW[1:num_clean], count, per_latent)
-        return torch.cat([x_FCHW, y_FCHW.to(x_FCHW)], dim=1), level_F
+        assert indices[0] == 0, "every window begins with the picture, its own or the one before it"
+        return torch.cat([x_FCHW, self.y_FCHW[: len(indices)].to(x_FCHW)], dim=1), level_F
 
     def keep(self, clean_FCHW: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
         """See `WindowPictures.keep`."""

@@ -97,7 +97,11 @@ def add(commands: Any) -> None:
     )
     pictures.add_argument("--model", required=True, metavar="FOLDER", help="sprites-i2v, as it was trained; or sprites")
     pictures.add_argument(
-        "--profiles", nargs="+", default=["swift", "swift:image_condition=none"], metavar="PROFILE", help=PROFILE_HELP
+        "--profiles",
+        nargs="+",
+        default=["swift", "swift:image_condition=reference"],
+        metavar="PROFILE",
+        help=PROFILE_HELP,
     )
     pictures.add_argument("--prompts", type=int, default=16, help="pictures, each of a held-out scene (default: 16)")
     pictures.add_argument("--frames", type=int, default=177, help="of a video (default: 177)")

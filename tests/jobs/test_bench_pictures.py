@@ -75,7 +75,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(UsageError, match="swift"):
         plan("sprites", ["swift"], 1, 10)
     with pytest.raises(ConfigError, match=r"does nothing: .* takes no condition"):
-        plan("sprites", ["swift:image_condition=none"], 1, 45)
+        plan("sprites", ["swift:image_condition=reference"], 1, 45)
     with pytest.raises(UsageError, match="takes pictures"):
         plan("Wan-AI/Wan2.2-I2V-A14B-Diffusers", ["swift"], 1, 45)
 

@@ -31,10 +31,7 @@ SPEC = BackboneSpec(
 ANCHOR = torch.full((1, *SHAPE), 0.25)
 PICTURE = torch.full((3, 8, 12), 0.5)
 CASES = [
-    (profile, later)
-    for profile in ("swift", "paper", "fifo", "fifo-literal")
-    for later in ("anchor", "reference", "finished", "none")
-    if later != "finished" or profile == "fifo"
+    (profile, later) for profile in ("swift", "paper", "fifo", "fifo-literal") for later in ("anchor", "reference")
 ]
 
 
@@ -85,20 +82,9 @@ class Channelled:
 
     def kind(self, x_FCHW: torch.Tensor, y_FCHW: torch.Tensor, level_F: torch.Tensor) -> str:
         """Which condition it is: whatever it is not is refused here."""
-        count, mask_FC = len(y_FCHW), y_FCHW[:, :PER_LATENT]
-        assert count <= self.window
-        if not bool(y_FCHW.any()):
-            return "nothing"
-        assert bool((mask_FC[0] == 1).all())
-        assert not bool(mask_FC[1:].any())
-        if torch.equal(y_FCHW, self.y_FCHW[:count]):
-            return "the picture"
-        num_clean = int((level_F == 0).sum())
-        assert num_clean > 0
-        assert bool((level_F[:num_clean] == 0).all())
-        assert torch.equal(y_FCHW[:num_clean, PER_LATENT:], x_FCHW[:num_clean])
-        assert not bool(y_FCHW[num_clean:].any())
-        return "finished latents"
+        assert len(y_FCHW) <= self.window
+        assert torch.equal(y_FCHW, self.y_FCHW[: len(y_FCHW)])
+        return "the picture"
 
 
 def video_of(config: Any, inner: Any, later: str, **more: Any) -> tuple[torch.Tensor, Sampler, Channelled]:
@@ -112,8 +98,7 @@ def video_of(config: Any, inner: Any, later: str, **more: Any) -> tuple[torch.Te
 def test_what_each_window_is_conditioned_on(profile: str, later: str) -> None:
     config = config_of(profile, later)
     _, _, denoiser = video_of(config, MixingDenoiser(config), later)
-    expected = {"anchor": {"the picture"}, "reference": {"the picture"}, "none": {"the picture", "nothing"}}
-    assert denoiser.seen == expected.get(later, {"the picture", "nothing", "finished latents"})
+    assert denoiser.seen == {"the picture"}
 
 
 @pytest.mark.parametrize(("profile", "later"), [case for case in CASES if case[0] != "paper"])
@@ -139,7 +124,7 @@ def test_calls_are_counted(profile: str, later: str) -> None:
     assert sampler.num_calls == counted.total + num_searches * counted.per_search
 
 
-@pytest.mark.parametrize(("profile", "later"), [("paper", "anchor"), ("swift", "anchor"), ("fifo", "finished")])
+@pytest.mark.parametrize(("profile", "later"), [("paper", "anchor"), ("swift", "anchor"), ("fifo", "reference")])
 def test_windows_elsewhere_show_the_same(profile: str, later: str) -> None:
     config = config_of(profile, later)
     denoiser = Channelled(MixingDenoiser(config), later)
@@ -175,7 +160,7 @@ def test_the_picture_before_a_window_is_as_noisy_as_its_cleanest_latent() -> Non
 
 def test_what_the_network_reads_of_the_picture() -> None:
     """Tokens stand beside every prompt's text, as those of a chain's clip do."""
-    config = config_of("fifo", "none")
+    config = config_of("fifo", "anchor")
     seen = set()
 
     class Reading(Channelled):
@@ -183,29 +168,21 @@ def test_what_the_network_reads_of_the_picture() -> None:
             seen.update(conditions)
             return super().__call__(x_BFCHW, level_BF, conditions)
 
-    denoiser = Reading(MixingDenoiser(config), "none")
+    denoiser = Reading(MixingDenoiser(config), "anchor")
     track, shown = PromptTrack([0.5, 0.25], 8), pictures(torch.full((2, 2), 1.0))
     for _ in Sampler(denoiser, config, track, NamedNoise(SEED, SHAPE), NUM_LATENTS, pictures=shown).run():
         pass
     assert seen == {4.5, 4.25}
 
 
-def test_conditions_by_hand() -> None:
-    """Places behind the first, by what a window shows: no latents are looked at that are not clean."""
-    shown = WindowChannels.of(pictures(), 6, "finished")
-    x_FCHW = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(1))
-    with_y_FCHW, level_F = shown.show(x_FCHW, torch.tensor([0, 0, 3, 0, 4]), [7, 8, 9, 10, 11])
-    y_FCHW = with_y_FCHW[:, CHANNELS:]
-    assert torch.equal(y_FCHW[:2, PER_LATENT:], x_FCHW[:2])
-    assert not bool(y_FCHW[2:].any()), "what is clean behind a noisy latent does not count"
-    assert torch.equal(with_y_FCHW[:, :CHANNELS], x_FCHW)
-    assert level_F.tolist() == [0, 0, 3, 0, 4]
-    assert shown.before([7, 8]) is None
-    anchor = WindowChannels.of(pictures(), 6, "anchor")
-    assert anchor.before([0, 3]) is None
-    before = anchor.before([-2, -1, 0])
-    assert before is not None
-    assert torch.equal(before, ANCHOR)
+def test_where_the_picture_stands() -> None:
+    """Before every window but those that begin with the video's first latent, among them FIFO's copies of it."""
+    shown = WindowChannels.of(pictures(), 6, "anchor")
+    assert shown.before([0, 3]) is None
+    for indices in ([1, 2], [-2, -1, 0]):
+        before = shown.before(indices)
+        assert before is not None
+        assert torch.equal(before, ANCHOR)
 
 
 def test_the_setting_follows_from_the_model() -> None:
@@ -216,26 +193,26 @@ def test_the_setting_follows_from_the_model() -> None:
         assert (config.later_windows, config.room) == ("anchor", 20)
         assert "image_condition" not in plain.noted()
         assert config.noted()["image_condition"] == "anchor"
-        assert count_calls(config, 81).total >= count_calls(resolve_config(profile, image, NONE), 81).total
+        assert count_calls(config, 81).total >= count_calls(plain, 81).total
         rules = rules_of_pictures(image, config)
         assert (rules.why_no_first, rules.is_needed) == ("", True)
         assert "first picture alone" in rules.why_no_last
 
 
-NONE = {"image_condition": "none"}
+REFERENCE = {"image_condition": "reference"}
 
 
 def test_what_is_refused() -> None:
     text, image = (PUBLISHED[f"Wan-AI/Wan2.2-{kind}-A14B-Diffusers"] for kind in ("T2V", "I2V"))
-    with pytest.raises(ConfigError, match=r"image_condition = 'none' does nothing: .*T2V"):
-        rules_of_pictures(text, resolve_config("swift", text, NONE))
-    for profile in ("swift", "paper", "fifo-literal"):
-        with pytest.raises(ConfigError, match="image_condition = 'finished' is out of range"):
-            resolve_config(profile, image, {"image_condition": "finished"})
+    with pytest.raises(ConfigError, match=r"image_condition = 'reference' does nothing: .*T2V"):
+        rules_of_pictures(text, resolve_config("swift", text, REFERENCE))
+    for tried in ("finished", "none"):
+        with pytest.raises(ConfigError, match=f"image_condition = '{tried}' is unknown"):
+            resolve_config("swift", image, {"image_condition": tried})
     with pytest.raises(ConfigError, match="never shown a window") as caught:
         rules_of_pictures(image, resolve_config("stage-2-only", image))
     assert "'fifo'" in caught.value.hint
     with pytest.raises(ConfigError, match="does nothing in profile 'released'"):
-        resolve_config("released", image, NONE)
+        resolve_config("released", image, REFERENCE)
     with pytest.raises(ConfigError, match="unified_stride = 21 is out of range"):
         resolve_config("swift", image, {"unified_stride": 21})

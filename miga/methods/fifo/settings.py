@@ -56,10 +56,9 @@ class FifoSettings(DiagonalSettings):
     Attributes:
         lookahead: whether windows keep their right half behind clean context, as FIFO-Diffusion's program does, or
             their left part as Alg. 3 prints it.
-        image_condition: of a model that takes a picture beside its latents, what windows are conditioned on that do
-            not begin with the video's first latent: "anchor" (the picture, in a place before their own latents),
-            "reference" (the same, the picture in place of grey behind it), "finished" (those of their latents that are
-            clean, with lookahead) or "none".
+        image_condition: of a model that takes a picture beside its latents, what windows are conditioned on that do not
+            begin with the video's first latent: "anchor" (the picture, in a place before their own latents), or
+            "reference" (the same, the picture in place of grey behind it).
     """
 
     lookahead: bool = True
@@ -71,8 +70,7 @@ class FifoSettings(DiagonalSettings):
     def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Half a window is kept; of lookahead denoising all that a picture before it leaves of the right half."""
         half = values["window"] // 2
-        is_shown = values.get("image_condition") in ("anchor", "reference")
-        takes_a_place = is_shown and values.get("lookahead", True)
+        takes_a_place = bool(values.get("image_condition")) and values.get("lookahead", True)
         return {"stride": max(1, min(half, values["window"] - 1 - half) if takes_a_place else half)}
 
     @property
@@ -82,10 +80,6 @@ class FifoSettings(DiagonalSettings):
 
     def check(self) -> None:
         """See `SamplerConfig.check`."""
-        self.require(
-            self.lookahead or self.image_condition != "finished", "image_condition",
-            "'anchor', 'reference' or 'none': without lookahead windows show no finished latents",
-        )  # fmt: skip
         self.check_diagonal(keeps_right_half=self.lookahead)
 
 

@@ -24,8 +24,8 @@ class MigaSettings(QueueSettings):
         position_0_context: whether a plain window that does not start at the video's first latent sees one latent
             more before it, so that none but that first one is kept from the window's position 0.
         image_condition: of a model that takes a picture beside its latents, what windows are conditioned on that do not
-            begin with the video's first latent: "anchor" (the picture, in a place before their own latents),
-            "reference" (the same, the picture in place of grey behind it) or "none".
+            begin with the video's first latent: "anchor" (the picture, in a place before their own latents), or
+            "reference" (the same, the picture in place of grey behind it).
     """
 
     unified_stride: int
@@ -42,10 +42,6 @@ class MigaSettings(QueueSettings):
 
     def check(self) -> None:
         """See `SamplerConfig.check`."""
-        self.require(
-            self.image_condition != "finished", "image_condition",
-            "'anchor', 'reference' or 'none': windows of this queue show no finished latents",
-        )  # fmt: skip
         self.check_queue()
         require_strides(self, self.lead, stride=self.stride, unified_stride=self.unified_stride)
         self.check_reflection()
