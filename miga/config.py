@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol, TypeAlias
 
 from miga.clips import ClipLayout
 from miga.errors import ConfigError
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from miga.time_rotation import TimeRotation
 
 SolverName = Literal["unipc", "ddim", "euler", "renoise"]
+LaterWindows: TypeAlias = Literal["", "anchor", "reference"]
+"""What a window is conditioned on that does not begin with the video's first latent, of a model that takes channels:
+the picture, before its own latents, and grey behind it, or ("reference") the picture over and over, as in SVI-Shot. ""
+of other models."""
 
 MAX_STEPS: Final = 1000
 """Time steps that models are trained with; more steps would be told apart by nothing."""
@@ -153,6 +157,19 @@ class SamplerConfig:
     def why_no_picture(self) -> str:
         """Why no video begins with a picture under these settings; empty if one may."""
         return ""
+
+    @property
+    def later_windows(self) -> LaterWindows:
+        """What windows behind the first are conditioned on, of a model that takes channels; "" of other models.
+
+        See `LaterWindows`.
+        """
+        return ""
+
+    @property
+    def room(self) -> int:
+        """Latents of a queue that a window shows at most: all but a picture that is shown before them."""
+        return self.window - bool(self.later_windows)
 
     @property
     def num_calls_for_picture(self) -> int:

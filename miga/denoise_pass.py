@@ -119,7 +119,7 @@ class Shown:
     Attributes:
         level_F: of every latent, anchors first.
         position_F: see `WindowCall`.
-        anchors: those it shows, each with the level that it is shown at.
+        anchors: those it shows, each with the level that it is shown at; a picture before all others.
         at_level: brings one there.
     """
 
@@ -239,11 +239,16 @@ class Stepper:
         """What a window shows, levels and positions; no latent is looked at."""
         level_F = queue.level_F[window.positions]
         chosen = [anchors[number] for number in window.anchors]
-        told = int(level_F.min()) if self.noises_anchors else 0  # of clean ones
+        cleanest = int(level_F.min())
+        told = cleanest if self.noises_anchors else 0  # of clean ones
         levels = [told if self._is_clean(anchor) else int(anchor.level_F[0]) for anchor in chosen]
+        places = [*(anchor.first for anchor in chosen), *window.indices(queue.first)]
+        before_1CHW = None if self.pictures is None else self.pictures.before(places)
+        if before_1CHW is not None:
+            picture = FrameQueue(before_1CHW.to(queue.like), torch.zeros(1, dtype=torch.int64), {})
+            chosen, levels, places = [picture, *chosen], [cleanest, *levels], [picture.first, *places]
         position_F = None
         if self.max_gap > 1:
-            places = [*(anchor.first for anchor in chosen), *(queue.first + each for each in window.positions)]
             positions = told_positions(places, self.max_gap)
             position_F = None if is_contiguous(positions) else torch.tensor(positions)
         if chosen:
@@ -274,10 +279,10 @@ class Stepper:
 
     def kept_of(self, output_FCHW: torch.Tensor, first: int, window: Window) -> torch.Tensor:
         """The clean latents that a window keeps of the result of its call."""
+        own_FCHW = output_FCHW[len(output_FCHW) - len(window.positions) :]  # beside them stand anchors, and a picture
         if self.pictures is not None:
-            beside, own = output_FCHW.tensor_split([len(window.anchors)])
-            output_FCHW = torch.cat([beside, self.pictures.keep(own, window.indices(first))])
-        return output_FCHW[window.kept]
+            own_FCHW = self.pictures.keep(own_FCHW, window.indices(first))
+        return own_FCHW[window.kept]
 
     def apply(self, queue: FrameQueue, plan: Sequence[Window], outputs: Sequence[torch.Tensor]) -> FrameQueue:
         """What a pass keeps after its step, from the results of its calls."""

@@ -7,7 +7,7 @@ that are finished; whoever keeps the state can stop and go on at any pass (`chec
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,15 @@ from miga.config import SamplerConfig, check_denoiser, check_positions
 from miga.consistency import Judge, judge_consistency
 from miga.denoise_pass import RunWindows, Stepper, WindowCall, run_in_batches
 from miga.errors import NonFiniteError, UsageError
-from miga.image_condition import HeldFirst, PictureRules, Pictures, picture_rules, require_pictures
+from miga.image_condition import (
+    HeldFirst,
+    PictureRules,
+    Pictures,
+    WindowChannels,
+    WindowPictures,
+    picture_rules,
+    require_pictures,
+)
 from miga.methods import methods
 from miga.methods.base import Begin, Features
 from miga.noise import NoiseSource
@@ -170,7 +178,9 @@ class Sampler:
         if pictures is not None:
             require_pictures(rules_of_pictures(pictures.backbone.spec, config), pictures)
         is_method_s = kind.needs_picture or kind.needs_cache
-        shown = None if pictures is None or is_method_s else HeldFirst(pictures.anchor())
+        shown = None if pictures is None or is_method_s else shown_in_windows(pictures, config)
+        if pictures is not None and isinstance(shown, WindowChannels):
+            prompts = reading(prompts, pictures)
         self.stepper = Stepper(denoiser.schedule, solver, prompts, noise, self._counted, judge=judge, pictures=shown)
         if self.wavefront is not None and self._is_lazy:
             self.stepper = LazyStepper.of(self.stepper, self.wavefront, self._count)
@@ -280,6 +290,21 @@ class Sampler:
 
     def _count(self, num_calls: int) -> None:
         self.num_calls += num_calls
+
+
+def shown_in_windows(pictures: Pictures, config: SamplerConfig) -> WindowPictures:
+    """What the windows of a queue show of a picture."""
+    if config.later_windows:
+        return WindowChannels.of(pictures, config.window, config.later_windows)
+    return HeldFirst(pictures.anchor())
+
+
+def reading(prompts: PromptTrack, pictures: Pictures) -> PromptTrack:
+    """The prompts with what the network reads of the first picture; as they are where it reads nothing."""
+    tokens_LD = pictures.backbone.image_tokens(pictures.first_CHW[None])
+    if tokens_LD is None:
+        return prompts
+    return replace(prompts, conditions=[pictures.backbone.with_image(each, tokens_LD) for each in prompts.conditions])
 
 
 def rules_of_pictures(spec: BackboneSpec, config: SamplerConfig) -> PictureRules:

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 
 from miga.backbones.base import BackboneSpec, Condition
-from miga.config import SamplerConfig
+from miga.config import LaterWindows, SamplerConfig
 from miga.errors import BadRowError, ConfigError
 
 Fill: TypeAlias = Literal["zeros", "reference"]
@@ -179,6 +179,10 @@ def pictures_of(backbone: Any, first_CHW: torch.Tensor | None, last_CHW: torch.T
 class WindowPictures(Protocol):
     """What windows show of given pictures, and what is kept of their outputs."""
 
+    def before(self, indices: Sequence[int]) -> torch.Tensor | None:
+        """A clean latent `[1, C, H, W]` that a window shows before the latents of these places; None for none."""
+        ...
+
     def show(
         self, x_FCHW: torch.Tensor, level_F: torch.Tensor, indices: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -201,6 +205,10 @@ class HeldFirst:
     """
 
     latent_1CHW: torch.Tensor
+
+    def before(self, indices: Sequence[int]) -> torch.Tensor | None:
+        """See `WindowPictures.before`."""
+        return None
 
     def show(
         self, x_FCHW: torch.Tensor, level_F: torch.Tensor, indices: Sequence[int]
@@ -233,6 +241,10 @@ class Channels:
     y_FCHW: torch.Tensor
     start: int = 0
 
+    def before(self, indices: Sequence[int]) -> torch.Tensor | None:
+        """See `WindowPictures.before`."""
+        return None
+
     def show(
         self, x_FCHW: torch.Tensor, level_F: torch.Tensor, indices: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -240,6 +252,54 @@ class Channels:
         places = [index - self.start for index in indices]
         assert 0 <= min(places) <= max(places) < len(self.y_FCHW), "windows lie within the clip"
         return torch.cat([x_FCHW, self.y_FCHW[places].to(x_FCHW)], dim=1), level_F
+
+    def keep(self, clean_FCHW: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
+        """See `WindowPictures.keep`."""
+        return clean_FCHW
+
+
+@dataclass(frozen=True)
+class WindowChannels:
+    """A condition y of its own for every window of a queue, behind the channels of its latents.
+
+    A window that begins with the video's first latent is shown what a clip of the model is: the picture, then grey, or
+    the picture over and over. So is one that is shown the picture before its own latents, which takes a place: the
+    picture is as noisy there as the cleanest of them.
+
+    Attributes:
+        y_FCHW: of a clip that begins with the picture.
+        anchor_1CHW: the picture, encoded.
+    """
+
+    y_FCHW: torch.Tensor
+    anchor_1CHW: torch.Tensor
+
+    @classmethod
+    def of(cls, pictures: Pictures, window: int, later: LaterWindows) -> WindowChannels:
+        """Those of a video, whose windows show so many latents at most."""
+        spec, backbone = pictures.backbone.spec, pictures.backbone
+        num_frames = spec.frames_first_latent + (window - 1) * spec.frames_per_latent
+        first_1CHW = pictures.first_CHW[None]
+        y_FCHW = condition_of_frames(
+            backbone.encode_frames,
+            first_1CHW,
+            num_frames,
+            spec.frames_per_latent,
+            fill="reference" if later == "reference" else "zeros",
+            reference_CHW=pictures.first_CHW,
+        )
+        return cls(y_FCHW, pictures.anchor())
+
+    def before(self, indices: Sequence[int]) -> torch.Tensor | None:
+        """See `WindowPictures.before`."""
+        return None if indices[0] == 0 else self.anchor_1CHW
+
+    def show(
+        self, x_FCHW: torch.Tensor, level_F: torch.Tensor, indices: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `WindowPictures.show`."""
+        assert indices[0] == 0, "every window begins with the picture, its own or the one before it"
+        return torch.cat([x_FCHW, self.y_FCHW[: len(indices)].to(x_FCHW)], dim=1), level_F
 
     def keep(self, clean_FCHW: torch.Tensor, indices: Sequence[int]) -> torch.Tensor:
         """See `WindowPictures.keep`."""
@@ -286,11 +346,20 @@ def picture_rules(
         why_no_last = "" if spec.takes_last_image else f"{spec.name!r} was trained with a first picture alone"
         return PictureRules("", why_no_last if by_frames else f"profile {config.profile!r} hands latents over", True)
     if spec.image_input == "channels":
+        if not config.later_windows:
+            raise ConfigError(
+                f"{spec.name!r} was never shown a window that does not begin with the picture, and profile "
+                f"{config.profile!r} makes such ones",
+                "take 'swift', 'paper' or 'fifo', whose windows are shown the picture; a chain of its clips, such as "
+                "profile 'chain' or 'svi-shot'; or a model that holds its first latent, as "
+                "Wan-AI/Wan2.2-TI2V-5B-Diffusers does",
+            )
+        return PictureRules("", f"profile {config.profile!r} takes a first picture alone", spec.needs_image)
+    if config.later_windows:
         raise ConfigError(
-            f"{spec.name!r} was never shown a window that does not begin with the picture, and profile "
-            f"{config.profile!r} makes such ones",
-            "take a chain of its clips, such as profile 'chain' or 'svi-shot'; or a model that holds its first latent, "
-            "as Wan-AI/Wan2.2-TI2V-5B-Diffusers does",
+            f"sampler.image_condition = {config.later_windows!r} does nothing: {spec.name!r} takes no condition beside "
+            "its latents",
+            "leave it out, or take a model that does, such as Wan-AI/Wan2.2-I2V-A14B-Diffusers",
         )
     if keeps_cache and spec.expert_boundary is not None:
         raise ConfigError(

@@ -90,7 +90,7 @@ class LongRange:
         config = self.config
         return plan_pass(
             len(queue),
-            config.window,
+            config.room,
             config.stride,
             config.num_guidance_latents,
             config.zigzag_width,

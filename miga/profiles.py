@@ -221,7 +221,8 @@ def _layers(
     family = method.published.get(spec.family) or method.in_proportion(said["window"], said.get("num_steps", 50))
     defaults = {field.name: field.default for field in fields(method.settings) if field.default is not MISSING}
     shared = {"window": spec.window, "guidance_low_level": 1, "timesteps": (), "windows_per_batch": 1}
-    values = {**shared, **defaults, **family, **fixed, **overrides}
+    of_picture = {"image_condition": "anchor"} if spec.image_input == "channels" else {}
+    values = {**shared, **defaults, **of_picture, **family, **fixed, **overrides}
     if values["timesteps"] and "num_steps" not in overrides:
         values["num_steps"] = len(values["timesteps"])
     if values["solver"] != "ddim" and "eta" not in overrides:

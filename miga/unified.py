@@ -63,7 +63,7 @@ class Unified:
     """Stage 2 of one video.
 
     Attributes:
-        window: `f0`.
+        window: latents of the video that a window shows, `f0` but for a picture's place.
         stride: `S`, latents kept of every window but a pass's last.
         lead: latents of context before every window but the first.
         stepper: takes the steps.
@@ -162,7 +162,7 @@ def require_strides(config: SamplerConfig, lead: int, **strides: int) -> None:
     Raises:
         ConfigError: naming the stride.
     """
-    room = config.window - lead
+    room = config.room - lead
     for name, stride in strides.items():
         held = 1 <= stride <= room
         config.require(held, name, f"1 to {room}: a window must hold what it keeps beside its context")

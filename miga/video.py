@@ -150,7 +150,8 @@ class VideoRun:
         pictures: Pictures | None = None,
     ) -> None:
         if pictures is None:
-            require_pictures(PictureRules(is_needed=methods()[config.method].needs_picture), None)
+            is_needed = methods()[config.method].needs_picture or bool(config.later_windows)
+            require_pictures(PictureRules(is_needed=is_needed), None)
         if reason := config.why_no_prompts(len(prompt_embeddings), backbone.spec):
             raise BadRowError(reason, "give one prompt, or take one of these profiles")
         conditions = [backbone.condition(embedding, negative_embedding) for embedding in prompt_embeddings]

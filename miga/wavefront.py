@@ -215,7 +215,7 @@ class LazyStepper(Stepper):
         kept = queue[window.keep_start : window.keep_stop]
         seen = queue.at(window.positions)
         shown = self.shown(queue, window, anchors)
-        beside = [part for anchor, _ in shown.anchors for part in cast(LazyQueue, anchor).parts]
+        beside = [part for anchor, _ in shown.anchors if isinstance(anchor, LazyQueue) for part in anchor.parts]
         first, device = queue.first, queue.like.device
 
         def call() -> WindowCall:

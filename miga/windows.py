@@ -41,8 +41,8 @@ class Window(NamedTuple):
 
     @property
     def kept(self) -> slice:
-        """Where the kept latents stand in the network's input."""
-        offset = len(self.anchors) + len(self.guidance) - self.start
+        """Where the kept latents stand among those of the queue that the network sees."""
+        offset = len(self.guidance) - self.start
         return slice(self.keep_start + offset, self.keep_stop + offset)
 
     def shifted(self, by: int) -> Window:

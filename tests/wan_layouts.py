@@ -34,6 +34,19 @@ TRANSFORMER: dict[str, Any] = {
     "num_layers": 2,
 }
 VAE: dict[str, Any] = {"base_dim": 4}
+VAE_22: dict[str, Any] = {
+    "base_dim": 4,
+    "decoder_base_dim": 8,
+    "z_dim": 48,
+    "is_residual": True,
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "scale_factor_spatial": 16,
+    "latents_mean": [0.0] * 48,
+    "latents_std": [1.0] * 48,
+}
+"""Wan2.2's kind, which its 5B model has."""
 TEXT: dict[str, Any] = {"d_model": TEXT_DIM, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 3}
 
 TRANSFORMER_NAMES = (
@@ -84,6 +97,22 @@ RESIDUAL_NAMES = (
     (r"\.conv_shortcut\.(weight|bias)$", r".shortcut.\1"),
 )
 """Inside the VAE's blocks."""
+VAE_22_NAMES = (
+    *(rule for rule in VAE_NAMES if "blocks" not in rule[0]),
+    (r"encoder\.down_blocks\.(\d)\.resnets\.(.*)", r"encoder.downsamples.\1.downsamples.\2"),
+    (r"encoder\.down_blocks\.(\d)\.downsampler\.(.*)", r"encoder.downsamples.\1.downsamples.2.\2"),
+    (r"decoder\.up_blocks\.(\d)\.resnets\.(.*)", r"decoder.upsamples.\1.upsamples.\2"),
+    (r"decoder\.up_blocks\.(\d)\.upsampler\.(.*)", r"decoder.upsamples.\1.upsamples.3.\2"),
+)
+CLIP_NAMES = (
+    (r"embeddings\.patch_embedding\.weight", "patch_embedding.weight"),
+    (r"pre_layrnorm\.(.*)", r"pre_norm.\1"),
+    (r"post_layernorm\.(.*)", r"post_norm.\1"),
+    (r"encoder\.layers\.(\d+)\.layer_norm([12])\.(.*)", r"transformer.\1.norm\2.\3"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.(.*)", r"transformer.\1.attn.proj.\2"),
+    (r"encoder\.layers\.(\d+)\.mlp\.fc1\.(.*)", r"transformer.\1.mlp.0.\2"),
+    (r"encoder\.layers\.(\d+)\.mlp\.fc2\.(.*)", r"transformer.\1.mlp.2.\2"),
+)
 TEXT_NAMES = (
     (r"shared\.weight", "token_embedding.weight"),
     (r"encoder\.final_layer_norm\.weight", "norm.weight"),
@@ -106,11 +135,11 @@ def wan_name(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     return named
 
 
-def vae_name(name: str) -> str:
+def vae_name(name: str, rules: tuple[tuple[str, str], ...] = VAE_NAMES) -> str:
     inner = re.match(r"(?:encoder|decoder)\.(?:down_blocks|up_blocks|mid_block)\.", name)
     for old, new in RESIDUAL_NAMES if inner else ():
         name = re.sub(old, new, name)
-    return wan_name(name, VAE_NAMES)
+    return wan_name(name, rules)
 
 
 def wan_transformer(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,6 +148,30 @@ def wan_transformer(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def wan_vae(state: Mapping[str, Any]) -> dict[str, Any]:
     return {vae_name(name): tensor for name, tensor in state.items()}
+
+
+def wan_vae_22(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {vae_name(name, VAE_22_NAMES): tensor for name, tensor in state.items()}
+
+
+def wan_clip(state: State) -> State:
+    """transformers' image encoder, with the half that reads texts, as `models_clip_…-vit-huge-14.pth` has them."""
+    new: State = {}
+    for name, tensor in state.items():
+        if match := re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)", name):
+            if match[2] == "q":
+                parts = [state[name.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+                new[f"transformer.{match[1]}.attn.to_qkv.{match[3]}"] = torch.cat(parts)
+        elif name == "embeddings.class_embedding":
+            new["cls_embedding"] = tensor[None, None]
+        elif name == "embeddings.position_embedding.weight":
+            new["pos_embedding"] = tensor[None]
+        else:
+            new[wan_name(name, CLIP_NAMES)] = tensor
+    width = state["embeddings.class_embedding"].numel()
+    beside = {"visual.head": torch.ones(width, 16), "log_scale": torch.tensor(2.66)}
+    beside |= {"textual.token_embedding.weight": torch.ones(9, 8), "textual.head.0.weight": torch.ones(8, 8)}
+    return prefixed("visual.", new) | beside
 
 
 def wan_text(state: Mapping[str, Any]) -> dict[str, Any]:

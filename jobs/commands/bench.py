@@ -89,6 +89,28 @@ def add(commands: Any) -> None:
     chains.add_argument("--read-only", action="store_true", help="make none, show what --out holds")
     chains.add_argument("--plot", metavar="FILE.png", help="where the plot goes")
 
+    pictures = _add(
+        benches,
+        "pictures",
+        _pictures,
+        "videos from pictures of the world, profile against profile: what is kept of them",
+    )
+    pictures.add_argument("--model", required=True, metavar="FOLDER", help="sprites-i2v, as it was trained; or sprites")
+    pictures.add_argument(
+        "--profiles",
+        nargs="+",
+        default=["swift", "swift:image_condition=reference"],
+        metavar="PROFILE",
+        help=PROFILE_HELP,
+    )
+    pictures.add_argument("--prompts", type=int, default=16, help="pictures, each of a held-out scene (default: 16)")
+    pictures.add_argument("--frames", type=int, default=177, help="of a video (default: 177)")
+    pictures.add_argument("--processes", type=int, help="videos made at a time, one thread each (default: cores)")
+    pictures.add_argument(
+        "--out", metavar="FILE.jsonl", help="a line per finished video: what is there already is not made again"
+    )
+    pictures.add_argument("--read-only", action="store_true", help="make none, show what --out holds")
+
     memory = _add(benches, "memory", _memory, "resident memory of a worker over the length of one video")
     memory.add_argument("--profiles", nargs="+", default=["paper", "swift"], metavar="PROFILE", help=PROFILE_HELP)
     memory.add_argument(
@@ -283,6 +305,12 @@ def _chains(options: argparse.Namespace) -> Tables:
     from jobs.benches.chains import bench_chains
 
     return bench_chains(options)
+
+
+def _pictures(options: argparse.Namespace) -> Tables:
+    from jobs.benches.pictures import bench_pictures
+
+    return bench_pictures(options)
 
 
 def _memory(options: argparse.Namespace) -> Tables:

@@ -25,7 +25,7 @@ EXAMPLES: Final = (
     "--text-encoder umt5_xxl_fp16.safetensors wan-1.3b",
     "miga convert finetuned.safetensors Wan2.1-T2V-1.3B wan-finetuned  # one file in place of a folder's own",
     "miga convert Wan2.2-I2V-A14B wan2.2-i2v  # both transformers",
-    "miga convert --image-encoder clip_vision_h.safetensors Wan2.1-I2V-14B-480P wan-i2v",
+    "miga convert Wan2.1-I2V-14B-480P wan-i2v  # with CLIP's image encoder as it lies there",
     "miga convert model.ckpt videocrafter2",
     "miga convert --causal self-forcing self_forcing_dmd.pt Wan2.1-T2V-1.3B self-forcing-1.3b",
 )
@@ -44,10 +44,12 @@ def add(commands: Any) -> None:
     convert.add_argument("out", metavar="OUT_DIR", help="the folder to make; it must not exist")
     group = convert.add_argument_group("parts of Wan by name")
     group.add_argument("--transformer", metavar="FILE", help="such as wan2.1_t2v_1.3B_bf16.safetensors, or a folder")
-    group.add_argument("--vae", metavar="FILE", help="such as wan_2.1_vae.safetensors or Wan2.1_VAE.pth")
+    group.add_argument("--vae", metavar="FILE", help="such as wan_2.1_vae.safetensors or Wan2.2_VAE.pth")
     group.add_argument("--text-encoder", metavar="FILE", help="such as umt5_xxl_fp16.safetensors")
     group.add_argument("--transformer-2", metavar="FILE", help="of Wan2.2's 14B models the one for low noise")
-    group.add_argument("--image-encoder", metavar="FILE", help="of Wan2.1's image models, clip_vision_h.safetensors")
+    group.add_argument(
+        "--image-encoder", metavar="FILE", help="of Wan2.1's image models, such as clip_vision_h.safetensors"
+    )
     convert.add_argument(
         "--tokenizer",
         metavar="NAME",

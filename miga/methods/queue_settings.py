@@ -152,7 +152,7 @@ class QueueSettings(SamplerConfig):
             "handoff_level",
             f"1 to num_steps = {self.num_steps}: the level that Stage 1's queue begins at",
         )
-        room = self.window - self.stride
+        room = self.room - self.stride
         self.require(
             0 <= self.num_guidance_latents <= room, "num_guidance_latents",
             f"0 to {room}: a guided window must still hold its stride of {self.stride} local latents",

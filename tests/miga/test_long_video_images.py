@@ -43,7 +43,29 @@ def test_a_chain_of_an_image_model(image_folder: Path, picture: Path) -> None:
     with pytest.raises(BadRowError, match="trained with a first picture alone"):
         pipe("a red ball", image=picture, last_image=picture, num_frames=37)
     with pytest.raises(ConfigError, match="never shown a window"):
-        LongVideoPipeline.from_pretrained(image_folder, profile="swift")
+        LongVideoPipeline.from_pretrained(image_folder, profile="stage-2-only")
+
+
+@pytest.mark.parametrize("kind", ["i2v", "i2v-a14b"])
+def test_windows_of_an_image_model(tmp_path: Path, picture: Path, kind: str) -> None:
+    """Windows that do not begin with the picture are shown it too, and what is read of it; without it there is none."""
+    folder = build_tiny_image_wan(tmp_path / kind, kind)
+    settings = {"num_steps": 8, "zigzag_width": 2, "handoff_level": 3, "judged_group": 1, "stride": 2}
+    settings |= {"num_guidance_latents": 2, "unified_stride": 2}
+    pipe = LongVideoPipeline.from_pretrained(folder, profile="swift", sampler=settings)
+    made = {flipped: pipe("a red ball", image=_flipped(picture, flipped), num_frames=57).pixels for flipped in (0, 1)}
+    assert made[0].shape == (57, HEIGHT, WIDTH, 3)
+    assert not np.array_equal(made[0][-4:], made[1][-4:]), "the last latents know of the picture"
+    assert np.array_equal(pipe("a red ball", image=picture, num_frames=57).pixels, made[0])
+    with pytest.raises(BadRowError, match="begins with a picture"):
+        pipe("a red ball", num_frames=57)
+    with pytest.raises(BadRowError, match="takes a first picture alone"):
+        pipe("a red ball", image=picture, last_image=picture, num_frames=57)
+
+
+def _flipped(picture: Path, is_flipped: int) -> Image.Image:
+    found = Image.open(picture)
+    return found.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if is_flipped else found
 
 
 def test_the_first_frame_is_the_picture(tmp_path: Path, picture: Path) -> None:

@@ -1,4 +1,4 @@
-"""Wan2.1's weights as people have them to a folder in diffusers' layout, once; the same numbers bit for bit.
+"""Wan's weights as people have them to a folder in diffusers' layout, once; the same numbers bit for bit.
 
 Parts come from folders of Wan's own layout, from single files as ComfyUI has them, and from folders in diffusers'
 layout, in any mixture: `sources.py` finds them, `original.py` knows what is in them.
@@ -21,7 +21,7 @@ from miga.backbones.loading import resolve_folder
 from miga.backbones.model_config import arguments
 from miga.backbones.tensor_files import Stored
 from miga.backbones.wan.backbone import WanBackbone
-from miga.backbones.wan.config import ClipVisionConfig, Umt5Config, WanTransformerConfig
+from miga.backbones.wan.config import ClipVisionConfig, Umt5Config, WanTransformerConfig, WanVaeConfig
 from miga.backbones.wan.original import CALLED, MORE_PARTS, PARTS, Found, Part, PartConfig, config_of
 from miga.backbones.wan.sources import TOKENIZER_PLACES, existing, gather, has_tokenizer, require_all
 from miga.backbones.wan.spec import module_of
@@ -40,8 +40,8 @@ TOKENIZER_FILES: Final = (
 _TOKENIZER_HINT: Final = (
     f"give the folder of UMT5's tokenizer (tokenizer.json) by --tokenizer, or a hub name such as {TOKENIZER}"
 )
-FLOW_SHIFT: Final = 3.0
-"""What Wan's models were published with in diffusers; the sampler's own setting decides here."""
+FLOW_SHIFTS: Final = {False: 3.0, True: 5.0}
+"""What Wan's models were published with in diffusers, Wan2.2's 5B last; the sampler's own setting decides here."""
 _INDEX: Final[Mapping[Part, list[str]]] = {
     "transformer_2": ["diffusers", "WanTransformer3DModel"],
     "image_encoder": ["transformers", "CLIPVisionModel"],
@@ -108,7 +108,7 @@ def convert_wan(
         raise ModelError(
             f"{gathered.parts['text_encoder'].title} makes texts of {text.d_model} numbers a token, "
             f"{gathered.parts['transformer'].title} reads {transformer.text_dim}",
-            hint="they are of two models; Wan2.1 reads texts with UMT5-XXL, such as umt5_xxl_fp16.safetensors",
+            hint="they are of two models; Wan reads texts with UMT5-XXL, such as umt5_xxl_fp16.safetensors",
         )
     _check_together(gathered.parts, configs)
     words = _tokenizer_folder(tokenizer, gathered.tokenizer)
@@ -132,13 +132,21 @@ def convert_wan(
 
 
 def _check_together(parts: Mapping[Part, Found], configs: Mapping[Part, PartConfig]) -> None:
-    """Whether the parts that only some models have belong to the others.
+    """Whether the parts belong to one model.
 
     Raises:
         ModelError: if not, naming the files.
     """
     transformer, second, image = (configs.get(part) for part in ("transformer", "transformer_2", "image_encoder"))
+    vae = configs["vae"]
     assert isinstance(transformer, WanTransformerConfig)
+    assert isinstance(vae, WanVaeConfig)
+    if vae.z_dim != transformer.out_channels:
+        raise ModelError(
+            f"{parts['vae'].title} makes latents of {vae.z_dim} channels, {parts['transformer'].title} reads "
+            f"{transformer.out_channels}",
+            hint="they are of two models: Wan2.2_VAE.pth is of Wan2.2's 5B model alone, Wan2.1_VAE.pth of all others",
+        )
     if second is not None and second != transformer:
         raise ModelError(
             f"{parts['transformer'].title} and {parts['transformer_2'].title} are not of one size",
@@ -176,12 +184,16 @@ def _write_descriptions(
         else:
             module: Any = module_of(config)
             module.save_config(folder / part)
+    transformer, vae = configs["transformer"], configs["vae"]
+    assert isinstance(transformer, WanTransformerConfig)
+    assert isinstance(vae, WanVaeConfig)
     scheduler = UniPCMultistepScheduler(
-        num_train_timesteps=1000, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT
+        num_train_timesteps=1000,
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=FLOW_SHIFTS[vae.is_residual],
     )
     scheduler.save_pretrained(folder / "scheduler")
-    transformer = configs["transformer"]
-    assert isinstance(transformer, WanTransformerConfig)
     takes_pictures = transformer.in_channels != transformer.out_channels
     there: dict[str, Any] = {part: named_as for part, named_as in _INDEX.items() if part in parts}
     write_json(
@@ -196,6 +208,7 @@ def _write_descriptions(
             "transformer": ["diffusers", "WanTransformer3DModel"],
             "vae": ["diffusers", "AutoencoderKLWan"],
             **({"image_encoder": [None, None], "image_processor": [None, None]} if takes_pictures else {}),
+            **({"expand_timesteps": True} if vae.is_residual else {}),
             **({"boundary_ratio": _BOUNDARIES[takes_pictures]} if "transformer_2" in parts else {}),
             **there,
             **({"image_processor": ["transformers", "CLIPImageProcessor"]} if "image_encoder" in parts else {}),

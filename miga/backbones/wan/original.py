@@ -1,15 +1,17 @@
-"""Wan2.1's weights as people have them: which part of the model a file holds, and what its tensors are in diffusers.
+"""Wan's weights as people have them: which part of a model a file holds, and what its tensors are in diffusers.
 
-Names are those of Wan's own program (`Wan2.1_VAE.pth`, `models_t5_umt5-xxl-enc-bf16.pth`, ComfyUI's transformers and
-VAEs, with or without a prefix), of transformers (ComfyUI's text encoders) or of diffusers. Sizes follow from shapes;
-every tensor has one place in the module of these sizes, or the file is refused by the tensor's name.
+Names are those of Wan's own program (`Wan2.1_VAE.pth`, `Wan2.2_VAE.pth`, `models_t5_umt5-xxl-enc-bf16.pth`,
+`models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth`, ComfyUI's transformers and VAEs, with or without a prefix),
+of transformers (ComfyUI's text and image encoders) or of diffusers. Sizes follow from shapes; every tensor has one
+place in the module of these sizes, or the file is refused by the tensor's name. `original_names.py` has the names.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -18,6 +20,7 @@ import torch
 
 from miga.backbones.tensor_files import Stored, require_plain
 from miga.backbones.wan.config import ClipVisionConfig, Umt5Config, WanTransformerConfig, WanVaeConfig
+from miga.backbones.wan.original_names import Kind, library_tensors
 from miga.backbones.wan.spec import ARCHITECTURES, module_of
 from miga.backbones.weight_files import HARMLESS, named
 from miga.errors import ModelError
@@ -54,6 +57,7 @@ PREFIXES: Final = (
     "first_stage_model.",
     "vae.",
     "vision_model.",
+    "visual.",
     "model.",
 )
 """What ComfyUI and others put before the names; in a file of all parts, before those of each."""
@@ -62,6 +66,22 @@ HEAD_WIDTH: Final = 128
 """Of the transformer's attention, in all of Wan's models; shapes do not say it."""
 LATENT_CHANNELS: Final = 16
 """Of Wan2.1's VAE. Mean and deviation of each are published for it, and stand in no file of weights."""
+RESIDUAL_LATENTS: Final[Mapping[str, tuple[float, ...]]] = {
+    "latents_mean": (
+        -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
+        0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
+        -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
+        -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667,
+    ),
+    "latents_std": (
+        0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
+        0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
+        0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
+        0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744,
+    ),
+}  # fmt: skip
+"""Of Wan2.2's VAE, which belongs to its 5B model. Source: `wan/modules/vae2_2.py` of Wan2.2."""
+RESIDUAL_CHANNELS: Final = len(RESIDUAL_LATENTS["latents_mean"])
 CONDITIONED_CHANNELS: Final = 36
 """That a transformer takes which is shown pictures: of the latent, of the mask, of the picture's latents."""
 EMBEDDED_TOKENIZER: Final = "spiece_model"
@@ -69,7 +89,7 @@ EMBEDDED_TOKENIZER: Final = "spiece_model"
 
 CONVERT_HINT: Final = (
     "Wan2.1's models of text and of pictures can be converted, 1.3B, 14B and what was trained from them, and Wan2.2's "
-    "14B models; others are taken in diffusers' layout, as they are published"
+    "14B and 5B models; others are taken in diffusers' layout, as they are published"
 )
 VIT_H: Final = ClipVisionConfig(
     hidden_size=1280,
@@ -103,14 +123,9 @@ _FOREIGN: Final = (
     ),
     (r"cam_encoder|camera_(?:encoder|adapter)", "of a model that is conditioned on cameras", CONVERT_HINT),
     (
-        r"^(?:model\.)?visual\.",
-        "CLIP's image encoder under the names of Wan's own program, whose queries, keys and values are one tensor",
-        f"take the same under transformers' names, such as ComfyUI's {CLIP_FILE}, by --image-encoder",
-    ),
-    (
-        r"coder\.(?:down|up)samples\.\d+\.(?:down|up)samples\.",
-        "of Wan2.2's VAE, which belongs to its 5B model",
-        "take that model in diffusers' layout: Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        r"\btransformer\.resblocks\.",
+        "CLIP under OpenCLIP's names",
+        f"take its image encoder under the names of Wan's own program or of transformers, such as {CLIP_FILE}",
     ),
     (
         r"\bdouble_blocks\.|\bjoint_blocks\.|\bsingle_blocks\.",
@@ -122,7 +137,7 @@ _FOREIGN: Final = (
 )
 """Names that say what else a file is, what it is then called, and what to do."""
 
-_SIGNS: Final[tuple[tuple[Part, Literal["wan", "library"], str], ...]] = (
+_SIGNS: Final[tuple[tuple[Kind, Literal["wan", "library"], str], ...]] = (
     ("transformer", "library", r"blocks\.\d+\.attn[12]\.|condition_embedder\."),
     ("transformer", "wan", r"blocks\.\d+\.(?:self|cross)_attn\.|head\.modulation|time_projection\."),
     ("vae", "library", r"(?:en|de)coder\.(?:mid_block|down_blocks|up_blocks|conv_in|norm_out)\."),
@@ -133,9 +148,13 @@ _SIGNS: Final[tuple[tuple[Part, Literal["wan", "library"], str], ...]] = (
         "library",
         r"embeddings\.(?:class|patch|position)_embedding|encoder\.layers\.\d+\.|pre_layrnorm\.",
     ),
+    ("image_encoder", "wan", r"(?:cls|pos)_embedding$|pre_norm\.|transformer\.\d+\.(?:attn|mlp|norm[12])\."),
     ("text_encoder", "wan", r"token_embedding\.|blocks\.\d+\.(?:attn|pos_embedding|ffn\.(?:gate|fc1|fc2))\."),
 )
 """How names of each part begin, under the names of Wan's own program or of diffusers and transformers."""
+_CLIP: Final = ("vision_model.", "visual.", "textual.")
+_CLIP_BESIDE: Final = re.compile(r"textual\..*|log_scale|visual\.head")
+"""In Wan's file of CLIP: the half that reads texts, and what compares the two."""
 
 
 @dataclass(frozen=True)
@@ -177,9 +196,11 @@ def parts_of(tensors: Tensors) -> list[Found]:
         ModelError: if it is quantized, or is something else, saying what, or holds a tensor twice.
     """
     embedded = [key for key in tensors if key.rpartition(".")[2] == EMBEDDED_TOKENIZER]
-    is_clip = any(key.startswith("vision_model.") for key in tensors)
-    projection = [key for key in tensors if is_clip and HARMLESS["image_encoder"].fullmatch(key)]
-    weights = {key: stored for key, stored in tensors.items() if key not in (*embedded, *projection)}
+    is_clip = any(key.startswith(_CLIP) for key in tensors)
+    beside_clip = [HARMLESS["image_encoder"], _CLIP_BESIDE] if is_clip else []
+    of_clip = [key for key in tensors if any(pattern.fullmatch(key) for pattern in beside_clip)]
+    unused = {*embedded, *of_clip}
+    weights = {key: stored for key, stored in tensors.items() if key not in unused}
     require_plain(weights)
     sections: dict[str, dict[str, Stored]] = defaultdict(dict)
     for key, stored in weights.items():
@@ -193,7 +214,7 @@ def parts_of(tensors: Tensors) -> list[Found]:
             f"{_file(tensors)} holds two of one part, a {CALLED[twice[0]]} under two prefixes",
             hint="take a file that holds each part once",
         )
-    beside = {"text_encoder": len(embedded), "image_encoder": len(projection)}
+    beside = {"text_encoder": len(embedded), "image_encoder": len(of_clip)}
     return [replace(each, left_out=each.left_out + beside.get(each.part, 0)) for each in found]
 
 
@@ -209,15 +230,14 @@ def _recognised(section: Mapping[str, Stored]) -> Found:
     if not votes:
         raise _unknown(section)
     part, naming = votes.most_common(1)[0][0]
-    names = {name: name for name in section} if naming == "library" else _library_names(part, list(section))
     tensors: dict[str, Stored] = {}
-    for key, name in names.items():
+    for name, stored in section.items() if naming == "library" else library_tensors(part, section):
         if name in tensors:
             raise ModelError(
-                f"{_file(section)} holds {named([tensors[name].key, key])} for the same weight, {name}",
+                f"{_file(section)} holds {named([tensors[name].key, stored.key])} for the same weight, {name}",
                 hint="take a file that holds each tensor once",
             )
-        tensors[name] = section[key]
+        tensors[name] = stored
     tensors, num_dropped = _without_harmless(part, tensors)
     return Found(part, tensors, num_dropped, tuple(sorted({stored.file for stored in section.values()})))
 
@@ -236,7 +256,7 @@ def _require_known(names: Mapping[str, Stored]) -> None:
 def _unknown(tensors: Tensors) -> ModelError:
     listed = named(sorted(stored.key for stored in tensors.values())) or "no tensors at all"
     return ModelError(
-        f"{_file(tensors)} is no part of Wan2.1 that is known here: it holds {listed}",
+        f"{_file(tensors)} is no part of Wan that is known here: it holds {listed}",
         hint="a transformer, a VAE or a text encoder is wanted, under the names of Wan's own program, of ComfyUI or of "
         "diffusers, such as wan2.1_t2v_1.3B_bf16.safetensors, wan_2.1_vae.safetensors and umt5_xxl_fp16.safetensors",
     )
@@ -284,63 +304,6 @@ class Stated:
     config: WanModelConfig
 
 
-# ---- names ----
-
-_TEXT_RULES: Final = (
-    (r"token_embedding\.weight", "shared.weight"),
-    (r"norm\.weight", "encoder.final_layer_norm.weight"),
-    (r"blocks\.(\d+)\.norm1\.weight", r"encoder.block.\1.layer.0.layer_norm.weight"),
-    (r"blocks\.(\d+)\.attn\.([qkvo])\.weight", r"encoder.block.\1.layer.0.SelfAttention.\2.weight"),
-    (
-        r"blocks\.(\d+)\.pos_embedding\.embedding\.weight",
-        r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias.weight",
-    ),
-    (r"blocks\.(\d+)\.norm2\.weight", r"encoder.block.\1.layer.1.layer_norm.weight"),
-    (r"blocks\.(\d+)\.ffn\.gate\.0\.weight", r"encoder.block.\1.layer.1.DenseReluDense.wi_0.weight"),
-    (r"blocks\.(\d+)\.ffn\.fc1\.weight", r"encoder.block.\1.layer.1.DenseReluDense.wi_1.weight"),
-    (r"blocks\.(\d+)\.ffn\.fc2\.weight", r"encoder.block.\1.layer.1.DenseReluDense.wo.weight"),
-)
-"""From the names of Wan's text encoder to transformers'. `gate` is what the activation is applied to, `wi_0` there."""
-
-
-def _library_names(part: Part, names: Sequence[str]) -> dict[str, str]:
-    """Name in Wan's program → name in diffusers or transformers; one that is not known stays as it is.
-
-    diffusers' own conversions are given the names in the tensors' place. Where two become one, or one cannot be taken
-    apart, each is given by itself.
-    """
-    if part == "text_encoder":
-        return {name: _text_name(name) for name in names}
-    from diffusers.loaders import single_file_utils
-
-    convert: Callable[[dict[str, str]], Mapping[str, Any]] = {
-        "transformer": single_file_utils.convert_wan_transformer_to_diffusers,
-        "vae": single_file_utils.convert_wan_vae_to_diffusers,
-    }[part]
-    try:
-        converted = convert({name: name for name in names})
-    except (ValueError, LookupError, AttributeError, TypeError):
-        converted = {}
-    if len(converted) != len(names):
-        return {name: _library_name(convert, name) for name in names}
-    return {name: new for new, name in converted.items()}
-
-
-def _library_name(convert: Callable[[dict[str, str]], Mapping[str, Any]], name: str) -> str:
-    try:
-        (new,) = convert({name: name})
-    except (ValueError, LookupError, AttributeError, TypeError):  # it takes names apart, and this is none of Wan's
-        return name
-    return new
-
-
-def _text_name(name: str) -> str:
-    for pattern, replacement in _TEXT_RULES:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(replacement)
-    return name
-
-
 # ---- sizes ----
 
 
@@ -378,15 +341,19 @@ def require_every_tensor(found: Found, config: PartConfig) -> None:
     Raises:
         ModelError: naming those that are missing, left over or of another shape.
     """
+
+    def keys_of(names: Iterable[str]) -> list[str]:
+        return sorted({found.tensors[name].key for name in names})  # several may be parts of one
+
     tied = {"encoder.embed_tokens.weight"}
     wanted = {name: tuple(tensor.shape) for name, tensor in module_of(config).state_dict().items() if name not in tied}
     shapes = found.shapes
     common = wanted.keys() & shapes.keys()
     problems = {
         f"lacks, by {LIBRARY[found.part]}' names,": sorted(wanted.keys() - shapes.keys()),
-        "has no place for": sorted(found.tensors[name].key for name in shapes.keys() - wanted.keys()),
-        "has another shape than the other tensors say for": sorted(
-            found.tensors[name].key for name in common if wanted[name] != shapes[name]
+        "has no place for": keys_of(shapes.keys() - wanted.keys()),
+        "has another shape than the other tensors say for": keys_of(
+            name for name in common if wanted[name] != shapes[name]
         ),
     }
     if said := [f"{what} {named(names)}" for what, names in problems.items() if names]:
@@ -419,13 +386,17 @@ def _count(found: Found, pattern: str) -> int:
 
 def _transformer_config(found: Found, stated: Stated | None) -> WanTransformerConfig:
     width, channels, *patch = _shape(found, "patch_embedding.weight", 5)
-    if channels not in (LATENT_CHANNELS, CONDITIONED_CHANNELS):
+    made = LATENT_CHANNELS
+    if channels == RESIDUAL_CHANNELS:  # as many as Wan2.1's are with controls
+        made = _shape(found, "proj_out.weight", 2)[0] // math.prod(patch)
+    if channels not in (LATENT_CHANNELS, CONDITIONED_CHANNELS) and not channels == made == RESIDUAL_CHANNELS:
         why = {
             32: "it is conditioned on other videos",
-            48: "it is Wan2.2's 5B model, or is conditioned on controls",
+            RESIDUAL_CHANNELS: f"it makes {made}, so it is conditioned on controls",
         }.get(channels, "it is another model's")
         raise ModelError(
-            f"{found.title} takes {channels} channels, a latent of Wan2.1 has {LATENT_CHANNELS}: {why}",
+            f"{found.title} takes {channels} channels, a latent of Wan2.1 has {LATENT_CHANNELS}, one of Wan2.2's 5B "
+            f"{RESIDUAL_CHANNELS}: {why}",
             hint=CONVERT_HINT,
         )
     embedder = "condition_embedder"
@@ -460,7 +431,7 @@ def _transformer_config(found: Found, stated: Stated | None) -> WanTransformerCo
             "num_attention_heads": heads,
             "attention_head_dim": width // heads,
             "in_channels": channels,
-            "out_channels": LATENT_CHANNELS,
+            "out_channels": made,
             "text_dim": _shape(found, f"{embedder}.text_embedder.linear_1.weight", 2)[1],
             "freq_dim": _shape(found, f"{embedder}.time_embedder.linear_1.weight", 2)[1],
             "ffn_dim": _shape(found, "blocks.0.ffn.net.0.proj.weight", 2)[0],
@@ -475,26 +446,35 @@ def _transformer_config(found: Found, stated: Stated | None) -> WanTransformerCo
 
 
 def _vae_config(found: Found) -> WanVaeConfig:
-    """Of four levels with two blocks each, the last two of which halve time, as all of Wan2.1's.
+    """Of four levels with two blocks each, the last two of which halve time, as all of Wan's.
 
     Where others differ, tensors are missing or have no place.
     """
+    is_residual = any(re.match(r"encoder\.down_blocks\.\d+\.resnets\.", name) for name in found.tensors)
     latent = _shape(found, "quant_conv.weight", 5)[0] // 2
-    if latent != LATENT_CHANNELS:
+    model, channels = ("Wan2.2's 5B", RESIDUAL_CHANNELS) if is_residual else ("Wan2.1", LATENT_CHANNELS)
+    if latent != channels:
         raise ModelError(
-            f"{found.title} makes latents of {latent} channels, Wan2.1's have {LATENT_CHANNELS}",
+            f"{found.title} makes latents of {latent} channels, those of {model} have {channels}",
             hint=f"it is another model's: {CONVERT_HINT}",
         )
-    base = _shape(found, "encoder.conv_in.weight", 5)[0]
-    levels = [_shape(found, f"encoder.down_blocks.{3 * level}.conv2.weight", 5)[0] for level in range(4)]
-    return validated(
-        WanVaeConfig,
-        {
-            "base_dim": base,
-            "z_dim": latent,
-            "dim_mult": [max(1, width // base) for width in levels],
-        },
-    )
+    base, pixels = _shape(found, "encoder.conv_in.weight", 5)[:2]
+    first = "resnets.0.conv1" if is_residual else "conv2"
+    blocks = [level if is_residual else 3 * level for level in range(4)]
+    levels = [_shape(found, f"encoder.down_blocks.{block}.{first}.weight", 5)[0] for block in blocks]
+    sizes: dict[str, Any] = {"base_dim": base, "z_dim": latent, "dim_mult": [max(1, width // base) for width in levels]}
+    if is_residual:
+        patch = max(1, math.isqrt(pixels // 3))
+        sizes |= {
+            **RESIDUAL_LATENTS,
+            "is_residual": True,
+            "decoder_base_dim": max(1, _shape(found, "decoder.conv_out.weight", 5)[1] // sizes["dim_mult"][0]),
+            "patch_size": patch,
+            "in_channels": 3 * patch**2,
+            "out_channels": 3 * patch**2,
+            "scale_factor_spatial": 2 ** (len(levels) - 1) * patch,
+        }
+    return validated(WanVaeConfig, sizes)
 
 
 def _text_config(found: Found) -> Umt5Config:
@@ -551,6 +531,12 @@ def _check_stated(file: Path, stated: WanModelConfig, config: WanTransformerConf
             f"take {config.in_channels} channels",
             hint="they are of two models: download it again",
         )
+    if stated.model_type == "ti2v" and config.in_channels != RESIDUAL_CHANNELS:
+        raise ModelError(
+            f"{str(file)!r}: model_type is 'ti2v', Wan2.2's 5B model, and the weights beside it take "
+            f"{config.in_channels} channels",
+            hint="they are of two models: download it again",
+        )
     if stated.eps != config.eps:
         raise ModelError(f"{str(file)!r}: eps is {stated.eps}, Wan2.1's is {config.eps}", hint=CONVERT_HINT)
 
@@ -563,11 +549,10 @@ def check_model_type(file: Path, stated: WanModelConfig) -> None:
     """
     kinds = {
         "vace": "VACE, which is conditioned on videos",
-        "ti2v": "Wan2.2's 5B model, which has another VAE",
         "s2v": "a model that is conditioned on sound",
         "animate": "Wan2.2-Animate, which is conditioned on images and poses",
     }
-    if stated.model_type not in ("t2v", "i2v", "flf2v"):
+    if stated.model_type not in ("t2v", "i2v", "flf2v", "ti2v"):
         what = kinds.get(stated.model_type, "no model of text or of pictures")
         raise ModelError(f"{str(file)!r}: model_type is {stated.model_type!r}: it is {what}", hint=CONVERT_HINT)
     if stated.text_len != 512:

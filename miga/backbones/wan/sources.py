@@ -20,6 +20,7 @@ from miga.backbones.wan.original import (
     CONVERT_HINT,
     MORE_PARTS,
     PARTS,
+    RESIDUAL_CHANNELS,
     Found,
     Part,
     Stated,
@@ -49,6 +50,7 @@ EXAMPLES: Final[Mapping[Part, str]] = {
     "transformer_2": "wan2.2_t2v_low_noise_14B_fp16.safetensors",
     "image_encoder": CLIP_FILE,
 }
+_RESIDUAL_VAE: Final = "wan2.2_vae.safetensors"
 OPTIONS: Final[Mapping[Part, str]] = {part: f"--{part.replace('_', '-')}" for part in (*PARTS, *MORE_PARTS)}
 
 
@@ -333,13 +335,20 @@ def command_for(
         missing: parts that only some models have, and this one lacks.
     """
     folders = [source for source in sources if source.is_dir()]
+    examples = {**EXAMPLES, "vae": _RESIDUAL_VAE} if _is_residual(parts) else EXAMPLES
     files = {part: shlex.quote(str(found.files[0])) for part, found in parts.items()}
     options = [
-        f"{OPTIONS[part]} {files.get(part, EXAMPLES[part])}"
+        f"{OPTIONS[part]} {files.get(part, examples[part])}"
         for part in (*PARTS, *(part for part in MORE_PARTS if part in parts or part in missing))
         if part not in parts or parts[part].files[0].parent not in folders
     ]
     return " ".join(["miga convert", *options, *(shlex.quote(str(place)) for place in (*folders, out))])
+
+
+def _is_residual(parts: Mapping[Part, Found]) -> bool:
+    """Whether a transformer is there that reads latents of Wan2.2's VAE."""
+    shape = parts["transformer"].shapes.get("patch_embedding.weight", ()) if "transformer" in parts else ()
+    return len(shape) == 5 and shape[1] == RESIDUAL_CHANNELS
 
 
 def usage_hint() -> str:
@@ -364,7 +373,7 @@ def why_no_model(file: Path, model: str) -> ModelError:
     kinds = " and ".join(f"a {CALLED[part]}" for part in parts)
     out = file.with_name(f"{file.stem}-diffusers")
     return ModelError(
-        f"model {model!r} is a file that holds {kinds} of Wan2.1, not a folder in diffusers' layout",
+        f"model {model!r} is a file that holds {kinds} of Wan, not a folder in diffusers' layout",
         hint=f"convert it once with its other parts, `{command_for(parts, [], out)}`, and name {str(out)!r} as the "
         "model",
     )

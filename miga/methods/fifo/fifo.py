@@ -85,8 +85,8 @@ class Fifo:
         """The queue one level down."""
         config, context, queue = self.config, state.context, state.queue
         if context is None:
-            return self.stepper.pass_over(queue, plan_pass(len(queue), config.window, config.stride))
-        plan = plan_lookahead(len(context), len(queue), config.window, config.stride)
+            return self.stepper.pass_over(queue, plan_pass(len(queue), config.room, config.stride))
+        plan = plan_lookahead(len(context), len(queue), config.room, config.stride)
         return self.stepper.pass_over(context.append(queue), plan)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
-from miga.config import SamplerConfig
+from miga.config import LaterWindows, SamplerConfig
 from miga.methods.base import Profile
 
 
@@ -33,7 +33,7 @@ class DiagonalSettings(SamplerConfig):
     @property
     def right_half(self) -> int:
         """The latents that a window of lookahead denoising can keep."""
-        return self.window - self.window // 2
+        return self.room - self.window // 2
 
     def check_diagonal(self, *, keeps_right_half: bool) -> None:
         """Checks the queue.
@@ -56,9 +56,27 @@ class FifoSettings(DiagonalSettings):
     Attributes:
         lookahead: whether windows keep their right half behind clean context, as FIFO-Diffusion's program does, or
             their left part as Alg. 3 prints it.
+        image_condition: of a model that takes a picture beside its latents, what windows are conditioned on that do not
+            begin with the video's first latent: "anchor" (the picture, in a place before their own latents), or
+            "reference" (the same, the picture in place of grey behind it).
     """
 
     lookahead: bool = True
+    image_condition: LaterWindows = ""
+
+    added_later: ClassVar[frozenset[str]] = frozenset({"image_condition"})
+
+    @classmethod
+    def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Half a window is kept; of lookahead denoising all that a picture before it leaves of the right half."""
+        half = values["window"] // 2
+        takes_a_place = bool(values.get("image_condition")) and values.get("lookahead", True)
+        return {"stride": max(1, min(half, values["window"] - 1 - half) if takes_a_place else half)}
+
+    @property
+    def later_windows(self) -> LaterWindows:
+        """See `SamplerConfig.later_windows`."""
+        return self.image_condition
 
     def check(self) -> None:
         """See `SamplerConfig.check`."""

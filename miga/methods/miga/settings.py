@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
+from miga.config import LaterWindows
 from miga.methods.base import Profile
 from miga.methods.queue_settings import QueueSettings
 from miga.unified import implied_stride, require_strides
@@ -22,11 +23,17 @@ class MigaSettings(QueueSettings):
             queue, which then runs empty; else the queue stays full to the end and what is left in it is thrown away.
         position_0_context: whether a plain window that does not start at the video's first latent sees one latent
             more before it, so that none but that first one is kept from the window's position 0.
+        image_condition: of a model that takes a picture beside its latents, what windows are conditioned on that do not
+            begin with the video's first latent: "anchor" (the picture, in a place before their own latents), or
+            "reference" (the same, the picture in place of grey behind it).
     """
 
     unified_stride: int
     drain: bool = False
     position_0_context: bool = False
+    image_condition: LaterWindows = ""
+
+    added_later: ClassVar[frozenset[str]] = QueueSettings.added_later | {"image_condition"}
 
     @classmethod
     def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,6 +45,11 @@ class MigaSettings(QueueSettings):
         self.check_queue()
         require_strides(self, self.lead, stride=self.stride, unified_stride=self.unified_stride)
         self.check_reflection()
+
+    @property
+    def later_windows(self) -> LaterWindows:
+        """See `SamplerConfig.later_windows`."""
+        return self.image_condition
 
     @property
     def num_early_groups(self) -> int:

@@ -49,7 +49,7 @@ class TwoStage:
         self.zigzag = Zigzag(config, stepper, reflection, begin.num_latents)
         passes = [StreamedPass()] * (config.handoff_level - 1)
         self.unified = Unified(
-            config.window, config.unified_stride, config.lead, begin.stepper, begin.num_latents, passes
+            config.room, config.unified_stride, config.lead, begin.stepper, begin.num_latents, passes
         )
 
     def start(self, clean_FCHW: torch.Tensor) -> TwoStageState:

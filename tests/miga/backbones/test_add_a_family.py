@@ -110,6 +110,7 @@ def test_only_the_table_imports_a_family() -> None:
         ("jobs.held_out_prompts", "sprites"),
         ("jobs.ablation.score", "sprites"),
         ("jobs.benches.chains", "sprites"),
+        ("jobs.benches.pictures", "sprites"),
         ("jobs.benches.model", "sprites"),
         ("jobs.benches.drift", "sprites"),
         ("jobs.benches.quality", "sprites"),

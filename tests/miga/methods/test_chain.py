@@ -177,7 +177,7 @@ def test_what_does_not_go_together_is_refused(backbone: WanBackbone) -> None:
     with pytest.raises(ConfigError, match="makes chains of an image-to-video model's clips"):
         rules_of_pictures(replace(SPEC, image_input=""), config)
     with pytest.raises(ConfigError, match="never shown a window") as caught:
-        rules_of_pictures(SPEC, resolve_config("swift", SPEC, {"num_steps": 20, "zigzag_width": 2}))
+        rules_of_pictures(SPEC, resolve_config("stage-2-only", SPEC, {"num_steps": 20}))
     assert "svi-shot" in caught.value.hint
     with pytest.raises(BadRowError, match="hands latents over"):
         make_run(backbone, config_of("svi-2-pro"), 1, pictures=Pictures(backbone, picture(), picture(1)))
