@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -27,10 +28,11 @@ from miga.backbones.wan.denoiser import WanDenoiser
 from miga.checkpoint import load_checkpoints
 from miga.cost import count_calls
 from miga.errors import RowError
+from miga.methods.causal.together import Lockstep
 from miga.profiles import resolve_config
 from miga.video import VideoRun
 from tests.actors.hosts import settings
-from tests.pace import Limit
+from tests.pace import Limit, paced
 
 PROMPTS = ("a cat", "a dog", "a red circle")
 FRAMES = 69
@@ -93,6 +95,12 @@ class Host:
             for _ in run.steps():
                 pass
             return run.checkpoint().latents_FCHW
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of the tiny model take milliseconds, and on a busy machine threads are late by more than that."""
+    monkeypatch.setattr("actors.worker.backbone.Lockstep", functools.partial(Lockstep, patience_s=paced(1.0)))
 
 
 @pytest.fixture

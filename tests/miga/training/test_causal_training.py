@@ -213,6 +213,23 @@ def test_the_names_that_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert resolve_config("swift", load_spec("sprites-causal")).num_steps == 30
 
 
+def test_what_is_shipped() -> None:
+    """Both differences are of the embedded weights, are finite, and say how they were made and not where."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    base = load_file(CHECKPOINT / "transformer" / "diffusion_pytorch_model.safetensors")
+    for name in ("sprites-causal", "sprites-few-step"):
+        file = family.DIFFERENCES / f"{name}.safetensors"
+        weights = with_difference(file, base)
+        moved = [float((weights[each] - base[each].float()).abs().max()) for each in base]
+        assert all(0.0 < each < 1.0 for each in moved), name
+        with safe_open(file, framework="pt") as stored:
+            notes = stored.metadata()["notes"]
+        assert "distil_steps" in notes
+        assert "/" not in notes
+
+
 @pytest.mark.slow
 def test_the_whole_command_gives_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
