@@ -9,9 +9,7 @@ off every drawing of the world. `acceptance` says what is held to be a success; 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from jobs.benches.making import made_lines
+from jobs.benches.making import made_lines, settings_digest
 from jobs.profiles.choice import parse_profile
 from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.sprites.details import Details, render_detailed
@@ -124,8 +122,7 @@ def plan(models: Mapping[str, str], profile: str, num_prompts: int, num_clips: i
                 f"{label}={folder} is no model of the sprite world that takes pictures",
                 "such as `python -m jobs.train_sprites_i2v` writes, or what `jobs.train_svi --full` makes of it",
             )
-        settings = json.dumps(asdict(parse_profile(profile, spec)), sort_keys=True)
-        found[label] = folder, spec.revision, hashlib.sha256(settings.encode()).hexdigest()[:12]
+        found[label] = folder, spec.revision, settings_digest(parse_profile(profile, spec))
     return [
         ChainJob(label, folder, revision, profile, config, dtype, num_clips, prompt)
         for prompt in range(num_prompts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import multiprocessing
 import os
 import tempfile
@@ -15,6 +17,7 @@ import torch
 
 from jobs.benches.line_file import LineFile
 from miga.allocator import keep_heap_steady
+from miga.config import SamplerConfig
 from miga.errors import MigaError, UsageError
 from pipeline.terminal import say
 
@@ -31,6 +34,11 @@ class Maker(Protocol[Job_contra]):
     def make(self, job: Job_contra) -> dict[str, Any]:
         """What a line says of the video beside its key."""
         ...
+
+
+def settings_digest(config: SamplerConfig) -> str:
+    """By what a line knows its settings: as files note them, so a setting that came later leaves older lines valid."""
+    return hashlib.sha256(json.dumps(config.noted(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def made_lines(

@@ -9,8 +9,6 @@ the frames change where the second latent begins than they do later on.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 
 from jobs.benches.chains import SCENES_SEED, world_of
-from jobs.benches.making import made_lines
+from jobs.benches.making import made_lines, settings_digest
 from jobs.profiles.choice import parse_profile
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_backbone, load_spec
@@ -102,8 +100,7 @@ def plan(model: str, profiles: Sequence[str], num_prompts: int, num_frames: int)
         rules_of_pictures(spec, config)
         if reason := why_no_length(config, spec.of_clips(config.clips), num_frames):
             raise UsageError(f"--frames {num_frames}, profile {profile!r}: {reason}", "give a length that all make")
-        settings = json.dumps(asdict(config), sort_keys=True)
-        digests[profile] = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        digests[profile] = settings_digest(config)
     return [
         PictureJob(profile, model, spec.revision, digest, num_frames, prompt)
         for prompt in range(num_prompts)

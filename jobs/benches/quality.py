@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from jobs.benches.making import made_lines
+from jobs.benches.making import made_lines, settings_digest
 from jobs.benches.video_score import MEASURES, caption_of, measure, omitted, scenes_in_turn
 from jobs.profiles.choice import parse_profile
 from miga.backbones.registry import load_backbone, load_spec
@@ -37,7 +35,7 @@ class VideoJob:
 
     Attributes:
         profile: as it was named.
-        config: digest of its settings.
+        config: digest of its settings, see `settings_digest`.
         model: revision of the model.
         dtype: of the network.
         captions: "full", "partial", "empty", "turns" (two full ones) or "details" (texture and second object named).
@@ -92,10 +90,7 @@ def plan(options: argparse.Namespace, profiles: Sequence[str]) -> list[VideoJob]
         held_out_scenes(options.first_prompt + options.prompts, seed=1)
     except ValueError as error:
         raise UsageError(f"--prompts {options.prompts}: {error}", "ask for fewer") from None
-    digests = {}
-    for profile in profiles:
-        settings = json.dumps(asdict(parse_profile(profile, spec)), sort_keys=True)
-        digests[profile] = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    digests = {profile: settings_digest(parse_profile(profile, spec)) for profile in profiles}
     return [
         VideoJob(
             profile=profile,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import mmap
@@ -21,6 +22,7 @@ import torch
 from jobs.benches.device_clock import process_memory_bytes
 from jobs.benches.drift import draw_drift, drift_table
 from jobs.benches.line_file import LineFile
+from jobs.benches.making import settings_digest
 from jobs.benches.memory import MemoryMark, bench_memory
 from jobs.benches.quality import KEY_NAMES, compare
 from jobs.benches.run_share import ModuleClock
@@ -225,6 +227,19 @@ def test_captions_name_what_is_not_left_open() -> None:
 
 
 # ---- lines ----
+
+
+@pytest.mark.parametrize("profile", ["swift", "fifo", "paper"])
+def test_a_line_outlives_settings_that_came_later(profile: str) -> None:
+    """Committed lines are of versions that did not know them."""
+    config = parse_profile(profile, load_spec("sprites"))
+    later = {name for name in config.to_dict() if name not in config.noted()}
+    assert later, "else this shows nothing"
+    earlier = {name: value for name, value in config.to_dict().items() if name not in later}
+    expected = hashlib.sha256(json.dumps(earlier, sort_keys=True).encode()).hexdigest()[:12]
+    assert settings_digest(config) == expected
+    changed = parse_profile(f"{profile}:num_steps=20", load_spec("sprites"))
+    assert settings_digest(changed) != expected
 
 
 def test_a_line_is_made_once(tmp_path: Path) -> None:
