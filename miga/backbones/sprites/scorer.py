@@ -249,7 +249,9 @@ def _fit_shape(alpha_HW: np.ndarray, shapes: Sequence[str] = SHAPES) -> _Fit:
     """The shape whose area and middle, set to what is seen, leaves least; its place, and its size in `RADIUS`."""
     pixel = np.arange(SIZE) + 0.5
     area = float(alpha_HW.sum())
-    centroid = np.array([(alpha_HW * pixel).sum(), (alpha_HW * pixel[:, None]).sum()]) / area
+    centroid = np.full(2, SIZE / 2)  # where nothing is seen
+    if area > 0.0:
+        centroid = np.array([(alpha_HW * pixel).sum(), (alpha_HW * pixel[:, None]).sum()]) / area
     fits = []
     for shape in shapes:
         full_area, offset = _area_and_offset(shape)

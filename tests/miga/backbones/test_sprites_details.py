@@ -22,7 +22,7 @@ from miga.backbones.sprites.details import (
     pattern,
     render_detailed,
 )
-from miga.backbones.sprites.scorer import read_frames, score
+from miga.backbones.sprites.scorer import _fit_shape, read_frames, score
 from miga.backbones.sprites.world import (
     COLOURS,
     GROUNDS,
@@ -163,6 +163,13 @@ def test_an_empty_textured_ground_has_no_subject() -> None:
     assert np.isnan(reading.xy_F2).all()
     assert {values.texture.kind for values in reading.values} == {"stripes"}
     assert reading.residual_F.max() < 0.01
+
+
+def test_where_no_pixel_is_the_subjects_its_place_is_the_middle() -> None:
+    """Frames that went far wrong have such subjects: their figures must stay numbers."""
+    fit = _fit_shape(np.zeros((64, 64)))
+    np.testing.assert_array_equal(fit.xy, [32.0, 32.0])
+    assert fit.size == 0.0
 
 
 def test_captions_name_details_sometimes_and_are_read_back() -> None:
