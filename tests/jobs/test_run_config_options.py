@@ -82,7 +82,7 @@ def test_every_key_can_be_set() -> None:
         "height": 64, "width": 32, "attention": "flash", "compile": True, "profile": "fifo", "num_frames": 9,
         "seed": 2**64 - 1, "limit": 3, "workers.num_actors": 4, "workers.max_actors": 5, "workers.max_videos": 6,
         "workers.share": "nothing", "workers.uploads_ahead": 0, "workers.cpus_per_actor": 0.5,
-        "workers.gpus_per_actor": 0.25, "workers.text_gpus": 0.1, "workers.lookahead": 9,
+        "workers.gpus_per_actor": 0.25, "workers.videos_per_actor": 3, "workers.text_gpus": 0.1, "workers.lookahead": 9,
         "workers.silent_after_s": 1.5, "workers.stalled_after_s": 2.5, "video.codec": "libx265", "video.crf": 30,
         "video.preset": "slow", "video.pixel_format": "yuv444p", "run.prompts_per_shard": 7,
         "run.max_failed_share": 0.75, "run.min_finished_rows": 8, "run.max_attempts": 9,

@@ -92,7 +92,9 @@ def test_the_plan_is_the_one_that_a_run_makes(
     spec, sampler = PUBLISHED[model], resolve_config("swift", PUBLISHED[model])
     size = SimpleNamespace(total_memory=card_bytes(card_gb))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: size)
-    settings: Any = SimpleNamespace(sampler=sampler, dtype="bfloat16", text_dtype="bfloat16", text_gpus=text_gpus)
+    settings: Any = SimpleNamespace(
+        sampler=sampler, dtype="bfloat16", text_dtype="bfloat16", text_gpus=text_gpus, videos_per_actor=1
+    )
     card(card_bytes(card_gb))
     made: list[MemoryPlan] = []
     monkeypatch.setattr(loaded_model, "load_backbone", lambda *_, **__: None)

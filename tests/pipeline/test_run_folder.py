@@ -189,7 +189,7 @@ def test_config_hash_is_of_the_sampler_alone() -> None:
 
 def test_an_earlier_version_noted_the_settings_of_all_methods() -> None:
     """Names of videos and configs stay what they are there: what a run is called is what its run.json says."""
-    sampler = resolve_config("fifo", load_spec("simulated:wan")).to_dict()
+    sampler = resolve_config("fifo", load_spec("simulated:wan")).noted()
     of_others = {"zigzag_width": 1, "self_reflection": False, "num_beams": 0, "released_branch": ""}
     earlier, now = record(sampler=sampler | of_others), record(sampler=sampler)
     assert differences(earlier, now) == []
