@@ -52,6 +52,7 @@ def test_prompts_and_out_may_lie_in_a_bucket(s3_root: str, s3_server: dict[str, 
         assert secret.encode() not in bucket.read_bytes(path), path
 
 
+@pytest.mark.slow
 def test_workers_are_as_patient_as_the_driver_was_told(
     s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

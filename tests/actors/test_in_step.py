@@ -165,6 +165,7 @@ def test_a_row_that_fails_in_the_middle_takes_no_other_with_it(
         torch.testing.assert_close(host.latents(tmp_path, row), host.alone(row), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_rows_are_suspended_and_gone_on_with_from_where_each_stood(
     tmp_path: Path, tiny_model: Path, batches: list[int]
 ) -> None:

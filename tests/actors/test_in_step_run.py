@@ -173,6 +173,7 @@ class Made:
             torch.testing.assert_close(self.latents(row), self.alone(row), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_rows_of_all_kinds_are_made_two_at_a_time(tmp_path: Path, tiny_model: Path) -> None:
     rows = [
         {"prompt": "a cat"},

@@ -78,6 +78,7 @@ def from_the_start(tmp_path: Path, num_frames: int) -> str:
     return make(worker(tmp_path / "anew"), task(num_frames, seed=0)).result.sha256
 
 
+@pytest.mark.slow
 def test_it_is_the_video_of_that_length_and_the_run_stays_as_it_is(
     capsys: pytest.CaptureFixture[str], out: Path, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def _local_ray() -> Iterator[None]:
             yield
 
 
+@pytest.mark.slow
 def test_its_dashboard_is_on_loopback() -> None:
     dashboards = [command for command in descendants(os.getpid()).values() if "dashboard.py" in command]
     assert len(dashboards) == 1

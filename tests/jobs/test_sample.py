@@ -95,6 +95,7 @@ def test_a_terminal_has_a_bar(
     assert f"0/{calls} [" not in quiet.getvalue()
 
 
+@pytest.mark.slow
 def test_the_negative_prompt_steers(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path) -> None:
     digests = set()
     for name, options in {"a": (), "b": ("--negative-prompt", "blur"), "c": ("--negative-prompt", "")}.items():

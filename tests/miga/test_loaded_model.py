@@ -296,6 +296,7 @@ def plan_of(decodes_beside: bool, vae_dtype: torch.dtype, fp8: bool) -> MemoryPl
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_call_that_does_not_fit_as_the_model_is_held(tiny_model: Path, card: Callable[[int], None]) -> None:
     card(needed(tiny_model, dtype=torch.float32))
     pipe = on_card(tiny_model)

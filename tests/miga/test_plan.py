@@ -119,7 +119,7 @@ def test_multiplied_is_as_good_as_followed(profile: str, settings: dict[str, Any
         assert (Counter(counted.by_part), counted.num_guided, counted.num_evaluations) == expected
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("family", SPECS)
 @pytest.mark.parametrize(
     "profile", ["swift", "paper", "released", "fifo", "fifo-literal", "scalingnoise", "stage-2-only"]

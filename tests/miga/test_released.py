@@ -385,6 +385,7 @@ def test_what_is_pushed_and_noised_again(branch: str) -> None:
     wide=st.sampled_from([1, 2, 3, 6]),
     handoff=st.integers(1, 5),
 )
+@pytest.mark.slow
 def test_the_queue_never_has_a_hole(branch: str, num_latents: int | None, wide: int, handoff: int) -> None:
     config = small(branch, zigzag_width=wide, handoff_level=handoff, num_steps=16)
     denoiser = GaussianDenoiser(config)

@@ -588,6 +588,7 @@ PAPERS_RATE = 1 / 46
 """Searches per evaluation that the paper's own seconds speak of."""
 
 
+@pytest.mark.slow
 def test_one_slot_takes_all_calls_one_after_the_other() -> None:
     """A second per guided call of a full window: as many as `count_calls` says."""
     config = wan_config("paper")

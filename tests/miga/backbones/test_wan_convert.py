@@ -151,6 +151,7 @@ LAYOUTS: dict[str, Callable[[Path, States], Written]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.sampled(2)
 def test_every_layout(tmp_path: Path, tiny: TinyWan, states: States, tokenizer: Path, layout: str) -> None:
     """Through the command: every tensor by itself, and what the loaded model computes."""
     (tmp_path / "given").mkdir()
@@ -284,6 +285,7 @@ def test_diffusers_loads_the_folder_as_a_pipeline(tmp_path: Path, tiny: TinyWan,
     assert frames.shape == (1, 5, 32, 32, 3)
 
 
+@pytest.mark.slow
 def test_the_same_video_as_from_diffusers_own_folder(
     tmp_path: Path, tiny: TinyWan, states: States, tokenizer: Path
 ) -> None:

@@ -134,7 +134,7 @@ def backbone(converted: Path) -> VideoCrafter2Backbone:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_whole_videos(backbone: VideoCrafter2Backbone, profile: str) -> None:
     config = resolve_config(profile, backbone.spec)
     pipeline = LongVideoPipeline(backbone, config)
@@ -147,6 +147,7 @@ def test_whole_videos(backbone: VideoCrafter2Backbone, profile: str) -> None:
     assert video.pixels.std(axis=(0, 1, 2)).min() > 5, "frames of one colour would tell nothing"
 
 
+@pytest.mark.slow
 def test_what_a_video_depends_on(backbone: VideoCrafter2Backbone) -> None:
     """On seed, prompt and `use_scale`, and on nothing else."""
     config = resolve_config("swift", backbone.spec)
