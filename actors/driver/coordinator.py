@@ -398,8 +398,11 @@ class Coordinator:
         member.is_ready, member.heard_at_s = True, time.monotonic()
         speed = 1.0 / max(call_s, 1e-6)
         info = member.info
-        joined = partial(self._ledger.worker_ready, node=info.node_id, speed=speed, num_videos=info.num_videos)
-        self._todo.extend(joined(member.name, member.heard_at_s))
+        self._todo.extend(
+            self._ledger.worker_ready(
+                member.name, member.heard_at_s, node=info.node_id, speed=speed, num_videos=info.num_videos
+            )
+        )
         if member.info.node_id in self._view.draining:
             self._todo.extend(self._ledger.worker_draining(member.name, member.heard_at_s))
         self._ask_for_news(member)

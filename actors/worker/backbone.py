@@ -43,7 +43,7 @@ from actors.worker.shared_embeddings import SharedEmbeddings
 from miga.allocator import keep_heap_steady
 from miga.backbones.base import BackboneSpec, Condition
 from miga.backbones.loading import named_dtype
-from miga.backbones.memory_plan import Footprint, MemoryPlan, plan_videos
+from miga.backbones.memory_plan import Footprint, MemoryPlan, plan_memory
 from miga.backbones.options import configure, configured_spec
 from miga.backbones.registry import footprint_of, load_backbone, load_spec, simulates_gpus
 from miga.denoise_pass import WindowCall, run_call
@@ -343,7 +343,7 @@ def plan_for(
     Raises:
         ModelError: if it does not fit, saying what would.
     """
-    return plan_videos(
+    return plan_memory(
         footprint,
         spec,
         settings.sampler,

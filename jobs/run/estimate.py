@@ -15,7 +15,7 @@ import torch
 from jobs.run.plan import Plan
 from miga.backbones.base import BackboneSpec
 from miga.backbones.loading import named_dtype
-from miga.backbones.memory_plan import CARDS_GB, RESERVE_BYTES, MemoryPlan, card_bytes, plan_videos
+from miga.backbones.memory_plan import CARDS_GB, RESERVE_BYTES, MemoryPlan, card_bytes, plan_memory
 from miga.backbones.registry import experts_of_levels, footprint_of, require_footprint
 from miga.config import SamplerConfig
 from miga.cost import count_calls, forwards_worth
@@ -226,7 +226,7 @@ def memory_on(plan: Plan, card_gb: float, num_latents: int | None = None) -> Mem
         ModelError: if it does not fit, saying what would.
     """
     config = plan.config
-    return plan_videos(
+    return plan_memory(
         require_footprint(config.model, config.revision),
         plan.spec,
         plan.sampler,

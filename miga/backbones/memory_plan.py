@@ -195,7 +195,7 @@ def plan_memory(
     *,
     text_on_card: bool = False,
     num_latents: int | None = None,
-    num_videos: int = 1,
+    num_videos: int | Literal["auto"] = 1,
 ) -> MemoryPlan:
     """The first of these that fits: everything as it is; the VAE in bfloat16; the transformer in fp8; both.
 
@@ -214,11 +214,17 @@ def plan_memory(
         text_dtype: of the text encoder.
         text_on_card: whether the text encoder shares the card (`text_gpus` in [workers]).
         num_latents: of the longest video, where a call shows all of it; None: of the model's default length.
-        num_videos: made at once, in step.
+        num_videos: made at once, in step; "auto": as many as fit beside a model that is held as for one.
 
     Raises:
         ModelError: if none fits, saying what would.
     """
+    if num_videos == "auto":
+        one = plan_memory(
+            architecture, spec, sampler, card, dtype, text_dtype, text_on_card=text_on_card, num_latents=num_latents
+        )
+        most = most_videos(architecture, spec, sampler, one, num_latents)
+        return as_held(one, architecture, spec, sampler, num_latents, most)
     length = _length(spec, sampler, num_latents)
 
     def plans_for(
@@ -265,34 +271,6 @@ def plan_memory(
         f"be ({_parts(smallest)}), and the card has {_gb(card)}",
         f"what would fit: {', or '.join(fits) or 'a smaller model'}",
     )
-
-
-def plan_videos(
-    architecture: Footprint,
-    spec: BackboneSpec,
-    sampler: SamplerConfig,
-    card: int,
-    dtype: torch.dtype = torch.bfloat16,
-    text_dtype: torch.dtype = torch.float32,
-    *,
-    text_on_card: bool = False,
-    num_latents: int | None = None,
-    num_videos: int | Literal["auto"] = 1,
-) -> MemoryPlan:
-    """As `plan_memory`, of so many videos at once, or of as many as fit beside a model that is held as for one.
-
-    Raises:
-        ModelError: as there.
-    """
-    number = 1 if num_videos == "auto" else num_videos
-    plan = plan_memory(
-        architecture, spec, sampler, card, dtype, text_dtype,
-        text_on_card=text_on_card, num_latents=num_latents, num_videos=number,
-    )  # fmt: skip
-    if num_videos != "auto":
-        return plan
-    most = most_videos(architecture, spec, sampler, plan, num_latents)
-    return as_held(plan, architecture, spec, sampler, num_latents, most)
 
 
 def most_videos(

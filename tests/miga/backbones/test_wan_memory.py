@@ -21,7 +21,6 @@ from miga.backbones.memory_plan import (
     card_bytes,
     check_machine_memory,
     plan_memory,
-    plan_videos,
     queue_bytes,
 )
 from miga.backbones.wan.per_latent import use_per_latent_timesteps
@@ -383,7 +382,7 @@ def test_each_video_in_step_has_a_cache_of_each_kind_of_its_own() -> None:
 def test_auto_is_as_many_as_fit_beside_a_model_held_as_for_one(gb: int) -> None:
     spec, architecture = PUBLISHED[SMALL], ARCHITECTURES[SMALL]
     sampler, card = resolve_config("longlive-infinity", spec, {}), card_bytes(gb)
-    one, most = (plan_videos(architecture, spec, sampler, card, num_videos=count) for count in (1, "auto"))
+    one, most = (plan_memory(architecture, spec, sampler, card, num_videos=count) for count in (1, "auto"))
     assert most.total_bytes <= card
     held = ("transformer_bytes", "fp8", "vae_dtype", "decodes_beside")
     assert [getattr(most, name) for name in held] == [getattr(one, name) for name in held]
