@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from jobs.benches.making import made_lines, settings_digest
+from jobs.benches.making import figure, made_lines, require_scenes, settings_digest
 from jobs.profiles.choice import parse_profile
 from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.sprites.details import Details, render_detailed
@@ -110,10 +110,7 @@ def plan(models: Mapping[str, str], profile: str, num_prompts: int, num_clips: i
     Raises:
         UsageError: if there are not so many held-out scenes, or a model is not of the sprite world.
     """
-    try:
-        held_out_scenes(num_prompts, SCENES_SEED)
-    except ValueError as error:
-        raise UsageError(f"--prompts {num_prompts}: {error}", "ask for fewer") from None
+    require_scenes(f"--prompts {num_prompts}", num_prompts, SCENES_SEED)
     found = {}
     for label, folder in models.items():
         spec = load_spec(folder)
@@ -150,12 +147,16 @@ def world_of(prompt: int, num_frames: int) -> tuple[Scene, np.ndarray]:
     return scene, render_detailed(scene, Placement.random(rng), Details.random(scene, rng), num_frames)
 
 
+def first_picture(backbone: Any, world_FHWC: np.ndarray) -> Pictures:
+    """The first of the world's frames, 0 ... 1, as what a video begins from."""
+    return Pictures(backbone, torch.from_numpy(world_FHWC[0]).permute(2, 0, 1) * 2.0 - 1.0)
+
+
 def make_chain(backbone: Any, job: ChainJob) -> dict[str, Any]:
     """What a line says of a chain beside its key: each measure clip by clip."""
     spec, config = backbone.spec, parse_profile(job.profile, backbone.spec)
     clip_frames = spec.num_frames(spec.window)
     scene, world_FHWC = world_of(job.prompt, clip_frames)
-    picture_CHW = torch.from_numpy(world_FHWC[0]).permute(2, 0, 1) * 2.0 - 1.0
     negative, embedding = backbone.encode_prompts([spec.negative_prompt, scene.caption(0, ("colour", "ground"))])
     readings = [
         read_frames(step.frames / np.float32(255.0))
@@ -166,7 +167,7 @@ def make_chain(backbone: Any, job: ChainJob) -> dict[str, Any]:
             negative,
             job.clips * spec.window,
             seed=job.prompt,
-            pictures=Pictures(backbone, picture_CHW),
+            pictures=first_picture(backbone, world_FHWC),
         )
         if step.frames is not None and len(step.frames)
     ]
@@ -182,7 +183,7 @@ def make_chain(backbone: Any, job: ChainJob) -> dict[str, Any]:
             "motion": float(read_motion(clip.xy_F2) == scene.motion),
         }
         for name, value in figures.items():
-            found[name].append(None if math.isnan(value) else round(value, 6))
+            found[name].append(figure(value))
     return {"caption": scene.caption(0, ("colour", "ground")), "scene": asdict(scene), **found}
 
 

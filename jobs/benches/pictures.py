@@ -15,20 +15,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
-import torch
 
-from jobs.benches.chains import SCENES_SEED, world_of
-from jobs.benches.making import made_lines, settings_digest
+from jobs.benches.chains import SCENES_SEED, first_picture, world_of
+from jobs.benches.making import figure, made_lines, require_scenes, settings_digest
 from jobs.profiles.choice import parse_profile
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.sprites.identity import identity_over_time, look_of
 from miga.backbones.sprites.scorer import Reading, read_frames, read_motion
-from miga.backbones.sprites.world import Scene, held_out_scenes
+from miga.backbones.sprites.world import Scene
 from miga.cost import count_calls
 from miga.errors import UsageError
 from miga.generate import rules_of_pictures
-from miga.image_condition import Pictures
 from miga.profiles import why_no_length
 from miga.video import make_video
 from pipeline.evaluation.paired import Interval, mean_interval, paired_difference, verdict
@@ -84,10 +82,7 @@ def plan(model: str, profiles: Sequence[str], num_prompts: int, num_frames: int)
             no pictures of the sprite world.
         ConfigError: if a profile is not known, or does not go with the model.
     """
-    try:
-        held_out_scenes(num_prompts, SCENES_SEED)
-    except ValueError as error:
-        raise UsageError(f"--prompts {num_prompts}: {error}", "ask for fewer") from None
+    require_scenes(f"--prompts {num_prompts}", num_prompts, SCENES_SEED)
     spec = load_spec(model)
     if not spec.image_input or (spec.height, spec.width, spec.window) != (64, 64, 12):
         raise UsageError(
@@ -125,11 +120,10 @@ def make_one(backbone: Any, job: PictureJob) -> dict[str, Any]:
     """What a line says of a video beside its key."""
     spec, config = backbone.spec, parse_profile(job.profile, backbone.spec)
     scene, world_FHWC = world_of(job.prompt, spec.num_frames(spec.window))
-    picture_CHW = torch.from_numpy(world_FHWC[0]).permute(2, 0, 1) * 2.0 - 1.0
     caption = scene.caption(0, ("colour", "ground"))
     negative, embedding = backbone.encode_prompts([spec.negative_prompt, caption])
     num_latents = spec.of_clips(config.clips).num_latents(job.frames)
-    pictures = Pictures(backbone, picture_CHW)
+    pictures = first_picture(backbone, world_FHWC)
     steps = make_video(backbone, config, [embedding], negative, num_latents, job.prompt, pictures=pictures)
     frames_FHWC = np.concatenate([step.frames for step in steps if step.frames is not None]) / np.float32(255.0)
     calls = {"calls": count_calls(config, num_latents).total}
@@ -163,7 +157,7 @@ def figures_of(
         "shape": float(np.mean([shape == scene.shape for shape in reading.shape])),
         "motion": _motion_right(reading, scene),
     }
-    return found | {name: None if math.isnan(value) else round(value, 6) for name, value in whole.items()}
+    return found | {name: figure(value) for name, value in whole.items()}
 
 
 def _halves(values_F: np.ndarray, half: int) -> list[float]:

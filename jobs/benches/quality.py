@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from jobs.benches.making import made_lines, settings_digest
+from jobs.benches.making import figure, made_lines, require_scenes, settings_digest
 from jobs.benches.video_score import MEASURES, caption_of, measure, omitted, scenes_in_turn
 from jobs.profiles.choice import parse_profile
 from miga.backbones.registry import load_backbone, load_spec
@@ -86,10 +86,7 @@ def plan(options: argparse.Namespace, profiles: Sequence[str]) -> list[VideoJob]
     """
     spec = load_spec(options.model)
     prompts = range(options.first_prompt, options.first_prompt + options.prompts)
-    try:
-        held_out_scenes(options.first_prompt + options.prompts, seed=1)
-    except ValueError as error:
-        raise UsageError(f"--prompts {options.prompts}: {error}", "ask for fewer") from None
+    require_scenes(f"--prompts {options.prompts}", options.first_prompt + options.prompts, seed=1)
     digests = {profile: settings_digest(parse_profile(profile, spec)) for profile in profiles}
     return [
         VideoJob(
@@ -155,7 +152,7 @@ class VideoMaker:
         return {
             "caption": captions[0] if len(captions) == 1 else captions,
             "scene": asdict(scene),
-            **{name: None if math.isnan(value) else round(value, 6) for name, value in values.items()},
+            **{name: figure(value) for name, value in values.items()},
             "calls": num_calls,
             "searches": sum(trace.searched),
             "corrections": sum(trace.corrected),

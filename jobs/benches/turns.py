@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from jobs.benches.making import figure
 from jobs.benches.quality import VideoJob, VideoMaker, made_rows, plan
 from jobs.benches.video_score import LOOKS, caption_of, omitted
 from jobs.profiles.choice import parse_profile
@@ -95,7 +96,7 @@ class TurnsMaker(VideoMaker):
         values = measure_turns(np.concatenate(frames) / np.float32(255.0), scenes, open_names, turn)
         return {
             "captions in turn": captions,
-            **{name: None if math.isnan(value) else round(value, 6) for name, value in values.items()},
+            **{name: figure(value) for name, value in values.items()},
             "calls": num_calls,
             "cpu s": round(time.process_time() - started_s, 2),
         }
