@@ -20,7 +20,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from jobs.benches.making import figure, made_lines, require_scenes, settings_digest
+from jobs.benches.making import figure, made_lines, settings_digest
+from jobs.benches.video_score import require_scenes
 from jobs.profiles.choice import parse_profile
 from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.sprites.details import Details, render_detailed

@@ -18,7 +18,6 @@ import torch
 
 from jobs.benches.line_file import LineFile
 from miga.allocator import keep_heap_steady
-from miga.backbones.sprites.world import held_out_scenes
 from miga.config import SamplerConfig
 from miga.errors import MigaError, UsageError
 from pipeline.terminal import say
@@ -41,23 +40,6 @@ class Maker(Protocol[Job_contra]):
 def settings_digest(config: SamplerConfig) -> str:
     """By what a line knows its settings: as files note them, so a setting that came later leaves older lines valid."""
     return hashlib.sha256(json.dumps(config.noted(), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def require_scenes(option: str, num_scenes: int, seed: int) -> None:
-    """Whether the sprite world has so many held-out scenes.
-
-    Args:
-        option: as it was given, for the message.
-        num_scenes: that are needed, from the first on.
-        seed: of their order.
-
-    Raises:
-        UsageError: if not.
-    """
-    try:
-        held_out_scenes(num_scenes, seed)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}", "ask for fewer") from None
 
 
 def figure(value: float) -> float | None:

@@ -17,7 +17,8 @@ from typing import Any, Final
 import numpy as np
 
 from jobs.benches.chains import SCENES_SEED, first_picture, world_of
-from jobs.benches.making import figure, made_lines, require_scenes, settings_digest
+from jobs.benches.making import figure, made_lines, settings_digest
+from jobs.benches.video_score import require_scenes
 from jobs.profiles.choice import parse_profile
 from miga.backbones.base import BackboneSpec
 from miga.backbones.registry import load_backbone, load_spec

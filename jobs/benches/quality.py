@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from jobs.benches.making import figure, made_lines, require_scenes, settings_digest
-from jobs.benches.video_score import MEASURES, caption_of, measure, omitted, scenes_in_turn
+from jobs.benches.making import figure, made_lines, settings_digest
+from jobs.benches.video_score import MEASURES, caption_of, measure, omitted, require_scenes, scenes_in_turn
 from jobs.profiles.choice import parse_profile
 from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.sprites.world import held_out_scenes

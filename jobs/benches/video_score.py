@@ -15,7 +15,8 @@ import numpy as np
 from miga.backbones.sprites.details import TEXTURES
 from miga.backbones.sprites.identity import CHANGED_BY, identity_drift
 from miga.backbones.sprites.scorer import motion_accuracy, read_frames, read_motion
-from miga.backbones.sprites.world import COLOURS, OMISSIBLE, PERIOD, Scene, change_one
+from miga.backbones.sprites.world import COLOURS, OMISSIBLE, PERIOD, Scene, change_one, held_out_scenes
+from miga.errors import UsageError
 from miga.metrics.features import SpriteFeatures
 from miga.metrics.video import VideoMeter
 
@@ -52,6 +53,23 @@ MEASURES: Final[dict[str, bool]] = {
 """All measures, and whether more of it is better."""
 FIRST_FRAMES: Final = 9
 """Frames that the measures called "later" leave out: those of a video's first three latents."""
+
+
+def require_scenes(option: str, num_scenes: int, seed: int) -> None:
+    """Whether the sprite world has so many held-out scenes.
+
+    Args:
+        option: as it was given, for the message.
+        num_scenes: that are needed, from the first on.
+        seed: of their order.
+
+    Raises:
+        UsageError: if not.
+    """
+    try:
+        held_out_scenes(num_scenes, seed)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}", "ask for fewer") from None
 
 
 def omitted(mode: str, prompt: int) -> tuple[str, ...]:
