@@ -18,11 +18,12 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file
 from transformers import T5TokenizerFast, UMT5EncoderModel
 
-from miga.backbones.sprites.difference import save_difference
+from miga.backbones.sprites.difference import save_difference, with_difference
 from miga.backbones.sprites.family import CHECKPOINT, DIFFERENCES, FEW_STEPS
 from miga.backbones.sprites.train_causal import BATCH, BLOCK, WINDOW, Examples, distil, train_teacher
 from miga.backbones.sprites.train_transformer import encode_clips
 from miga.backbones.sprites.training import pick_device
+from miga.errors import ModelError
 
 _NAMES = {"causal": "sprites-causal", "window": "sprites-few-step"}
 
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Trains, and writes the folder and the difference."""
     parser = argparse.ArgumentParser(prog="python -m jobs.train_sprites_causal", description=__doc__)
     parser.add_argument("--base", type=Path, default=CHECKPOINT, help="checkpoint to train on from (%(default)s)")
+    parser.add_argument("--begin-from", type=Path, help="difference from it that the first stage begins from")
     parser.add_argument("--kind", choices=_NAMES, default="causal", help="whose few steps (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder to write, a model for --model (default: none)")
     parser.add_argument("--difference", type=Path, help="file to write (default: the package's own)")
@@ -68,6 +70,12 @@ def main(arguments: list[str] | None = None) -> int:
         device,
     )
     transformer = WanTransformer3DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
+    before = load_file(base / "transformer" / "diffusion_pytorch_model.safetensors")
+    if options.begin_from is not None:
+        try:
+            transformer.load_state_dict(with_difference(options.begin_from, before))
+        except ModelError as error:
+            parser.error(f"--begin-from: {error}")
     transformer = transformer.to(device)
     compiled = options.compile
     if options.kind == "causal":
@@ -78,9 +86,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     weights = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
     file = options.difference or DIFFERENCES / f"{_NAMES[options.kind]}.safetensors"
-    before = load_file(base / "transformer" / "diffusion_pytorch_model.safetensors")
     told = ("kind", "clips", "latents", "teacher_steps", "distil_steps", "batch", "seed")
     notes = {name: str(getattr(options, name)) for name in told}
+    if options.begin_from is not None:
+        notes["begin_from"] = options.begin_from.name
     save_difference(file, before, weights, notes)
     print(f"difference: {file}")
     if options.out is not None:

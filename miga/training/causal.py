@@ -12,6 +12,7 @@ Legend: B clips, F latents, C channels, H, W cells; s is sigma, v the velocity e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
@@ -58,9 +59,13 @@ def shown_latents(num_latents: int, window: int, block: int, choice: float) -> t
     return [block * each + within for each in blocks for within in range(block)], list(learnt)
 
 
-def block_sigmas(num_latents: int, block: int, draw_BN: torch.Tensor) -> torch.Tensor:
-    """A sigma a block, for all of its latents: logit-normal, of standard normal draws `[B, blocks]`; `[B, F]`."""
-    return torch.sigmoid(0.4 + 1.3 * draw_BN).repeat_interleave(block, 1)[:, :num_latents]
+def block_sigmas(num_latents: int, block: int, draw_BN: torch.Tensor, flow_shift: float = 1.0) -> torch.Tensor:
+    """A sigma a block, for all of its latents: logit-normal, of standard normal draws `[B, blocks]`; `[B, F]`.
+
+    `flow_shift` moves all of them up as it moves a schedule: `s -> shift s / (1 + (shift - 1) s)` adds `ln shift` to
+    the logit.
+    """
+    return torch.sigmoid(0.4 + math.log(flow_shift) + 1.3 * draw_BN).repeat_interleave(block, 1)[:, :num_latents]
 
 
 def grid_sigmas(flow_shift: float, num_points: int = NUM_GRID) -> torch.Tensor:

@@ -30,7 +30,7 @@ from miga.backbones.sprites.train_transformer import (
     random_caption,
 )
 from miga.backbones.sprites.train_vae import clips_to_tensor, training_scenes
-from miga.backbones.sprites.training import Schedule, step_rng, train
+from miga.backbones.sprites.training import Schedule, autocast, step_rng, train
 from miga.backbones.sprites.world import PERIOD, Placement, Scene
 from miga.backbones.wan.backbone import WanBackbone
 from miga.backbones.wan.padding import use_compact_padding
@@ -199,7 +199,7 @@ def train_image_to_video(
         noise = chance.normal(clean.shape).to(device)
         sigma = torch.sigmoid(0.4 + 1.3 * chance.normal((batch,))).to(device)
         noised = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with autocast(device):
             shown = torch.cat([noised, y], dim=1)
             velocity = transformer(shown, 1000.0 * sigma, text, return_dict=False)[0]
         loss = nn.functional.mse_loss(velocity.float(), noise - clean)

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import nn
 
 from miga.backbones.sprites.train_transformer import EncodedClips, random_caption
 from miga.backbones.sprites.train_vae import training_scenes
-from miga.backbones.sprites.training import Schedule, step_rng, train
+from miga.backbones.sprites.training import Schedule, autocast, step_rng, train
 from miga.backbones.wan.causal.network import CausalWan
 from miga.backbones.wan.padding import use_compact_padding
 from miga.backbones.wan.spec import NUM_TEXT_TOKENS
@@ -45,12 +45,22 @@ BATCH: Final = 8
 FLOW_SHIFT: Final = 5.0
 GUIDANCE_SCALE: Final = 3.0
 """Of the teacher's steps."""
+FIRST_BLOCK_SHARE: Final = 0.4
+"""Share of steps that learn a video's first block alone: it decides what is shown, and all later ones go on from it."""
+FIRST_BLOCK_CLIPS: Final = 2 * WINDOW // BLOCK
+"""Clips of such a step for one of the others: as many tokens, for it has neither clean latents nor later blocks."""
+TEXT_MULTIPLE: Final = 32
+"""What lengths of text are a multiple of: all captions are shorter."""
 EMPTY_CAPTION_SHARE: Final = 0.02
 """Share of clips without their caption in stage A: enough for guidance in stage B."""
 TARGET_DECAY: Final = 0.95
 """Of the student's slow average."""
 TEACHER_RATE: Final = 2e-4
 STUDENT_RATE: Final = 1e-4
+
+
+Choose: TypeAlias = Callable[[np.random.Generator, int], tuple[list[int], list[int]]]
+"""Of a clip's length, by a generator: which latents are shown, and which positions among them are learnt from."""
 
 
 @dataclass(frozen=True)
@@ -72,34 +82,34 @@ class Examples:
     batch: int = BATCH
     device: str | torch.device = "cpu"
 
-    def draw(self, stage: str, step: int, empty_share: float, chosen: Callable[[Any], float] | None) -> Batch:
+    def draw(self, stage: str, step: int, empty_share: float, choose: Choose) -> Batch:
         """The batch of a step: the same whenever it is drawn.
 
         Args:
             stage: name of the stage.
             step: which one.
             empty_share: share of captions left empty.
-            chosen: chooses the window (`shown_latents`) by a generator; None: the clip's beginning.
+            choose: which latents are shown.
         """
         rng, scenes, clips = step_rng(self.seed, stage, step), training_scenes(), self.clips
-        picked = [int(index) for index in rng.integers(len(clips.scenes), size=self.batch)]
+        shown, learnt = choose(rng, clips.x_NCFHW.shape[2])
+        count = self.batch * (FIRST_BLOCK_CLIPS if len(shown) == BLOCK else 1)
+        picked = [int(index) for index in rng.integers(len(clips.scenes), size=count)]
         captions = [
             "" if rng.random() < empty_share else _caption(scenes[clips.scenes[at]], clips, at, rng) for at in picked
         ]
-        choice = 0.0 if chosen is None else chosen(rng)
-        shown, learnt = shown_latents(clips.x_NCFHW.shape[2], WINDOW, BLOCK, choice)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         clean = clips.x_NCFHW[picked][:, :, shown].float().transpose(1, 2).contiguous()
         noise = torch.randn(clean.shape, generator=generator)
         return Batch(
-            clean.to(self.device), noise.to(self.device), self.texts(captions), self.texts([""] * self.batch),
+            clean.to(self.device), noise.to(self.device), self.texts(captions), self.texts([""] * count),
             learnt, generator, rng,
         )  # fmt: skip
 
     @torch.no_grad()
     def texts(self, captions: list[str]) -> torch.Tensor:
-        """Their embeddings `[B, L, D]`, padded with zeros."""
-        tokens = self.tokenizer(captions, padding="longest", return_tensors="pt")
+        """Their embeddings `[B, L, D]`, padded with zeros to one of few lengths: each is compiled for by itself."""
+        tokens = self.tokenizer(captions, padding="longest", pad_to_multiple_of=TEXT_MULTIPLE, return_tensors="pt")
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
         return self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state * mask[..., None]
 
@@ -132,23 +142,24 @@ class Windows:
 
     def __init__(self, kind: Kind, transformer: WanTransformer3DModel, *, compiled: bool = False) -> None:
         masked = CausalWan(transformer).masked
-        self._kind, self._masked = kind, torch.compile(masked) if compiled else masked
-        self._device_type = transformer.device.type
+        self._kind, self._masked = kind, torch.compile(masked, dynamic=False) if compiled else masked
+        self._device = transformer.device
         self._position_F = torch.arange(WINDOW, dtype=torch.float64)
 
     def velocity(self, clean_BFCHW: torch.Tensor, text_BLD: torch.Tensor) -> Velocity:
         """The velocity of noised windows, given the clean ones."""
 
         def of(x_BFCHW: torch.Tensor, sigma_BF: torch.Tensor) -> torch.Tensor:
-            timestep_BF, position_F, mask_FF = 1000.0 * sigma_BF, self._position_F, None
-            if self._kind == "causal":
+            num_latents = x_BFCHW.shape[1]
+            timestep_BF, position_F, mask_FF = 1000.0 * sigma_BF, self._position_F[:num_latents], None
+            if self._kind == "causal" and num_latents > BLOCK:  # a first block has nothing before it
                 x_BFCHW = torch.cat([clean_BFCHW, x_BFCHW], 1)
                 timestep_BF = torch.cat([torch.zeros_like(timestep_BF), timestep_BF], 1)
-                position_F, mask_FF = position_F.repeat(2), teacher_forcing_mask(WINDOW, BLOCK)
+                position_F, mask_FF = position_F.repeat(2), teacher_forcing_mask(num_latents, BLOCK)
             position_F = position_F.to(x_BFCHW.device)
-            with torch.autocast(self._device_type, dtype=torch.bfloat16):
+            with autocast(self._device):
                 out = self._masked(x_BFCHW, timestep_BF, position_F, mask_FF, text_BLD, NUM_TEXT_TOKENS)
-            return out[:, -WINDOW:].float()
+            return out[:, -num_latents:].float()
 
         return of
 
@@ -178,9 +189,10 @@ def train_teacher(
     windows = Windows("causal", transformer, compiled=compiled)
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        batch = examples.draw("teacher forcing", step, EMPTY_CAPTION_SHARE, _either_window)
-        draw_BN = torch.randn(len(batch.clean), WINDOW // BLOCK, generator=batch.generator).to(examples.device)
-        sigma_BF = block_sigmas(WINDOW, BLOCK, draw_BN)
+        batch = examples.draw("teacher forcing", step, EMPTY_CAPTION_SHARE, causal_window)
+        num_latents = batch.clean.shape[1]
+        draw_BN = torch.randn(len(batch.clean), num_latents // BLOCK, generator=batch.generator).to(examples.device)
+        sigma_BF = block_sigmas(num_latents, BLOCK, draw_BN, FLOW_SHIFT if num_latents == BLOCK else 1.0)
         velocity = windows.velocity(batch.clean, batch.text)(noised(batch.clean, batch.noise, sigma_BF), sigma_BF)
         error = (velocity - (batch.noise - batch.clean))[:, batch.learnt]
         loss = error.square().mean()
@@ -191,9 +203,16 @@ def train_teacher(
     return transformer.eval()
 
 
-def _either_window(rng: np.random.Generator) -> float:
-    """The clip's beginning in half of all steps: it is what every video begins with."""
-    return 0.0 if rng.random() < 0.5 else float(rng.random())
+def causal_window(rng: np.random.Generator, num_latents: int) -> tuple[list[int], list[int]]:
+    """A clip's first block alone; else its beginning, or as often a later window behind the first block."""
+    if rng.random() < FIRST_BLOCK_SHARE:
+        return list(range(BLOCK)), list(range(BLOCK))
+    return shown_latents(num_latents, WINDOW, BLOCK, 0.0 if rng.random() < 0.5 else float(rng.random()))
+
+
+def first_window(rng: np.random.Generator, num_latents: int) -> tuple[list[int], list[int]]:
+    """A clip's beginning."""
+    return shown_latents(num_latents, WINDOW, BLOCK, 0.0)
 
 
 class _Pair(nn.Module):
@@ -245,7 +264,7 @@ def distil(
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         if step:
             pair.follow(TARGET_DECAY)
-        batch = examples.draw(f"distil {kind}", step, 0.0, _either_window if kind == "causal" else None)
+        batch = examples.draw(f"distil {kind}", step, 0.0, causal_window if kind == "causal" else first_window)
         at_B = torch.from_numpy(batch.rng.integers(NUM_GRID, size=len(batch.clean))).to(examples.device)
         sigma_B, next_B = sigmas[at_B], sigmas[at_B + 1]
         x_BFCHW = noised(batch.clean, batch.noise, sigma_B[:, None].expand(batch.clean.shape[:2]))

@@ -23,7 +23,7 @@ from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from miga.backbones.sprites.details import TEXTURES, Details, render_detailed
 from miga.backbones.sprites.train_vae import Z_DIM, clips_to_tensor, training_scenes
-from miga.backbones.sprites.training import Schedule, step_rng, train
+from miga.backbones.sprites.training import Schedule, autocast, step_rng, train
 from miga.backbones.sprites.world import (
     COLOURS,
     GROUNDS,
@@ -182,7 +182,7 @@ def _encode_chunk(vae: AutoencoderKLWan, rng: np.random.Generator, num_frames: i
         scene = scenes[int(index)]
         placement, details = Placement.random(rng), Details.random(scene, rng)
         clip = clips_to_tensor(render_detailed(scene, placement, details, num_frames)[None]).to(vae.device)
-        with torch.autocast(vae.device.type, dtype=torch.bfloat16):
+        with autocast(vae.device):
             z = vae.encode(clip).latent_dist.mode()
         chunk["x"].append(((z.float().cpu() - mean) / std).half())
         chunk["scenes"].append(int(index))
@@ -263,7 +263,7 @@ def train_transformer(
         noise = torch.randn(clean.shape, generator=generator).to(device)
         sigma = torch.sigmoid(0.4 + 1.3 * torch.randn(batch, generator=generator)).to(device)
         noised = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with autocast(device):
             velocity = model(noised, 1000.0 * sigma, ids, mask)
         loss = nn.functional.mse_loss(velocity.float(), noise - clean)
         return loss, {"loss": float(loss.detach())}

@@ -26,7 +26,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
 from miga.backbones.sprites.details import COMPANION_RADIUS, Details, render_detailed
-from miga.backbones.sprites.training import Schedule, step_rng, train
+from miga.backbones.sprites.training import Schedule, autocast, step_rng, train
 from miga.backbones.sprites.world import RADIUS, Placement, Scene, all_scenes, coverage, positions
 from miga.backbones.wan.vae import decode_one
 
@@ -134,7 +134,7 @@ def _loss_of(
         batch, num_frames = CLIPS[picked]
         x, weight = (tensor.to(device) for tensor in draw_batch(scenes, batch, num_frames, rng))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with autocast(device):
             posterior = vae.encode(x).latent_dist
             z = posterior.mean.float()
             noise = torch.randn(z.shape, generator=generator).to(device)

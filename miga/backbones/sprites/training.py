@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,17 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def computes_bfloat16(device: torch.device | str) -> bool:
+    """Whether it multiplies matrices in bfloat16 by itself: processors without AVX-512 take forty times as long."""
+    return torch.device(device).type != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+
+
+def autocast(device: torch.device | str) -> AbstractContextManager[object]:
+    """Matrix products in bfloat16 where that is faster, else as the weights are."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, dtype=torch.bfloat16) if computes_bfloat16(device) else nullcontext()
+
+
 def step_rng(seed: int, stage: str, step: int) -> np.random.Generator:
     """The random numbers of one step: the same whether training was interrupted before it or not."""
     return np.random.default_rng([seed, *stage.encode(), step])
@@ -67,7 +79,8 @@ def train(
         weight_decay: of every optimiser.
         ema_decay: decay of the moving average, shortened at the start.
         stop_at: stop after so many steps of the schedule, to be resumed; None for all.
-        muon: whether matrices inside `blocks` are trained by Muon, the rest by AdamW; else AdamW trains all.
+        muon: whether matrices inside `blocks` are trained by Muon, the rest by AdamW; else AdamW trains all, as it does
+            where bfloat16 is slow: torch's Muon computes in nothing else.
 
     Returns:
         `model`, holding the averaged weights.
@@ -141,6 +154,11 @@ class _Training:
         """What `save` wrote; returns the next step to take."""
         state = torch.load(file, weights_only=True)
         self.model.load_state_dict(state["model"])
+        if len(state["optimizers"]) != len(self.optimizers):
+            raise ValueError(
+                f"{file} was written where bfloat16 is fast, or slow, and this machine is the other: its optimiser "
+                "cannot be gone on with. Go on where it was begun, or take another folder"
+            )
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.averages = [average.to(self.parameters[0].device) for average in state["averages"]]
@@ -151,6 +169,7 @@ class _Training:
 
 def _optimizers(model: nn.Module, learning_rate: float, weight_decay: float, muon: bool) -> list[torch.optim.Optimizer]:
     named = list(model.named_parameters())
+    muon = muon and computes_bfloat16(named[0][1].device)
     matrices = [parameter for name, parameter in named if muon and parameter.ndim == 2 and "blocks." in name]
     taken = {id(parameter) for parameter in matrices}
     others = [parameter for _, parameter in named if id(parameter) not in taken]

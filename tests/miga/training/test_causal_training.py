@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,24 @@ from diffusers import WanTransformer3DModel
 
 from jobs.train_sprites_causal import main, write_folder
 from miga.backbones.registry import load_backbone, load_spec
-from miga.backbones.sprites import family
+from miga.backbones.sprites import family, training
 from miga.backbones.sprites.difference import save_difference, with_difference
 from miga.backbones.sprites.family import CHECKPOINT, FEW_STEPS
-from miga.backbones.sprites.train_causal import Examples, distil, train_teacher
+from miga.backbones.sprites.train_causal import (
+    Examples,
+    Windows,
+    causal_window,
+    distil,
+    first_window,
+    train_teacher,
+)
 from miga.backbones.sprites.train_transformer import (
     TRANSFORMER_CONFIG,
     EncodedClips,
     build_text_encoder,
     build_tokenizer,
 )
+from miga.backbones.sprites.training import computes_bfloat16
 from miga.backbones.wan.causal.network import CausalWan
 from miga.backbones.wan.padding import use_compact_padding
 from miga.backbones.wan.spec import NUM_TEXT_TOKENS
@@ -89,6 +98,51 @@ def test_which_latents_a_window_shows() -> None:
     assert gaps == {3, 6, 9, 12, 15}
 
 
+def test_a_shift_moves_sigmas_as_it_moves_a_schedule() -> None:
+    draw_BN = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    plain, shifted = block_sigmas(6, 3, draw_BN), block_sigmas(6, 3, draw_BN, flow_shift=5.0)
+    torch.testing.assert_close(shifted, 5.0 * plain / (1.0 + 4.0 * plain), rtol=0, atol=1e-6)
+
+
+def test_the_first_block_is_learnt_alone_by_more_clips() -> None:
+    """As many tokens a step as of windows, which show twelve clean and twelve noised latents."""
+    examples, choices = small_examples(), []
+    for step in range(60):
+        batch = examples.draw("counted", step, 0.0, causal_window)
+        again = examples.draw("counted", step, 0.0, causal_window)
+        assert torch.equal(batch.clean, again.clean)
+        count, num_latents = batch.clean.shape[:2]
+        assert (count, batch.learnt) in ((16, [0, 1, 2]), (2, list(range(12))), (2, [9, 10, 11]))
+        assert num_latents == (3 if count == 16 else 12)
+        assert len(batch.text) == len(batch.no_text) == count
+        choices.append(len(batch.learnt) if num_latents == 12 else 0)
+    assert [0.1 < choices.count(kind) / 60 < 0.6 for kind in (0, 3, 12)] == [True] * 3
+
+
+def test_a_first_block_sees_no_clean_latents() -> None:
+    """Alone it is told what it is told as the first of a window."""
+    examples = small_examples()
+    windows = Windows("causal", small_transformer())
+    batch = examples.draw("seen", 0, 0.0, first_window)
+    sigma_BF = torch.full(batch.clean.shape[:2], 0.8)
+    x = noised(batch.clean, batch.noise, sigma_BF)
+    with torch.no_grad():
+        whole = windows.velocity(batch.clean, batch.text)(x, sigma_BF)[:, :3]
+        alone = windows.velocity(batch.clean[:, :3], batch.text)(x[:, :3], sigma_BF[:, :3])
+    torch.testing.assert_close(alone, whole, rtol=0, atol=2e-2 if computes_bfloat16("cpu") else 1e-5)
+
+
+def test_a_state_of_other_optimisers_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where bfloat16 is slow matrices are trained by AdamW: Muon's state cannot be gone on with there."""
+    state = tmp_path / "state.pt"
+    for is_fast in (True, False):
+        monkeypatch.setattr(training, "computes_bfloat16", lambda device, is_fast=is_fast: is_fast)
+        if is_fast:
+            train_teacher(small_transformer(), small_examples(), state, 2, stop_at=0)
+    with pytest.raises(ValueError, match=r"state\.pt was written where bfloat16 is fast, or slow"):
+        train_teacher(small_transformer(), small_examples(), state, 2)
+
+
 def test_the_grid_holds_the_few_steps() -> None:
     """Sigmas of 1000, 750, 500, 250 under shift 5, as the sampler has them."""
     assert grid_sigmas(5.0)[[0, 12, 24, 36, 48]].tolist() == pytest.approx([1.0, 0.9375, 0.833333, 0.625, 0.0])
@@ -150,7 +204,7 @@ def test_every_stage_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     trained = noted("teacher", teacher, 60)
     for name, network in (("before", small_transformer()), ("after", trained)):
         use_compact_padding(network)
-        batch = examples.draw("judged", 0, 0.0, None)
+        batch = examples.draw("judged", 0, 0.0, first_window)
         sigma_BF = torch.full(batch.clean.shape[:2], 0.6)
         sequence = torch.cat([batch.clean, noised(batch.clean, batch.noise, sigma_BF)], 1)
         times = torch.cat([torch.zeros_like(sigma_BF), 1000.0 * sigma_BF], 1)
@@ -252,6 +306,18 @@ def test_the_whole_command_gives_a_model(tmp_path: Path, capsys: pytest.CaptureF
     backbone: Any = load_backbone(str(tmp_path / "model"), device="cpu", components=("denoiser",))
     write_folder(tmp_path / "few", CHECKPOINT, backbone.network, few_steps=True)
     assert json.loads((tmp_path / "few" / "miga.json").read_text())["sampler"]["num_steps"] == FEW_STEPS["num_steps"]
+    with pytest.raises(SystemExit):
+        main([*command, "--begin-from", str(tmp_path / "none.safetensors")])
+    assert "none.safetensors cannot be read" in capsys.readouterr().err
+    further = [
+        *command,
+        "--begin-from",
+        str(tmp_path / "d.safetensors"),
+        "--difference",
+        str(tmp_path / "e.safetensors"),
+    ]
+    shutil.rmtree(tmp_path / "work")
+    assert main([*command, *further]) == 0
     with pytest.raises(SystemExit):
         main([*command, "--latents", "13"])
     assert "a multiple of 3" in capsys.readouterr().err
