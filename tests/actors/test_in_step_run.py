@@ -226,6 +226,7 @@ def test_a_killed_actor_gives_both_rows_back_and_each_goes_on_from_its_checkpoin
     made.check(0, 1)
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_in_the_middle_takes_no_other_with_it(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -318,6 +318,7 @@ def test_poor_terminals_are_no_fault(environment: dict[str, str]) -> None:
         assert "\x1b" not in written
 
 
+@pytest.mark.slow
 def test_a_terminal_that_goes_away_ends_nothing() -> None:
     program = """
         import os, sys, time

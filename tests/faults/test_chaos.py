@@ -34,6 +34,7 @@ def test_videos_under_faults_are_those_of_a_calm_run(seed: int, tmp_path: Path) 
     assert outcome.num_faults >= 3, outcome
 
 
+@pytest.mark.slow
 def test_twenty_seeds_have_every_kind_of_fault() -> None:
     for first in range(1, 30):
         assert {kind for seed in range(first, first + 20) for kind in planned(seed)} == set(KINDS)

@@ -15,7 +15,7 @@ from tests.fuzz.reader import Reader
 
 MAX_S: Final = 5.0
 """Processor time of one file, which a busy machine does not stretch."""
-FEW, MANY = 100, 10_000
+FEW, MANY = 40, 10_000
 SEED: Final = 20261121
 
 READERS: Final[dict[str, Reader]] = {

@@ -92,6 +92,7 @@ def test_a_manifest_has_no_field_that_kubernetes_and_kuberay_do_not_know(name: s
         (("spec", "rayClusterSpec", "authOptions", "mode"), "on"),
     ],
 )
+@pytest.mark.sampled(2)
 def test_the_schema_refuses_what_a_cluster_would(path: tuple[Any, ...], value: Any, kubernetes: dict[str, Any]) -> None:
     job = copy.deepcopy(documents("rayjob.yaml")[-1])
     place = job

@@ -59,6 +59,7 @@ def tiny(name: str) -> RandomModel:
 
 
 @pytest.mark.parametrize("name", ["wan-1.3b", "wan-14b"])
+@pytest.mark.sampled(2)
 def test_wan_at_full_size_has_every_weight(name: str) -> None:
     with shapes_only():
         model = random_model(name, device=CPU, dtype=torch.bfloat16)
@@ -70,6 +71,7 @@ def test_wan_at_full_size_has_every_weight(name: str) -> None:
     assert "full size, 21 latents of 480x832" in model.label
 
 
+@pytest.mark.slow
 def test_videocrafter2_at_full_size_has_every_tensor_of_the_checkpoint() -> None:
     with shapes_only():
         model = random_model("videocrafter2", device=CPU, dtype=torch.bfloat16)
@@ -315,6 +317,7 @@ def test_a_call_without_memory_is_a_row_that_says_so(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("name", "parts"), [("wan-1.3b", ["calls", "decode", "frames", "dce"]), ("videocrafter2", ["decode"])]
 )
+@pytest.mark.sampled(2)
 def test_bench_backbone_on_a_cpu_says_that_it_is_reduced(
     name: str, parts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

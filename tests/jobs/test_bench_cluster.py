@@ -79,6 +79,7 @@ class PretendedRun:
         ]
 
 
+@pytest.mark.slow
 def test_reflection_is_compared_with_the_same_gpus_and_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two searches are 192 calls of 946 + 192. Virtual time knows the calls of the same video on as many GPUs."""
     monkeypatch.setattr("jobs.benches.cluster.ClusterRun", PretendedRun)

@@ -106,6 +106,7 @@ def test_it_is_the_video_of_that_length_and_the_run_stays_as_it_is(
     assert ManifestRow.from_json(text).sha256 == from_the_start(tmp_path, LONG + 40)
 
 
+@pytest.mark.slow
 def test_it_counts_calls_of_the_network_those_of_the_kept_latents_too(
     capsys: pytest.CaptureFixture[str], out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

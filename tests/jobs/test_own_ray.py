@@ -37,6 +37,7 @@ def short_tmp() -> Iterator[Path]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_it_is_on_loopback_with_a_token_that_stands_in_no_file(
     monkeypatch: pytest.MonkeyPatch, short_tmp: Path
 ) -> None:

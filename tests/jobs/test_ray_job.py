@@ -169,6 +169,7 @@ def bucket(bucket_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Any:
     return s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
 
 
+@pytest.mark.slow
 def test_the_job_server_lets_nobody_in_without_the_token_and_listens_on_loopback(cluster: Cluster) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(cluster.address + "/api/jobs/", timeout=paced(10))

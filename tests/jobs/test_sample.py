@@ -77,6 +77,7 @@ def test_what_it_says(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_m
     assert (again[0], again[2]) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_terminal_has_a_bar(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

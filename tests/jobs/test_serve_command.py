@@ -186,6 +186,7 @@ def test_of_a_bucket_there_are_frames_in_the_page(
 
 @pytest.mark.browser
 @pytest.mark.s3
+@pytest.mark.slow
 def test_signed_links_play(
     browser: Any, capsys: pytest.CaptureFixture[str], in_bucket: MadeRun, s3_server: dict[str, str], tmp_path: Path
 ) -> None:

@@ -177,6 +177,7 @@ def test_latents_that_wait_for_the_decoder_are_bounded(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("way", ["consumed", "executor, consumed", "executor"])
 @pytest.mark.parametrize("stop_after", [0, 1, 14, 17])
+@pytest.mark.sampled(3)
 def test_closing_early_leaves_no_thread(way: str, stop_after: int) -> None:
     config = profile_config("swift")
     before = set(threading.enumerate())
@@ -300,6 +301,7 @@ def test_stopped_at_any_pass_and_gone_on_with(profile: str, settings: dict[str, 
 
 @pytest.mark.parametrize("way", ["alone", "executor"])
 @pytest.mark.parametrize("profile", ["paper", "swift", "fifo", "scalingnoise", "released", "stage-2-only"])
+@pytest.mark.sampled(3)
 def test_the_parts_of_one_run_hold_every_latent_once(profile: str, way: str) -> None:
     """Taken at random passes; a run goes on from any of them, with all before it, to the same frames."""
     config = profile_config(profile)

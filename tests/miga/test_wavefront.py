@@ -470,6 +470,7 @@ class BrokenError(Exception):
 
 @pytest.mark.parametrize("fails_at", [1, 5, 13, 40])
 @pytest.mark.parametrize("profile", ["paper", "swift", "scalingnoise", "released"])
+@pytest.mark.sampled(3)
 def test_a_call_that_fails_ends_the_video_in_the_driving_thread(
     profile: str, fails_at: int, restless: Callable[..., RestlessExecutor]
 ) -> None:

@@ -124,6 +124,7 @@ def test_uploads_of_killed_processes_are_aborted(s3_root: str, tmp_path: Path) -
     assert files(run.storage) == before
 
 
+@pytest.mark.sampled(2)
 def test_sidecars_go_only_where_nothing_reads_them(storage: Storage, tmp_path: Path) -> None:
     run = make_run(storage, tmp_path, 8, failed=(1, 4))
     run.settle(4, attempt=2)  # retried, and made

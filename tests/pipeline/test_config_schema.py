@@ -60,6 +60,7 @@ def is_read(values: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("key", list(keys()))
+@pytest.mark.sampled(3)
 def test_of_every_key_and_value_it_says_what_the_reader_says(validator: Any, key: str) -> None:
     section, _, name = key.rpartition(".")
     for value in VALUES:

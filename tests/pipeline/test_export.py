@@ -185,6 +185,7 @@ def test_no_cell_of_a_csv_is_a_formula(run: MadeRun, dest: LocalStorage, monkeyp
 
 @pytest.mark.parametrize("uri", ["", "..", "video/00000/..", "/etc/passwd", "a/../../b.mp4", "00000000-x-e1a1.mp4/"])
 @pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.sampled(3)
 def test_a_row_that_names_no_video_of_a_run(
     run: MadeRun, dest: LocalStorage, format: Format, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,6 +183,7 @@ SLOW: Final = [
 
 
 @pytest.mark.parametrize(("frozen", "meanwhile"), [("first run", raised_limit), *SLOW[1:]])
+@pytest.mark.slow
 def test_frozen_at_every_call(plan: MadeRun, tmp_path: Path, meanwhile: Callable[[Runs], None], frozen: str) -> None:
     num_frozen = 0
     for frozen_at in range(1, 1000):

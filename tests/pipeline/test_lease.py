@@ -268,6 +268,7 @@ def test_a_host_that_is_more_than_a_name_is_not_acted_on(storage: Storage, clock
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\xff" * 10, b"9" * 10_000, b"{}"])
+@pytest.mark.sampled(3)
 def test_a_beat_may_hold_anything(storage: Storage, clock: Time, content: bytes) -> None:
     Lease.acquire(storage, ELSEWHERE, 30.0, never)
     storage.write_bytes("lease/000001.beat", content)

@@ -138,6 +138,7 @@ def test_it_is_asked_before_ours(model: str) -> None:
 
 @pytest.mark.parametrize("name", ["folder", "colours-small", "page_family:FAMILY"])
 @pytest.mark.usefixtures("package")
+@pytest.mark.sampled(3)
 def test_videos_are_of_the_colour(name: str, model: str) -> None:
     name, prompt = (model, "blue") if name == "folder" else (name, "sea green")
     backbone = load_backbone(name, device="cpu")

@@ -567,6 +567,7 @@ def changed(state: State, **changes: torch.Tensor | None) -> State:
 
 
 @pytest.mark.parametrize("part", PARTS)
+@pytest.mark.sampled(2)
 def test_every_tensor_is_missed(states: States, part: str) -> None:
     """Whichever of them is not there, it is refused by its name, in the library's naming."""
     names = {"transformer": wan_transformer, "vae": wan_vae, "text_encoder": wan_text}[part]
