@@ -1,9 +1,9 @@
 """Trains the embedded backbone on to few steps: `python -m jobs.train_sprites_causal`, causal, or for windows.
 
-Causal weights come by teacher forcing, then causal consistency distillation; `--kind window` distils alone, all latents
-of a window seeing each other. Every stage keeps its state under `--work-dir` and goes on from it when the command is
-run again. What comes out is a model's folder, and the difference that `--model sprites-causal` (or `sprites-few-step`)
-reads.
+Causal weights come by teacher forcing, then causal consistency distillation, then, with `--ode-steps`, ODE regression
+of first blocks. `--kind window` distils alone, all latents of a window seeing each other. Every stage keeps its state
+under `--work-dir` and goes on from it when the command is run again. What comes out is a model's folder, and the
+difference that `--model sprites-causal` (or `sprites-few-step`) reads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ from transformers import T5TokenizerFast, UMT5EncoderModel
 
 from miga.backbones.sprites.difference import save_difference, with_difference
 from miga.backbones.sprites.family import CHECKPOINT, DIFFERENCES, FEW_STEPS
-from miga.backbones.sprites.train_causal import BATCH, BLOCK, WINDOW, Examples, distil, train_teacher
+from miga.backbones.sprites.train_causal import (
+    BATCH,
+    BLOCK,
+    LEVELS,
+    WINDOW,
+    Examples,
+    distil,
+    make_ode_pairs,
+    regress,
+    train_teacher,
+)
 from miga.backbones.sprites.train_transformer import encode_clips
 from miga.backbones.sprites.training import pick_device
 from miga.errors import ModelError
@@ -28,8 +38,8 @@ from miga.errors import ModelError
 _NAMES = {"causal": "sprites-causal", "window": "sprites-few-step"}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Trains, and writes the folder and the difference."""
+def read_options(arguments: list[str] | None) -> argparse.Namespace:
+    """What was asked for; the program ends with a message where that cannot be."""
     parser = argparse.ArgumentParser(prog="python -m jobs.train_sprites_causal", description=__doc__)
     parser.add_argument("--base", type=Path, default=CHECKPOINT, help="checkpoint to train on from (%(default)s)")
     parser.add_argument("--begin-from", type=Path, help="difference from it that the first stage begins from")
@@ -41,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--latents", type=int, default=24, help="of a clip, whole blocks (default: %(default)s)")
     parser.add_argument("--teacher-steps", type=int, default=2000, help="of teacher forcing (default: %(default)s)")
     parser.add_argument("--distil-steps", type=int, default=1000, help="of distillation (default: %(default)s)")
+    parser.add_argument("--ode-steps", type=int, default=0, help="of ODE regression behind it (default: none)")
+    parser.add_argument("--ode-batches", type=int, default=32, help="of pairs for it (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=BATCH, help="clips a step (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -49,8 +61,20 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.latents < WINDOW or options.latents % BLOCK:
         parser.error(f"--latents {options.latents}: take {WINDOW} or more, a multiple of {BLOCK}")
+    if options.ode_steps and options.kind != "causal":
+        parser.error("--ode-steps is for --kind causal: it learns the first block of a video")
+    if options.ode_batches < len(LEVELS):
+        parser.error(f"--ode-batches {options.ode_batches}: take {len(LEVELS)} or more, one for each level")
     if not (options.base / "transformer").is_dir():
         parser.error(f"--base {options.base} is no model's folder: it has no transformer/")
+    if options.begin_from is not None and not options.begin_from.is_file():
+        parser.error(f"--begin-from {options.begin_from}: there is no such file")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains, and writes the folder and the difference."""
+    options = read_options(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     device, base, work = pick_device(options.device), options.base, options.work_dir
@@ -75,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             transformer.load_state_dict(with_difference(options.begin_from, before))
         except ModelError as error:
-            parser.error(f"--begin-from: {error}")
+            raise SystemExit(f"--begin-from: {error}") from error
     transformer = transformer.to(device)
     compiled = options.compile
     if options.kind == "causal":
@@ -83,10 +107,13 @@ def main(arguments: list[str] | None = None) -> int:
         transformer = train_teacher(transformer, examples, teacher_file, options.teacher_steps, compiled=compiled)
     state_file = work / f"distil-{options.kind}.pt"
     student = distil(options.kind, transformer, examples, state_file, options.distil_steps, compiled=compiled)
+    if options.ode_steps:
+        pairs = make_ode_pairs(transformer, examples, work / "ode-pairs", options.ode_batches, compiled=compiled)
+        student = regress(student, pairs, examples, work / "ode.pt", options.ode_steps, compiled=compiled)
 
     weights = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
     file = options.difference or DIFFERENCES / f"{_NAMES[options.kind]}.safetensors"
-    told = ("kind", "clips", "latents", "teacher_steps", "distil_steps", "batch", "seed")
+    told = ("kind", "clips", "latents", "teacher_steps", "distil_steps", "ode_steps", "batch", "seed")
     notes = {name: str(getattr(options, name)) for name in told}
     if options.begin_from is not None:
         notes["begin_from"] = options.begin_from.name

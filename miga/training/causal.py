@@ -3,15 +3,17 @@
 Stage A, teacher forcing: the network is shown a clip twice, clean and noised, and a noised block sees itself and the
 clean blocks before it. Stage B, consistency distillation: from a noised clip the student predicts what its own slow
 average predicts one small step of the teacher further down. The same without a clean half makes few-step weights for
-windows.
+windows. Stage C, ODE regression: the student predicts where the teacher's guided steps lead.
 
-Source: Causal Forcing (teacher forcing, then causal consistency distillation on 48 grid points); Self-Forcing's "TF".
+Source: Causal Forcing (teacher forcing, then causal consistency distillation on 48 grid points); Self-Forcing's "TF";
+CausVid (ODE regression).
 
 Legend: B clips, F latents, C channels, H, W cells; s is sigma, v the velocity e - x0 of noise e and clean latents x0.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
@@ -105,6 +107,38 @@ def consistency_loss(
         wanted_BFCHW = stepped_BFCHW - _wide(next_BF) * target(stepped_BFCHW, next_BF)
     predicted_BFCHW = x_BFCHW - _wide(sigma_BF) * student(x_BFCHW, sigma_BF)
     return (predicted_BFCHW - wanted_BFCHW)[:, list(learnt)].square().mean()
+
+
+@torch.no_grad()
+def ode_end(teacher: Velocity, x_BFCHW: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
+    """Where Euler steps of the teacher lead: the clean latents that noised ones belong to.
+
+    Args:
+        teacher: with guidance, if there is to be any.
+        x_BFCHW: latents at the first of the sigmas.
+        sigmas: from theirs down to the last; 0 for clean ones.
+    """
+    for sigma, next_sigma in itertools.pairwise(sigmas):
+        sigma_BF = torch.full(x_BFCHW.shape[:2], sigma, device=x_BFCHW.device)
+        x_BFCHW = x_BFCHW + (next_sigma - sigma) * teacher(x_BFCHW, sigma_BF)
+    return x_BFCHW
+
+
+def regression_loss(
+    student: Velocity, x_BFCHW: torch.Tensor, sigma: float, target_BFCHW: torch.Tensor, learnt: Sequence[int]
+) -> torch.Tensor:
+    """Squared distance of the predicted clean clip from a given one.
+
+    Args:
+        student: learns.
+        x_BFCHW: noised clips.
+        sigma: of all of them.
+        target_BFCHW: clean ones.
+        learnt: latents that count.
+    """
+    sigma_BF = torch.full(x_BFCHW.shape[:2], sigma, device=x_BFCHW.device)
+    error_BFCHW = x_BFCHW - sigma * student(x_BFCHW, sigma_BF) - target_BFCHW
+    return error_BFCHW[:, list(learnt)].square().mean()
 
 
 def _wide(value_BF: torch.Tensor) -> torch.Tensor:

@@ -373,7 +373,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["file", "http"])
+@pytest.fixture(params=["file", pytest.param("http", marks=pytest.mark.slow)])
 def address(request: pytest.FixtureRequest, many: Path) -> Iterator[str]:
     if request.param == "file":
         yield (many / "report.html").as_uri()

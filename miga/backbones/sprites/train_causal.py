@@ -9,7 +9,8 @@ Legend: B clips, F latents, C channels, H, W cells, L text tokens, D text channe
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
+from tqdm import tqdm
 
 from miga.backbones.sprites.train_transformer import EncodedClips, random_caption
 from miga.backbones.sprites.train_vae import training_scenes
@@ -32,6 +34,8 @@ from miga.training.causal import (
     consistency_loss,
     grid_sigmas,
     noised,
+    ode_end,
+    regression_loss,
     shown_latents,
     teacher_forcing_mask,
 )
@@ -51,12 +55,21 @@ FIRST_BLOCK_CLIPS: Final = 2 * WINDOW // BLOCK
 """Clips of such a step for one of the others: as many tokens, for it has neither clean latents nor later blocks."""
 TEXT_MULTIPLE: Final = 32
 """What lengths of text are a multiple of: all captions are shorter."""
+ODE_GUIDANCE_SCALE: Final = 4.0
+"""Of the teacher's steps in stage C: of its first blocks 96.5 % of the frames had the right shape at 3, 97.9 % at 5."""
+ODE_POINTS: Final = 24
+"""Steps of the teacher from noise alone."""
+LEVELS: Final = (0, 6, 12, 18)
+"""Where on that grid the student's four steps begin."""
 EMPTY_CAPTION_SHARE: Final = 0.02
 """Share of clips without their caption in stage A: enough for guidance in stage B."""
 TARGET_DECAY: Final = 0.95
 """Of the student's slow average."""
 TEACHER_RATE: Final = 2e-4
 STUDENT_RATE: Final = 1e-4
+ODE_RATE: Final = 2e-4
+ODE_SHARE: Final = 0.65
+"""Share of steps of stage C that learn first blocks; the others keep the later ones as they are."""
 
 
 Choose: TypeAlias = Callable[[np.random.Generator, int], tuple[list[int], list[int]]]
@@ -163,6 +176,16 @@ class Windows:
 
         return of
 
+    def guided(self, batch: Batch, scale: float) -> Velocity:
+        """The velocity of a batch's noised windows with classifier-free guidance."""
+        with_text, without = (self.velocity(batch.clean, text) for text in (batch.text, batch.no_text))
+
+        def of(x_BFCHW: torch.Tensor, sigma_BF: torch.Tensor) -> torch.Tensor:
+            base_BFCHW = without(x_BFCHW, sigma_BF)
+            return base_BFCHW + scale * (with_text(x_BFCHW, sigma_BF) - base_BFCHW)
+
+        return of
+
 
 def train_teacher(
     transformer: WanTransformer3DModel,
@@ -205,8 +228,16 @@ def train_teacher(
 
 def causal_window(rng: np.random.Generator, num_latents: int) -> tuple[list[int], list[int]]:
     """A clip's first block alone; else its beginning, or as often a later window behind the first block."""
-    if rng.random() < FIRST_BLOCK_SHARE:
-        return list(range(BLOCK)), list(range(BLOCK))
+    return first_block(rng, num_latents) if rng.random() < FIRST_BLOCK_SHARE else any_window(rng, num_latents)
+
+
+def first_block(rng: np.random.Generator, num_latents: int) -> tuple[list[int], list[int]]:
+    """A clip's first block."""
+    return list(range(BLOCK)), list(range(BLOCK))
+
+
+def any_window(rng: np.random.Generator, num_latents: int) -> tuple[list[int], list[int]]:
+    """A clip's beginning, or as often a later window behind its first block."""
     return shown_latents(num_latents, WINDOW, BLOCK, 0.0 if rng.random() < 0.5 else float(rng.random()))
 
 
@@ -269,15 +300,10 @@ def distil(
         sigma_B, next_B = sigmas[at_B], sigmas[at_B + 1]
         x_BFCHW = noised(batch.clean, batch.noise, sigma_B[:, None].expand(batch.clean.shape[:2]))
 
-        def guided(x: torch.Tensor, sigma_BF: torch.Tensor) -> torch.Tensor:
-            texts = (batch.text, batch.no_text)
-            with_text, without = (guide.velocity(batch.clean, text)(x, sigma_BF) for text in texts)
-            return without + GUIDANCE_SCALE * (with_text - without)
-
         loss = consistency_loss(
             student.velocity(batch.clean, batch.text),
             target.velocity(batch.clean, batch.text),
-            guided,
+            guide.guided(batch, GUIDANCE_SCALE),
             x_BFCHW,
             sigma_B,
             next_B,
@@ -288,3 +314,105 @@ def distil(
     schedule = Schedule(num_steps, learning_rate, num_warmup_steps=20)
     train(f"distil {kind}", pair, loss_of, schedule, state_file, ema_decay=0.99, muon=True, stop_at=stop_at)
     return pair.student.eval()
+
+
+@dataclass(frozen=True)
+class OdePairs:
+    """First blocks noised to one level, and what the teacher's guided steps make of them.
+
+    Attributes:
+        x_BFCHW: noised.
+        sigma: their level.
+        text_BLD: their captions.
+        target_BFCHW: clean.
+    """
+
+    x_BFCHW: torch.Tensor
+    sigma: float
+    text_BLD: torch.Tensor
+    target_BFCHW: torch.Tensor
+
+
+def make_ode_pairs(
+    teacher: WanTransformer3DModel, examples: Examples, folder: Path, num_batches: int, *, compiled: bool = False
+) -> list[OdePairs]:
+    """What stage C learns from; each batch is kept in `folder`, and read from there if it is there.
+
+    Args:
+        teacher: from stage A; not changed.
+        examples: to noise.
+        folder: of its own; made if it is not there.
+        num_batches: each of one level, the levels in turn.
+        compiled: see `Windows`.
+    """
+    use_compact_padding(teacher)
+    teacher.eval().requires_grad_(False)
+    guide = Windows("causal", teacher, compiled=compiled)
+    sigmas = grid_sigmas(FLOW_SHIFT, ODE_POINTS).tolist()
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for number in tqdm(range(num_batches), desc="ODE pairs", mininterval=5.0):
+        file = folder / f"{number:05d}.pt"
+        if not file.exists():
+            batch = examples.draw("ODE pairs", number, 0.0, first_block)
+            left = sigmas[LEVELS[number % len(LEVELS)] :]
+            sigma_BF = torch.full(batch.clean.shape[:2], left[0], device=examples.device)
+            x_BFCHW = noised(batch.clean, batch.noise, sigma_BF)
+            target_BFCHW = ode_end(guide.guided(batch, ODE_GUIDANCE_SCALE), x_BFCHW, left)
+            temporary = file.with_suffix(".tmp")
+            torch.save((x_BFCHW, left[0], batch.text, target_BFCHW), temporary)
+            os.replace(temporary, file)
+        made.append(OdePairs(*torch.load(file, weights_only=True, map_location=examples.device)))
+    return made
+
+
+def regress(
+    student: WanTransformer3DModel,
+    pairs: Sequence[OdePairs],
+    examples: Examples,
+    state_file: Path,
+    num_steps: int,
+    *,
+    stop_at: int | None = None,
+    learning_rate: float = ODE_RATE,
+    compiled: bool = False,
+) -> WanTransformer3DModel:
+    """Stage C: first blocks by ODE regression, later ones as they were, in place; it goes on from `state_file`.
+
+    Args:
+        student: of few steps, from stage B.
+        pairs: what first blocks are to become.
+        examples: later blocks are drawn from.
+        state_file: where training is kept.
+        num_steps: of the learning rate's schedule.
+        stop_at: stop after so many of them.
+        learning_rate: its peak.
+        compiled: see `Windows`.
+    """
+    use_compact_padding(student)
+    before = Windows("causal", copy.deepcopy(student).eval().requires_grad_(False), compiled=compiled)
+    windows = Windows("causal", student.requires_grad_(True), compiled=compiled)
+    sigmas = [grid_sigmas(FLOW_SHIFT, ODE_POINTS).tolist()[level] for level in LEVELS]
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = step_rng(examples.seed, "ODE regression", step)
+        if rng.random() < ODE_SHARE:
+            pair = pairs[int(rng.integers(len(pairs)))]
+            of_first = windows.velocity(pair.x_BFCHW, pair.text_BLD)
+            learnt = range(BLOCK)
+            loss = regression_loss(of_first, pair.x_BFCHW, pair.sigma, pair.target_BFCHW, learnt)
+            return loss, {"first": float(loss.detach())}
+        batch = examples.draw("ODE regression", step, 0.0, any_window)
+        sigma = sigmas[int(rng.integers(len(sigmas)))]
+        sigma_BF = torch.full(batch.clean.shape[:2], sigma, device=examples.device)
+        x_BFCHW = noised(batch.clean, batch.noise, sigma_BF)
+        with torch.no_grad():
+            target_BFCHW = x_BFCHW - sigma * before.velocity(batch.clean, batch.text)(x_BFCHW, sigma_BF)
+        later = [at for at in batch.learnt if at >= BLOCK]
+        of_later = windows.velocity(batch.clean, batch.text)
+        loss = regression_loss(of_later, x_BFCHW, sigma, target_BFCHW, later)
+        return loss, {"later": float(loss.detach())}
+
+    schedule = Schedule(num_steps, learning_rate, num_warmup_steps=20)
+    train("ODE regression", student, loss_of, schedule, state_file, ema_decay=0.98, muon=True, stop_at=stop_at)
+    return student.eval()

@@ -18,11 +18,15 @@ from miga.backbones.sprites import family, training
 from miga.backbones.sprites.difference import save_difference, with_difference
 from miga.backbones.sprites.family import CHECKPOINT, FEW_STEPS
 from miga.backbones.sprites.train_causal import (
+    LEVELS,
+    ODE_POINTS,
     Examples,
     Windows,
     causal_window,
     distil,
     first_window,
+    make_ode_pairs,
+    regress,
     train_teacher,
 )
 from miga.backbones.sprites.train_transformer import (
@@ -44,6 +48,8 @@ from miga.training.causal import (
     consistency_loss,
     grid_sigmas,
     noised,
+    ode_end,
+    regression_loss,
     shown_latents,
     teacher_forcing_mask,
 )
@@ -166,6 +172,30 @@ def test_a_consistent_student_has_no_loss() -> None:
     assert off == pytest.approx((0.81 + 0.01) / 2, rel=1e-4)
 
 
+def test_where_steps_lead_along_a_straight_line() -> None:
+    """The velocity of one clip's straight path is the same at every level: any steps end at the clip."""
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(2, 3, *SHAPE, generator=generator) for _ in range(2))
+    seen: list[float] = []
+
+    def straight(x: torch.Tensor, sigma_BF: torch.Tensor) -> torch.Tensor:
+        seen.append(float(sigma_BF[0, 0]))
+        return noise - clean
+
+    x = noised(clean, noise, torch.full((2, 3), 0.8))
+    torch.testing.assert_close(ode_end(straight, x, [0.8, 0.5, 0.0]), clean, rtol=0, atol=1e-5)
+    assert seen == pytest.approx([0.8, 0.5])
+    assert float(regression_loss(straight, x, 0.8, clean, range(3))) < 1e-10
+    moved = clean + torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1, 1)
+    assert float(regression_loss(straight, x, 0.8, moved, [0])) == pytest.approx(1.0, rel=1e-4)
+    assert float(regression_loss(straight, x, 0.8, moved, [1, 2])) < 1e-10
+
+
+def test_levels_of_the_pairs_are_those_of_the_sampler() -> None:
+    grid = grid_sigmas(5.0, ODE_POINTS)
+    assert [float(grid[level]) for level in LEVELS] == pytest.approx([1.0, 0.9375, 0.833333, 0.625])
+
+
 # ---- the stages, on a small network of the embedded one's kind ----
 
 
@@ -219,7 +249,30 @@ def test_every_stage_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
         def student(state: Path, stop: int, kind: Any = kind) -> WanTransformer3DModel:
             return distil(kind, copy.deepcopy(trained), examples, state, 10, stop_at=stop, learning_rate=5e-4)
 
-        assert not torch.equal(weights_of(noted(kind, student, 10)), weights_of(trained))
+        distilled = noted(kind, student, 10)
+        assert not torch.equal(weights_of(distilled), weights_of(trained))
+
+    pairs = make_ode_pairs(trained, examples, tmp_path / "pairs", 4)
+    again = make_ode_pairs(small_transformer(), examples, tmp_path / "pairs", 4)  # read, not made
+    assert all(torch.equal(one.target_BFCHW, other.target_BFCHW) for one, other in zip(pairs, again, strict=True))
+
+    def regressed(state: Path, stop: int) -> WanTransformer3DModel:
+        begun = copy.deepcopy(trained)
+        return regress(begun, pairs, examples, state, 40, stop_at=stop, learning_rate=2e-3)
+
+    def far(network: WanTransformer3DModel) -> float:
+        windows = Windows("causal", network)
+        with torch.no_grad():
+            found = [
+                regression_loss(
+                    windows.velocity(each.x_BFCHW, each.text_BLD), each.x_BFCHW, each.sigma, each.target_BFCHW, range(3)
+                )
+                for each in pairs
+            ]
+        return float(sum(found))
+
+    before = far(copy.deepcopy(trained))
+    assert far(noted("ode", regressed, 40)) < 0.9 * before
 
 
 # ---- what is stored and loaded ----
@@ -299,6 +352,7 @@ def test_the_whole_command_gives_a_model(tmp_path: Path, capsys: pytest.CaptureF
         "cpu",
     ]
     command += ["--teacher-steps", "1", "--distil-steps", "1", "--difference", str(tmp_path / "d.safetensors")]
+    command += ["--ode-steps", "1", "--ode-batches", "4"]
     assert main([*command, "--out", str(tmp_path / "model")]) == 0
     assert (tmp_path / "d.safetensors").stat().st_size < 4_100_000
     spec = load_spec(str(tmp_path / "model"))
@@ -308,7 +362,10 @@ def test_the_whole_command_gives_a_model(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads((tmp_path / "few" / "miga.json").read_text())["sampler"]["num_steps"] == FEW_STEPS["num_steps"]
     with pytest.raises(SystemExit):
         main([*command, "--begin-from", str(tmp_path / "none.safetensors")])
-    assert "none.safetensors cannot be read" in capsys.readouterr().err
+    assert "none.safetensors: there is no such file" in capsys.readouterr().err
+    (tmp_path / "no.safetensors").write_bytes(b"no weights")
+    with pytest.raises(SystemExit, match=r"--begin-from: .*no\.safetensors cannot be read"):
+        main([*command, "--begin-from", str(tmp_path / "no.safetensors")])
     further = [
         *command,
         "--begin-from",
