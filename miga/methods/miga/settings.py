@@ -100,7 +100,8 @@ def _ablated() -> dict[str, Profile]:
 
 PROFILES: Final[dict[str, Profile]] = {
     "swift": Profile(
-        "ours: as good as `paper` for far fewer calls (decisions/0008): the queue drains, longer strides, no search",
+        "ours: as good as `paper` for far fewer calls (decisions/0008): the queue drains, longer strides, no search; "
+        'for prompts that leave looks open set guidance_from = "anchors" (docs/ablation.md)',
         {"self_reflection": False, "drain": True},
         by_family={"wan": {"position_0_context": True}},
         derive=_swift,
