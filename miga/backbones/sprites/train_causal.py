@@ -9,7 +9,7 @@ Legend: B clips, F latents, C channels, H, W cells, L text tokens, D text channe
 from __future__ import annotations
 
 import copy
-import os
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from miga.backbones.sprites.train_transformer import EncodedClips, random_caption
 from miga.backbones.sprites.train_vae import training_scenes
-from miga.backbones.sprites.training import Schedule, autocast, step_rng, train
+from miga.backbones.sprites.training import Schedule, autocast, kept, step_rng, train
 from miga.backbones.wan.causal.network import CausalWan
 from miga.backbones.wan.padding import use_compact_padding
 from miga.backbones.wan.spec import NUM_TEXT_TOKENS
@@ -349,21 +349,20 @@ def make_ode_pairs(
     teacher.eval().requires_grad_(False)
     guide = Windows("causal", teacher, compiled=compiled)
     sigmas = grid_sigmas(FLOW_SHIFT, ODE_POINTS).tolist()
+
+    def make(number: int) -> tuple[torch.Tensor, float, torch.Tensor, torch.Tensor]:
+        batch = examples.draw("ODE pairs", number, 0.0, first_block)
+        left = sigmas[LEVELS[number % len(LEVELS)] :]
+        sigma_BF = torch.full(batch.clean.shape[:2], left[0], device=examples.device)
+        x_BFCHW = noised(batch.clean, batch.noise, sigma_BF)
+        return x_BFCHW, left[0], batch.text, ode_end(guide.guided(batch, ODE_GUIDANCE_SCALE), x_BFCHW, left)
+
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    for number in tqdm(range(num_batches), desc="ODE pairs", mininterval=5.0):
-        file = folder / f"{number:05d}.pt"
-        if not file.exists():
-            batch = examples.draw("ODE pairs", number, 0.0, first_block)
-            left = sigmas[LEVELS[number % len(LEVELS)] :]
-            sigma_BF = torch.full(batch.clean.shape[:2], left[0], device=examples.device)
-            x_BFCHW = noised(batch.clean, batch.noise, sigma_BF)
-            target_BFCHW = ode_end(guide.guided(batch, ODE_GUIDANCE_SCALE), x_BFCHW, left)
-            temporary = file.with_suffix(".tmp")
-            torch.save((x_BFCHW, left[0], batch.text, target_BFCHW), temporary)
-            os.replace(temporary, file)
-        made.append(OdePairs(*torch.load(file, weights_only=True, map_location=examples.device)))
-    return made
+    numbers = tqdm(range(num_batches), desc="ODE pairs", mininterval=5.0)
+    return [
+        OdePairs(*kept(folder / f"{number:05d}.pt", functools.partial(make, number), examples.device))
+        for number in numbers
+    ]
 
 
 def regress(
@@ -399,8 +398,7 @@ def regress(
         if rng.random() < ODE_SHARE:
             pair = pairs[int(rng.integers(len(pairs)))]
             of_first = windows.velocity(pair.x_BFCHW, pair.text_BLD)
-            learnt = range(BLOCK)
-            loss = regression_loss(of_first, pair.x_BFCHW, pair.sigma, pair.target_BFCHW, learnt)
+            loss = regression_loss(of_first, pair.x_BFCHW, pair.sigma, pair.target_BFCHW, range(BLOCK))
             return loss, {"first": float(loss.detach())}
         batch = examples.draw("ODE regression", step, 0.0, any_window)
         sigma = sigmas[int(rng.integers(len(sigmas)))]

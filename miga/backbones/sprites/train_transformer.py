@@ -8,8 +8,8 @@ Legend: `x_BCFHW` B clips, C channels, F latents, H, W latent cells, normalised 
 
 from __future__ import annotations
 
+import functools
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from miga.backbones.sprites.details import TEXTURES, Details, render_detailed
 from miga.backbones.sprites.train_vae import Z_DIM, clips_to_tensor, training_scenes
-from miga.backbones.sprites.training import Schedule, autocast, step_rng, train
+from miga.backbones.sprites.training import Schedule, autocast, kept, step_rng, train
 from miga.backbones.sprites.world import (
     COLOURS,
     GROUNDS,
@@ -160,12 +160,8 @@ def encode_clips(
     folder.mkdir(parents=True, exist_ok=True)
     chunks = []
     for number in tqdm(range(math.ceil(num_clips / CHUNK)), desc="encode clips", mininterval=5.0):
-        file = folder / f"{number:05d}.pt"
-        if not file.exists():
-            temporary = file.with_suffix(".tmp")
-            torch.save(_encode_chunk(vae, step_rng(seed, "clips", number), num_frames), temporary)
-            os.replace(temporary, file)
-        chunks.append(torch.load(file, weights_only=True))
+        encode = functools.partial(_encode_chunk, vae, step_rng(seed, "clips", number), num_frames)
+        chunks.append(kept(folder / f"{number:05d}.pt", encode))
     return EncodedClips(
         x_NCFHW=torch.cat([chunk["x"] for chunk in chunks]),
         scenes=[value for chunk in chunks for value in chunk["scenes"]],

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,20 @@ def autocast(device: torch.device | str) -> AbstractContextManager[object]:
     """Matrix products in bfloat16 where that is faster, else as the weights are."""
     kind = torch.device(device).type
     return torch.autocast(kind, dtype=torch.bfloat16) if computes_bfloat16(device) else nullcontext()
+
+
+def save_whole(value: object, file: Path) -> None:
+    """Writes a file for `torch.load`, whole or not at all."""
+    temporary = file.with_suffix(".tmp")
+    torch.save(value, temporary)
+    os.replace(temporary, file)
+
+
+def kept(file: Path, make: Callable[[], Any], device: torch.device | str = "cpu") -> Any:
+    """What `make` gives: made once, and read from `file` from then on, tensors to `device`."""
+    if not file.exists():
+        save_whole(make(), file)
+    return torch.load(file, weights_only=True, map_location=device)
 
 
 def step_rng(seed: int, stage: str, step: int) -> np.random.Generator:
@@ -137,18 +152,14 @@ class _Training:
 
     def save(self, file: Path, step: int) -> None:
         """Whole or not at all; `step` is the next one to take."""
-        temporary = file.with_suffix(".tmp")
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "averages": self.averages,
-                "step": step,
-                "elapsed_s": self._elapsed_s + time.monotonic() - self._started_s,
-            },
-            temporary,
-        )
-        os.replace(temporary, file)
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "averages": self.averages,
+            "step": step,
+            "elapsed_s": self._elapsed_s + time.monotonic() - self._started_s,
+        }
+        save_whole(state, file)
 
     def load(self, file: Path) -> int:
         """What `save` wrote; returns the next step to take."""

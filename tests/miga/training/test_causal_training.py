@@ -141,10 +141,9 @@ def test_a_first_block_sees_no_clean_latents() -> None:
 def test_a_state_of_other_optimisers_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where bfloat16 is slow matrices are trained by AdamW: Muon's state cannot be gone on with there."""
     state = tmp_path / "state.pt"
-    for is_fast in (True, False):
-        monkeypatch.setattr(training, "computes_bfloat16", lambda device, is_fast=is_fast: is_fast)
-        if is_fast:
-            train_teacher(small_transformer(), small_examples(), state, 2, stop_at=0)
+    monkeypatch.setattr(training, "computes_bfloat16", lambda device: True)
+    train_teacher(small_transformer(), small_examples(), state, 2, stop_at=0)
+    monkeypatch.setattr(training, "computes_bfloat16", lambda device: False)
     with pytest.raises(ValueError, match=r"state\.pt was written where bfloat16 is fast, or slow"):
         train_teacher(small_transformer(), small_examples(), state, 2)
 
@@ -271,8 +270,7 @@ def test_every_stage_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
             ]
         return float(sum(found))
 
-    before = far(copy.deepcopy(trained))
-    assert far(noted("ode", regressed, 40)) < 0.9 * before
+    assert far(noted("ode", regressed, 40)) < 0.9 * far(trained)
 
 
 # ---- what is stored and loaded ----
