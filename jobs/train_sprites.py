@@ -17,6 +17,7 @@ from miga.backbones.sprites.family import CHECKPOINT
 from miga.backbones.sprites.train_transformer import BATCH, encode_clips, train_transformer
 from miga.backbones.sprites.train_vae import train_decoder, train_vae
 from miga.backbones.sprites.training import pick_device
+from miga.errors import MigaError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.vae_steps and options.begin_from is None:
         parser.error("--vae-steps 0 needs --begin-from, which names the VAE to keep")
+    if options.begin_from is not None and not (options.begin_from / "transformer").is_dir():
+        parser.error(f"--begin-from {options.begin_from} is no checkpoint's folder: it has no transformer/")
     torch.set_num_threads(options.threads)
+    try:
+        return _train(options)
+    except MigaError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _train(options: argparse.Namespace) -> int:
     device = pick_device(options.device)
     work = options.work_dir
     work.mkdir(parents=True, exist_ok=True)

@@ -33,13 +33,12 @@ from miga.backbones.sprites.train_causal import (
 )
 from miga.backbones.sprites.train_transformer import encode_clips
 from miga.backbones.sprites.training import pick_device
-from miga.errors import ModelError
+from miga.errors import MigaError
 
 _NAMES = {"causal": "sprites-causal", "window": "sprites-few-step"}
 
 
-def read_options(arguments: list[str] | None) -> argparse.Namespace:
-    """What was asked for; the program ends with a message where that cannot be."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m jobs.train_sprites_causal", description=__doc__)
     parser.add_argument("--base", type=Path, default=CHECKPOINT, help="checkpoint to train on from (%(default)s)")
     parser.add_argument("--begin-from", type=Path, help="difference from it that the first stage begins from")
@@ -58,7 +57,11 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="compile the transformer (needs a C++ compiler)")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the program with a message where what was asked for cannot be."""
     if options.latents < WINDOW or options.latents % BLOCK:
         parser.error(f"--latents {options.latents}: take {WINDOW} or more, a multiple of {BLOCK}")
     if options.ode_steps and options.kind != "causal":
@@ -69,13 +72,21 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--base {options.base} is no model's folder: it has no transformer/")
     if options.begin_from is not None and not options.begin_from.is_file():
         parser.error(f"--begin-from {options.begin_from}: there is no such file")
-    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Trains, and writes the folder and the difference."""
-    options = read_options(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _check(parser, options)
     torch.set_num_threads(options.threads)
+    try:
+        return _train(options)
+    except MigaError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _train(options: argparse.Namespace) -> int:
     torch.manual_seed(options.seed)
     device, base, work = pick_device(options.device), options.base, options.work_dir
     work.mkdir(parents=True, exist_ok=True)
@@ -96,10 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     transformer = WanTransformer3DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
     before = load_file(base / "transformer" / "diffusion_pytorch_model.safetensors")
     if options.begin_from is not None:
-        try:
-            transformer.load_state_dict(with_difference(options.begin_from, before))
-        except ModelError as error:
-            raise SystemExit(f"--begin-from: {error}") from error
+        transformer.load_state_dict(with_difference(options.begin_from, before))
     transformer = transformer.to(device)
     compiled = options.compile
     if options.kind == "causal":

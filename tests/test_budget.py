@@ -34,6 +34,7 @@ def run(folder: Path, *options: str, third: str = "pass", budget_s: float = 600.
     )
 
 
+@pytest.mark.slow
 def test_a_budget_that_is_enough_changes_nothing(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert done.returncode == 0, done.stdout
@@ -41,6 +42,7 @@ def test_a_budget_that_is_enough_changes_nothing(tmp_path: Path) -> None:
     assert "not run" not in done.stdout
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named_and_is_no_failure(tmp_path: Path) -> None:
     """The first test uses it up, so nothing after it is begun."""
     (tmp_path / "conftest.py").write_text(
@@ -62,12 +64,14 @@ def test_what_does_not_fit_is_named_and_is_no_failure(tmp_path: Path) -> None:
     assert (tmp_path / "ran-2").exists()
 
 
+@pytest.mark.slow
 def test_a_failure_is_one(tmp_path: Path) -> None:
     done = run(tmp_path, "--first", "z", third="assert False")
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].startswith("1 failed, 2 passed in ")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("options", "order"), [((), "test_a.py z"), (("--first", "z"), "z test_a.py")])
 def test_a_folder_comes_first(options: tuple[str, ...], order: str, tmp_path: Path) -> None:
     done = run(tmp_path, "--collect-only", *options)

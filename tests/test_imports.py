@@ -49,6 +49,7 @@ def circle_in(graph: Mapping[str, set[str]]) -> list[str]:
     return []
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_by_way_of_others() -> None:
     graph = import_graph(ROOT)
     assert {module.partition(".")[0] for module in graph} == set(PACKAGES)

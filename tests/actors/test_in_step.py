@@ -117,6 +117,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_rows_are_made_in_step_and_each_is_as_alone(tmp_path: Path, tiny_model: Path, batches: list[int]) -> None:
     host = Host(tmp_path, tiny_model)
     assert host.info.num_videos == 3
@@ -143,6 +144,7 @@ def test_rows_are_made_in_step_and_each_is_as_alone(tmp_path: Path, tiny_model: 
     assert set(batches) == {1}
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_in_the_middle_takes_no_other_with_it(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +210,7 @@ def test_on_a_cpu_auto_is_one(tmp_path: Path, tiny_model: Path) -> None:
     assert host.worker._lockstep is None
 
 
+@pytest.mark.slow
 def test_one_video_is_decoded_at_a_time(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from miga.backbones.wan import vae
 

@@ -267,6 +267,7 @@ def test_the_dashboard_is_one_that_grafana_can_import() -> None:
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
 
 
+@pytest.mark.slow
 def test_names_have_units_and_every_metric_says_what_it_is() -> None:
     for name, spec in METRICS.items():
         assert re.fullmatch(r"miga_[a-z_]+", name)

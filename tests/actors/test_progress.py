@@ -271,6 +271,7 @@ def screen(written: str, height: int = 30) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_bars_that_change_in_place() -> None:
     written = on_a_terminal(PROGRAM)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
@@ -290,6 +291,7 @@ def test_a_terminal_gets_bars_that_change_in_place() -> None:
     assert len(left) <= 6, left
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_one_line_an_event() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PROGRAM)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -309,7 +311,7 @@ def test_a_pipe_gets_one_line_an_event() -> None:
 
 
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"PYTHONIOENCODING": "ascii"}], ids=["dumb", "ASCII"])
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 def test_poor_terminals_are_no_fault(environment: dict[str, str]) -> None:
     written = on_a_terminal(PROGRAM, **environment)
     assert "the summary" in written

@@ -74,6 +74,7 @@ def test_a_video_is_made_told_of_and_stored(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_what_is_gone_on_with_elsewhere_is_the_video_of_an_undisturbed_run(tmp_path: Path) -> None:
     """Checkpoints behind every pass; a second and a third worker each go on from the last of the one before."""
     undisturbed = make(worker(tmp_path / "a"), task()).result
@@ -136,7 +137,7 @@ def flip_a_bit(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damaged", ["a later part", "an attempt", "all", "none"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_a_damaged_checkpoint_costs_what_came_since_the_one_before(
     tmp_path: Path, damaged: str, begun: list[int]
 ) -> None:
@@ -194,6 +195,7 @@ class FlakyStorage:
         return getattr(self._storage, name)
 
 
+@pytest.mark.slow
 def test_a_storage_that_fails_costs_checkpoints_not_the_video(tmp_path: Path) -> None:
     host = worker(tmp_path, checkpoint_every_s=1e-9)
     host._storage = FlakyStorage(host._storage)
@@ -208,6 +210,7 @@ def test_a_storage_that_fails_costs_checkpoints_not_the_video(tmp_path: Path) ->
     assert resumed.sha256 == finished.result.sha256
 
 
+@pytest.mark.slow
 def test_a_suspended_video_that_had_not_begun_stops_at_once(tmp_path: Path) -> None:
     host = worker(tmp_path)
     host.suspend(0, 1)
@@ -224,7 +227,7 @@ def test_a_suspended_video_that_had_not_begun_stops_at_once(tmp_path: Path) -> N
         ("fault: oom at call 7", "WorkerError", "worker", True, True),
     ],
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_errors_say_what_is_to_be_done(
     tmp_path: Path, prompt: str, error_type: str, scope: str, retryable: bool, needs_new_process: bool
 ) -> None:
@@ -237,6 +240,7 @@ def test_errors_say_what_is_to_be_done(
     assert make(host, task(attempt=2)).result.num_frames == 61, "it can make another video"
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("what", ["a folder", "latents"])
 @pytest.mark.parametrize(
     ("free", "scope", "error_type"), [(100, "run", "OutputError"), (1 << 40, "worker", "WorkerError")]
@@ -281,6 +285,7 @@ def test_the_next_video_begins_while_the_last_is_uploading(tmp_path: Path) -> No
     assert {event.row for event in first.events + second.events if isinstance(event, VideoFinished)} == {0, 1}
 
 
+@pytest.mark.slow
 def test_kept_latents_decode_to_the_video_and_go_on_to_a_longer_one(tmp_path: Path) -> None:
     path, config = "latents/00000/00000000-e1a1.safetensors", settings(tmp_path).sampler
     result = make(worker(tmp_path, checkpoint_every_s=1e-9), task(latents_path=path)).result
@@ -335,6 +340,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.worker.shared_embeddings.ray.put", lambda value: value)
 
 
+@pytest.mark.slow
 def test_windows_of_a_video_run_on_helpers_to_the_same_bits(tmp_path: Path, no_ray: None) -> None:
     alone = make(worker(tmp_path), task()).result
     host = worker(tmp_path)
@@ -346,6 +352,7 @@ def test_windows_of_a_video_run_on_helpers_to_the_same_bits(tmp_path: Path, no_r
     assert host.news(0.0).num_calls < alone.num_calls
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_helpers", [0, 3])
 def test_calls_that_have_ended_are_told_while_a_video_is_made(
     tmp_path: Path, no_ray: None, monkeypatch: pytest.MonkeyPatch, num_helpers: int
@@ -376,6 +383,7 @@ def test_calls_that_have_ended_are_told_while_a_video_is_made(
     assert host.news(0.0).hosted == (), "it hosts none any more"
 
 
+@pytest.mark.slow
 def test_a_video_that_goes_on_from_a_checkpoint_counts_its_calls(tmp_path: Path) -> None:
     host = worker(tmp_path, checkpoint_every_s=0.0)
     making = Making(host, task())
@@ -398,7 +406,7 @@ def test_a_video_that_goes_on_from_a_checkpoint_counts_its_calls(tmp_path: Path)
 
 @pytest.mark.parametrize("reflects", [True, False])
 @pytest.mark.parametrize("share", ["candidates", "nothing"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_helpers_take_what_the_run_lets_them_to_the_same_bits(
     tmp_path: Path, no_ray: None, share: str, reflects: bool
 ) -> None:
@@ -420,7 +428,7 @@ def test_helpers_take_what_the_run_lets_them_to_the_same_bits(
 @pytest.mark.parametrize(
     "error", [WorkerError("the GPU ran out of memory"), ConnectionError("gone"), KeyError("strange")]
 )
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 def test_a_helper_that_errs_is_dropped_and_its_window_computed_elsewhere(
     tmp_path: Path, no_ray: None, error: Exception
 ) -> None:

@@ -25,6 +25,7 @@ READERS: Final[dict[str, Reader]] = {
 }
 
 
+@pytest.mark.sampled(46)
 @pytest.mark.parametrize("name", READERS)
 def test_damaged_files(name: str, tmp_path: Path) -> None:
     read_damaged(READERS[name], tmp_path, FEW, SEED)

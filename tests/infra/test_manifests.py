@@ -70,6 +70,7 @@ def check_document(schema: dict[str, Any], document: dict[str, Any]) -> None:
 # ---- KubeRay ----
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_a_manifest_has_no_field_that_kubernetes_and_kuberay_do_not_know(name: str, kubernetes: dict[str, Any]) -> None:
     found = documents(name)
@@ -92,7 +93,7 @@ def test_a_manifest_has_no_field_that_kubernetes_and_kuberay_do_not_know(name: s
         (("spec", "rayClusterSpec", "authOptions", "mode"), "on"),
     ],
 )
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(6)
 def test_the_schema_refuses_what_a_cluster_would(path: tuple[Any, ...], value: Any, kubernetes: dict[str, Any]) -> None:
     job = copy.deepcopy(documents("rayjob.yaml")[-1])
     place = job

@@ -66,6 +66,7 @@ def test_a_dry_run_counts_every_setting_once_and_writes_nothing(
     assert text.strip() == cost_table(costs).strip()
 
 
+@pytest.mark.slow
 def test_the_grid_that_comes_along_fits_the_embedded_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     prompts = ROOT / "examples" / "held_out.jsonl"
     status, stdout, message = run(

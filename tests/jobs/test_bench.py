@@ -147,6 +147,7 @@ def drawn(*parts: tuple[Scene, int]) -> np.ndarray:
     return np.concatenate([render(scene, Placement(), num_frames) for scene, num_frames in parts])
 
 
+@pytest.mark.slow
 def test_a_video_of_the_world_itself_is_right_and_stays_the_same() -> None:
     values = measure(drawn((SCENE, 144)), SCENE)
     assert list(values) == list(MEASURES)
@@ -174,12 +175,14 @@ def test_drift_is_held_against_the_first_clip() -> None:
     assert wrong_all_along["same colour"] == 1.0
 
 
+@pytest.mark.slow
 def test_the_first_clip_is_what_most_of_its_frames_show() -> None:
     other = Scene("blue", "circle", "grey", "horizontal")
     values = measure(drawn((other, 10), (SCENE, 134)), SCENE, num_first=45)
     assert values["same colour"] == pytest.approx(134 / 144)
 
 
+@pytest.mark.slow
 def test_motion_is_held_against_the_first_cycle() -> None:
     """Cycles start every 24 frames; of the five, the one across the change shows neither motion, one the other."""
     still = Scene("red", "circle", "grey", "still")
@@ -196,6 +199,7 @@ def test_what_a_caption_leaves_open_is_only_held_against_the_beginning() -> None
     assert values["all right"] == values["same ground"] == values["same motion"] == 1.0
 
 
+@pytest.mark.slow
 def test_prompts_in_turn_are_judged_by_what_neither_changes() -> None:
     """Half the video in another colour, as asked: everything named is right, and the rest is as it was."""
     scene, other = scenes_in_turn("turns", SCENE, prompt=4)

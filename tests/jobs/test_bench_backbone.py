@@ -59,7 +59,7 @@ def tiny(name: str) -> RandomModel:
 
 
 @pytest.mark.parametrize("name", ["wan-1.3b", "wan-14b"])
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 def test_wan_at_full_size_has_every_weight(name: str) -> None:
     with shapes_only():
         model = random_model(name, device=CPU, dtype=torch.bfloat16)
@@ -106,6 +106,7 @@ def test_dtypes_are_those_of_a_loaded_model(tmp_path: Path) -> None:
     assert set(expected.values()) == {torch.bfloat16, torch.float32}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", random_names())
 def test_outputs_are_finite_and_depend_on_everything(name: str) -> None:
     """Zeros would be faster than a real network's numbers."""
@@ -173,6 +174,7 @@ def test_operations_of_attention_and_of_a_product() -> None:
         assert count_flops(lambda: torch.randn(7, 5) @ torch.randn(5, 11)) == 2 * 7 * 5 * 11
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["wan-1.3b", "videocrafter2"])
 def test_counted_operations_are_those_of_the_closed_form(name: str) -> None:
     """Wan's formula leaves out what is not in its blocks: that is added here."""
@@ -317,7 +319,7 @@ def test_a_call_without_memory_is_a_row_that_says_so(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("name", "parts"), [("wan-1.3b", ["calls", "decode", "frames", "dce"]), ("videocrafter2", ["decode"])]
 )
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 def test_bench_backbone_on_a_cpu_says_that_it_is_reduced(
     name: str, parts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,6 +394,7 @@ class Clock:
         return self.now_s
 
 
+@pytest.mark.slow
 def test_the_suite_writes_one_section(tmp_path: Path) -> None:
     file = tmp_path / "gpu.md"
     suite = Suite(CPU, torch.float32, 1e9, num_repeats=1, out=file, reduction=TINY)
@@ -411,6 +414,7 @@ def test_the_suite_writes_one_section(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["gpu.md"]
 
 
+@pytest.mark.slow
 def test_what_there_is_no_time_for_is_dropped_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, ran = Clock(), []
 

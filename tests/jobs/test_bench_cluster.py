@@ -31,6 +31,7 @@ def test_busy_time_is_that_of_all_gpus_in_a_span() -> None:
     assert busy.busy_s(2.0, 6.0) == pytest.approx(4.0 + 2.0)
 
 
+@pytest.mark.slow
 def test_memory_is_looked_at_as_rows_go_by() -> None:
     table = bench_memory_of_rows(1000, 3)
     assert [row["rows"] for row in table] == [*range(1, 1000, 100), 1000]

@@ -32,6 +32,7 @@ def prompts(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["generate", "bench"])
 def test_two_commands_are_modules_too(capsys: pytest.CaptureFixture[str], name: str) -> None:
     """As `ray job submit` starts them; what is wrong with options is said in the same words."""
@@ -222,6 +223,7 @@ def test_options_that_cannot_be_are_refused(
     assert named in refused(capsys, out, prompts, out, *model, *options)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("toml", "named"),
     [

@@ -161,6 +161,7 @@ def test_out_may_be_in_a_bucket(capsys: pytest.CaptureFixture[str], s3_root: str
     assert {path: bucket.read_bytes(path) for path in bucket.list()} == after
 
 
+@pytest.mark.slow
 def test_a_half_made_one_is_gone_on_with(capsys: pytest.CaptureFixture[str], out: Path, tmp_path: Path) -> None:
     row = rows(out)[0]
     folder = f"extended/{row.row:08d}-{row.key[:16]}-{LONG}-checkpoint"

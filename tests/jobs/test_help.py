@@ -63,6 +63,7 @@ def test_every_command_stands_once_in_its_group(capsys: pytest.CaptureFixture[st
     assert len(listed) == len(set(listed)) == len(COMMANDS)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__.rpartition(".")[2])
 def test_its_examples_are_commands(command: object, capsys: pytest.CaptureFixture[str]) -> None:
     """Each is shown by the command's help, and the parser takes it."""

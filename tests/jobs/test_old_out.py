@@ -205,6 +205,7 @@ def test_the_run_is_gone_on_with(
     assert run(capsys, "verify", out, "--prompts", FOLDER / "prompts.jsonl", "--quiet")[0] == 0
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", OLD_RUNS)
 def test_what_names_a_video_stays(name: str, tmp_path: Path) -> None:
     """run.json is read, its videos keep their keys, and the same settings resume it."""

@@ -45,6 +45,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "load_backbone", refuse)
 
 
+@pytest.mark.slow
 def test_it_is_the_video_of_the_python_api(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path
 ) -> None:
@@ -63,6 +64,7 @@ def test_it_is_the_video_of_the_python_api(
     assert [path.name for path in out.parent.iterdir()] == ["video.mp4"]
 
 
+@pytest.mark.slow
 def test_what_it_says(capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path) -> None:
     out = tmp_path / "video.mp4"
     status, text, message = sample(capsys, PROMPT, out, "--model", tiny_model, "--num-frames", 61, "--profile", "paper")
@@ -166,6 +168,7 @@ def test_broken_weights_are_found_before(capsys: pytest.CaptureFixture[str], tmp
     assert file.name in message
 
 
+@pytest.mark.slow
 def test_a_video_that_fails_leaves_no_file(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +210,7 @@ def test_one_that_is_stopped_leaves_no_file(tmp_path: Path, tiny_model: Path, nu
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_text_encoder_is_gone_before_the_network_comes(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +236,7 @@ def test_the_text_encoder_is_gone_before_the_network_comes(
     assert str(network["dtype"]) == "torch.float32"
 
 
+@pytest.mark.slow
 def test_calls_are_told_as_they_are_made(tmp_path: Path, tiny_model: Path) -> None:
     plan = sampling.plan_sample(PROMPT, str(tmp_path / "x.mp4"), read_config(None, model=str(tiny_model)))
     told: list[tuple[int, int]] = []

@@ -159,6 +159,7 @@ def test_a_folder_that_cannot_be_made_is_said_before_anything_is_simulated(
     assert "--out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_ledger_alone_settles_every_row() -> None:
     # a row is read, shows progress, is made and stored; besides, the workers join and the file ends
     assert play_ledger(5000, 20) == 20 + 4 * 5000 + 1

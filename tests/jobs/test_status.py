@@ -84,6 +84,7 @@ def test_what_happens_before_the_first_call(made: MadeRun, capsys: pytest.Captur
     assert "time left" not in out
 
 
+@pytest.mark.sampled(2)
 def test_stopped_and_finished(made: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:
     def state() -> tuple[str, str]:
         return (
@@ -147,6 +148,7 @@ def test_a_run_of_a_version_that_said_nothing(made: MadeRun, capsys: pytest.Capt
     lease.release()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("note", [b'1\n{"rows": "many", "doing": 3, "left_s": -1, "calls": true}', b"1\n{", b"1\n[]"])
 def test_a_beat_that_holds_something_else(made: MadeRun, note: bytes) -> None:
     take(made.storage)

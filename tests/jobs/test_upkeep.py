@@ -108,6 +108,7 @@ def test_retry_failed_of_changed_prompts(capsys: pytest.CaptureFixture[str], mad
     assert "--prompts PATH" in err
 
 
+@pytest.mark.slow
 def test_repair_says_what_it_would_do_and_does_it_when_told(
     capsys: pytest.CaptureFixture[str], made: MadeRun, tmp_path: Path
 ) -> None:

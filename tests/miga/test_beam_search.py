@@ -207,6 +207,7 @@ def written_out(case: int) -> tuple[NaiveSearch, torch.Tensor, list[list[NaiveBe
     return naive, *naive.video(clip(config), num_latents + config.num_steps - config.window)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("case", range(len(SETTINGS)))
 def test_equals_a_search_by_brute_force(case: int) -> None:
     naive, expected, past = written_out(case)
@@ -358,6 +359,7 @@ def test_a_video_without_end_takes_constant_memory_and_begins_like_any_other() -
     assert all(lengths == [config.num_steps - 1] * 3 for lengths in entries[1:])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("num_latents", [1, 2, 3, 9])
 @pytest.mark.parametrize(
     "settings",

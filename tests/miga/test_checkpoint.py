@@ -302,6 +302,7 @@ def test_the_noted_checksum_is_that_of_the_file_with_zeros_in_its_place(tmp_path
     assert hashlib.sha256(content.replace(noted.encode(), b"0" * 64)).hexdigest() == noted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_bits", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_whatever_bit_of_a_file_flips_it_is_refused(num_bits: int, tmp_path: Path) -> None:
     """Of every byte of its length and its header, and of many of its latents."""

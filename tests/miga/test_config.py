@@ -191,6 +191,7 @@ def test_unknown_method() -> None:
     )
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("family", ["wan", "mine"])
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_profile_under_another_method(profile: str, family: str) -> None:

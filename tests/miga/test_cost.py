@@ -96,6 +96,7 @@ CONFIGS = [
 ]
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
 def test_equals_the_calls_made(config: SamplerConfig) -> None:
     for num_latents in (1, 2, 6, 7, 11, 20, 41):
@@ -119,7 +120,7 @@ SEARCHES = [
 
 
 @pytest.mark.parametrize(("profile", "searched"), SEARCHES)
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(30)
 def test_of_every_profile_searches_included(profile: str, searched: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From one latent to three full queues; of the evaluations all but the first, some or none start a search."""
     threshold = {"all": -10.0, "some": 0.0, "none": 10.0}[searched]
@@ -154,6 +155,7 @@ REFLECTING = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("settings", REFLECTING)
 def test_equals_the_calls_made_searches_included(settings: dict[str, Any]) -> None:
     config = make_config(self_reflection=True, reflection_threshold=-10.0, **settings)  # a search at every evaluation
@@ -195,13 +197,14 @@ GUIDED = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("settings", GUIDED)
 def test_forwards_are_those_made(settings: dict[str, Any]) -> None:
     check_forwards([make_config(**settings, **guidance(*levels)) for levels in RANGES])
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(16)
 def test_forwards_of_every_profile(profile: str) -> None:
     for family in ({}, VIDEOCRAFTER2) if profile == "released" else ({},):
         ranges = [(1, 12), (3, 12), (1, 4), (6, 7)]

@@ -65,6 +65,7 @@ def test_the_page_has_every_one() -> None:
     assert {name for name in names if f"`{name}" not in text and f"{name}=" not in text} == set()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", habits.CALL)
 def test_arguments_that_mean_nothing_here(pipe: LongVideoPipeline, name: str) -> None:
     for call in (pipe, pipe.stream):
@@ -108,6 +109,7 @@ def test_a_list_of_prompts_shows_both_ways_of_writing(pipe: LongVideoPipeline, k
         assert "[pipe(text) for text in ['a red circle'" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_both_ways_of_writing_do_what_they_say(pipe: LongVideoPipeline) -> None:
     prompts = ["a red circle", "a blue square"]
     turns = pipe(prompts_in_turn=prompts, num_frames=61)
@@ -121,6 +123,7 @@ def test_both_ways_of_writing_do_what_they_say(pipe: LongVideoPipeline) -> None:
 # ---- what a call is told ----
 
 
+@pytest.mark.slow
 def test_steps_of_one_call(pipe: LongVideoPipeline, tiny_model: Path) -> None:
     video = pipe("x", num_inference_steps=12, num_frames=29)
     levels = levels_at("swift", pipe.backbone.spec, 12, {})
@@ -131,6 +134,7 @@ def test_steps_of_one_call(pipe: LongVideoPipeline, tiny_model: Path) -> None:
     assert np.array_equal(np.stack(list(pipe.stream("x", num_inference_steps=12, num_frames=29))), video.pixels)
 
 
+@pytest.mark.slow
 def test_guidance_of_one_call(pipe: LongVideoPipeline, tiny_model: Path) -> None:
     video = pipe("x", guidance_scale=4, **SHORT)
     assert np.array_equal(video.pixels, loaded(tiny_model, sampler={"guidance_scale": 4.0})("x", **SHORT).pixels)
@@ -140,6 +144,7 @@ def test_guidance_of_one_call(pipe: LongVideoPipeline, tiny_model: Path) -> None
     assert not np.array_equal(pipe("x", **SHORT).pixels, without)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("profile", "handoff_level"), [("paper", 2), ("swift", 4)])
 def test_what_was_said_of_the_sampler_holds_in_every_call(tiny_model: Path, profile: str, handoff_level: int) -> None:
     said = {"handoff_level": handoff_level, "num_steps": 6}

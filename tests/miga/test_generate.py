@@ -91,6 +91,7 @@ def make_pair(config: SamplerConfig, num_latents: int) -> tuple[Any, Reference]:
     return sampler, Reference(denoiser, config, noise, MEANS, 4, num_latents)
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize(("settings", "num_latents"), PAPER)
 def test_equals_the_paper_written_out(settings: dict[str, Any], num_latents: int) -> None:
     sampler, reference = make_pair(make_config(**settings), num_latents)
@@ -135,6 +136,7 @@ SEEN = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SEEN)
 def test_every_call_sees_what_the_method_written_out_sees(name: str) -> None:
     """Which latents, grown for which candidate, at which levels, under which prompt; `LabelDenoiser` checks the noise

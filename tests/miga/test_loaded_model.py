@@ -131,6 +131,7 @@ def test_the_text_encoder_visits_where_there_is_room() -> None:
         assert plan.has_room_to_encode is has_room, (model, gigabytes, dtype)
 
 
+@pytest.mark.slow
 def test_a_card_with_room_for_everything(tiny_model: Path, card: Callable[[int], None]) -> None:
     card(PLENTY)
     pipe = on_card(tiny_model)

@@ -95,7 +95,7 @@ def case_id(case: tuple[dict[str, Any], int]) -> str:
 
 
 @pytest.mark.parametrize(("changes", "num_latents"), CASES, ids=map(case_id, CASES))
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(15)
 def test_equals_the_rule_written_out(changes: dict[str, Any], num_latents: int) -> None:
     """Every latent depends on all that its windows were shown: one wrong latent, level or position shows."""
     config = make_config(**changes)
@@ -114,6 +114,7 @@ def test_equals_the_rule_written_out(changes: dict[str, Any], num_latents: int) 
         assert sampler.num_calls == count_calls(config, num_latents).total == count_calls(published, num_latents).total
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("changes", "num_latents"), CASES[3::3], ids=map(case_id, CASES[3::3]))
 def test_helpers_change_no_bit(changes: dict[str, Any], num_latents: int) -> None:
     """Calls take times that come in no order; a head latent, or an anchor, is waited for."""
@@ -137,7 +138,7 @@ def test_helpers_change_no_bit(changes: dict[str, Any], num_latents: int) -> Non
 
 
 @pytest.mark.parametrize(("changes", "num_latents"), CASES[1::4], ids=map(case_id, CASES[1::4]))
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_gone_on_with_from_every_checkpoint(
     changes: dict[str, Any], num_latents: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +163,7 @@ RELEASED = [
 
 
 @pytest.mark.parametrize("changes", RELEASED, ids=lambda changes: changes["guidance_from"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_the_authors_program_takes_it_too(changes: dict[str, Any]) -> None:
     """As many calls, another video; with helpers and gone on with the same."""
     config = profile_config("released", **changes)
@@ -190,6 +191,7 @@ def test_windows_in_batches_are_told_their_positions() -> None:
     assert torch.allclose(sample(new_sampler(one, 15)), sample(new_sampler(four, 15)), atol=1e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["first", "every:2", "prompt"])
 def test_a_video_without_end_holds_no_more_than_is_said(kind: str) -> None:
     config = make_config(**WIDE, guidance_from="anchors:2,nearest", guidance_anchors=kind, max_anchors=4)

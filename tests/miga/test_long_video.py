@@ -18,6 +18,7 @@ def pipe(tiny_model: Path) -> LongVideoPipeline:
     return LongVideoPipeline.from_pretrained(str(tiny_model), device="cpu")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("num_frames", [1, 5, 29, 61])
 def test_a_video_has_the_frames_asked_for(pipe: LongVideoPipeline, num_frames: int) -> None:
     video = pipe("a red circle", num_frames=num_frames)
@@ -38,6 +39,7 @@ def test_streaming_gives_the_frames_of_the_whole_video(pipe: LongVideoPipeline) 
     assert np.array_equal(np.stack(list(pipe.stream("a red circle", num_frames=61, seed=1))), whole)
 
 
+@pytest.mark.slow
 def test_a_video_without_end_starts_like_a_long_one(pipe: LongVideoPipeline) -> None:
     """Only where the end is near do windows differ: a plan knows where the video ends."""
     endless = np.stack(list(itertools.islice(pipe.stream("a red circle", seed=1), 41)))
@@ -49,6 +51,7 @@ def test_fifo_is_a_profile_like_any(tiny_model: Path) -> None:
     assert pipe("a red circle", num_frames=61).frames.shape == (61, 32, 32, 3)
 
 
+@pytest.mark.slow
 def test_later_prompts_change_later_frames_only(pipe: LongVideoPipeline) -> None:
     one = pipe("red circle", num_frames=121, seed=2).frames
     two = pipe(prompts_in_turn=["red circle", "blue square ground"], num_frames=121, seed=2).frames

@@ -31,6 +31,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_image_wan(tmp_path_factory.mktemp("models") / "i2v", "i2v")
 
 
+@pytest.mark.slow
 def test_a_chain_of_an_image_model(image_folder: Path, picture: Path) -> None:
     pipe = LongVideoPipeline.from_pretrained(image_folder, profile="svi-film", sampler={"num_steps": 2})
     video = pipe("a red ball", image=picture, num_frames=37)
@@ -46,6 +47,7 @@ def test_a_chain_of_an_image_model(image_folder: Path, picture: Path) -> None:
         LongVideoPipeline.from_pretrained(image_folder, profile="stage-2-only")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["i2v", "i2v-a14b"])
 def test_windows_of_an_image_model(tmp_path: Path, picture: Path, kind: str) -> None:
     """Windows that do not begin with the picture are shown it too, and what is read of it; without it there is none."""
@@ -68,6 +70,7 @@ def _flipped(picture: Path, is_flipped: int) -> Image.Image:
     return found.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if is_flipped else found
 
 
+@pytest.mark.slow
 def test_the_first_frame_is_the_picture(tmp_path: Path, picture: Path) -> None:
     """In the queue of `swift`, and in the sample's file: the first latent is the picture's, encoded and decoded."""
     folder = build_tiny_image_wan(tmp_path / "ti2v", "ti2v")

@@ -44,6 +44,7 @@ def calls_of(planned: PlannedAdvance) -> list[tuple[int, ...]]:
     ]
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(("profile", "settings"), CASES)
 def test_call_by_call(profile: str, settings: dict[str, Any]) -> None:
     """Advance by advance: the levels that every window shows, in order, and the latents that leave."""
@@ -108,6 +109,7 @@ def counted_straight(config: SamplerConfig, num_latents: int) -> tuple[Counter[s
     return by_part, num_guided, num_evaluations
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize(("profile", "settings"), CASES)
 def test_multiplied_is_as_good_as_followed(profile: str, settings: dict[str, Any]) -> None:
     """Asked for in any order, some of them far beyond the period."""
@@ -119,7 +121,7 @@ def test_multiplied_is_as_good_as_followed(profile: str, settings: dict[str, Any
         assert (Counter(counted.by_part), counted.num_guided, counted.num_evaluations) == expected
 
 
-@pytest.mark.sampled(14)
+@pytest.mark.slow
 @pytest.mark.parametrize("family", SPECS)
 @pytest.mark.parametrize(
     "profile", ["swift", "paper", "released", "fifo", "fifo-literal", "scalingnoise", "stage-2-only"]
@@ -144,6 +146,7 @@ def test_a_long_video_is_not_followed(profile: str, family: str, monkeypatch: py
     assert sorted(totals.values()) == [totals[length] for length in range(1, 10_001)]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("profile", ["swift", "paper", "released", "fifo", "scalingnoise", "stage-2-only"])
 def test_no_state_holds_more_than_is_planned_for(profile: str) -> None:
     config = profile_config(profile, **UNSEARCHED)

@@ -59,6 +59,7 @@ def test_the_last_prompt_holds_for_all_that_follow() -> None:
     assert {track.at(latent) for latent in range(40, 100)} == {"c"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_guidance", [0, 2])
 def test_every_call_of_every_stage_stands_under_its_prompt(num_guidance: int) -> None:
     """Base clip, initialisation, Stage 1, candidates and Stage 2, against the method written out."""

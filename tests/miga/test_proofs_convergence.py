@@ -122,7 +122,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("profile", "solver", "settings"), CASES)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(24)
 def test_the_error_falls_at_the_solvers_order(profile: str, solver: str, settings: dict[str, Any]) -> None:
     found = [errors(profile, num_steps, SOLVERS[solver] | settings) for num_steps in (16, 32, 64)]
     coarse, middle, fine = (float(error.square().mean().sqrt()) for error in found)
@@ -135,6 +135,7 @@ def test_the_error_falls_at_the_solvers_order(profile: str, solver: str, setting
 SEARCH_FREE = [name for name in PROFILES if not (name == "scalingnoise" or reflects(profile_config(name)))]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("profile", SEARCH_FREE)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_latent_takes_every_step_once(profile: str, solver: str) -> None:

@@ -106,6 +106,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(("profile", "solver", "settings"), CASES)
 def test_mean_and_spread(profile: str, solver: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(0)  # scores that do not depend on the latents: searches then leave the distribution alone
@@ -128,6 +129,7 @@ def test_mean_and_spread(profile: str, solver: str, settings: dict[str, Any], mo
     assert float(products.abs().max()) < 4.5 / standard[0].numel() ** 0.5, "no two latents share noise"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("profile", ["swift", "fifo", "stage-2-only"])
 def test_many_ancestral_steps_give_the_data(profile: str) -> None:
     """DDIM with eta 1 keeps all of the data's spread as steps are added (`renoise`, with this network, half of it)."""
@@ -145,6 +147,7 @@ def test_many_ancestral_steps_give_the_data(profile: str) -> None:
     assert found[1][1] < 0.05
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("profile", [name for name in PROFILES if name != "scalingnoise"])
 def test_no_noise_is_drawn_for_two_things(profile: str) -> None:
     """Every name is asked for once: entering, renoising, each step, each candidate's steps. (Beams of `scalingnoise`

@@ -70,6 +70,7 @@ def untouched(config: SamplerConfig, num_latents: int) -> set[int]:
     return set(range(num_latents)) - touched
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("settings", SETTINGS, ids=range(len(SETTINGS)))
 def test_latents_that_saw_no_missing_one_are_the_same(settings: dict[str, Any]) -> None:
     full, drained = make_config(**settings), make_config(**settings, drain=True)
@@ -88,7 +89,7 @@ def test_latents_that_saw_no_missing_one_are_the_same(settings: dict[str, Any]) 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=range(len(SETTINGS)))
 @pytest.mark.parametrize("num_latents", [47, 64])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 def test_the_beginning_of_a_long_video_is_the_same(settings: dict[str, Any], num_latents: int) -> None:
     """In plain numbers: what had left the full queue when pushing stopped, less what Stage 2 reaches back."""
     full, drained = make_config(**settings), make_config(**settings, drain=True)

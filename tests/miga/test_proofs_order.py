@@ -42,6 +42,7 @@ def new_sampler(config: SamplerConfig, **others: Any) -> Sampler:
     return make_sampler(MixingDenoiser(config), config, NUM_LATENTS, prompts=prompts, **others)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("profile", "settings"), CASES)
 def test_windows_and_candidates_in_any_order(profile: str, settings: dict[str, Any]) -> None:
     config = profile_config(profile, **settings)
@@ -64,6 +65,7 @@ def test_windows_and_candidates_in_any_order(profile: str, settings: dict[str, A
     assert max(sizes) >= 2, "the windows of a pass are handed over together"
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("windows_per_batch", [2, 100])
 @pytest.mark.parametrize(("profile", "settings"), CASES)
 def test_in_batches(profile: str, settings: dict[str, Any], windows_per_batch: int) -> None:
@@ -108,6 +110,7 @@ def run_here(config: SamplerConfig, calls: Sequence[WindowCall]) -> list[torch.T
     return run_in_batches(MixingDenoiser(config))(calls)
 
 
+@pytest.mark.slow
 def test_in_another_process() -> None:
     config = profile_config("paper")
     expected, expected_state = sample_with_state(new_sampler(config))

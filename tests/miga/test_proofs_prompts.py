@@ -138,7 +138,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("profile", "settings"), CASES)
 @pytest.mark.parametrize("num_latents", [13, None])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(24)
 def test_every_step_is_taken_under_its_prompt(
     profile: str, settings: dict[str, Any], num_latents: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,7 @@ def ids(case: tuple[str, dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(18)
 def test_at_every_pass(case: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     profile, settings = case
     config = profile_config(profile, **settings)
@@ -86,6 +86,7 @@ def test_once(stopped_after: int, tmp_path: Path) -> None:
         assert finished is None or video is None or torch.equal(finished, video)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("profile", ["swift", "paper", "released", "fifo", "scalingnoise", "stage-2-only"])
 def test_a_video_without_end(profile: str, tmp_path: Path) -> None:
     config = profile_config(profile)

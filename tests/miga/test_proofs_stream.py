@@ -68,7 +68,7 @@ CASES = [(name, False) for name in STREAMED] + [(name, True) for name in ("swift
 
 
 @pytest.mark.parametrize(("profile", "lead"), CASES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(18)
 def test_equals_passes_over_the_whole_video(profile: str, lead: bool) -> None:
     config = small(profile, position_0_context=lead)
     longest = handed_over(new_sampler(config, LENGTHS[-1]), LENGTHS[-1])
@@ -95,7 +95,7 @@ ENDLESS: list[tuple[str, dict[str, Any], int]] = [
 
 
 @pytest.mark.parametrize(("profile", "settings", "num_passes"), ENDLESS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 def test_an_endless_video_holds_a_bounded_number_of_latents(
     profile: str, settings: dict[str, Any], num_passes: int
 ) -> None:
@@ -109,6 +109,7 @@ def test_an_endless_video_holds_a_bounded_number_of_latents(
     assert 0 < most <= num_passes * (config.window - 1)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("profile", STREAMED)
 def test_an_endless_video_begins_like_one_with_an_end(profile: str) -> None:
     """As far as no window has seen the end: it reaches a window back per pass of Stage 2, and where the queue drains,

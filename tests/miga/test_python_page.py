@@ -19,6 +19,7 @@ def blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_what_the_page_shows_runs(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a tiny model in place of the embedded one, whose frames are of another size."""
     monkeypatch.chdir(tmp_path)

@@ -128,7 +128,7 @@ SMALL: list[tuple[dict[str, Any], list[int]]] = [
 
 @pytest.mark.parametrize("branch", BRANCHES)
 @pytest.mark.parametrize(("changes", "lengths"), SMALL)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(21)
 def test_equals_the_program_written_out(branch: str, changes: dict[str, Any], lengths: list[int]) -> None:
     config = small(branch, **changes)
     for num_latents in lengths:
@@ -148,7 +148,7 @@ def test_equals_the_program_written_out(branch: str, changes: dict[str, Any], le
         (published("videocrafter2", self_reflection=True, num_candidates=1, reflection_threshold=-1.0), 56),
     ],
 )
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_equals_the_program_at_the_published_settings(config: SamplerConfig, num_latents: int) -> None:
     assert_equals_reference(config, num_latents, tolerance=3e-5)
 
@@ -460,6 +460,7 @@ def test_stopped_saved_and_resumed_anywhere(branch: str) -> None:
     assert torch.equal(torch.cat(parts), expected)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("branch", BRANCHES)
 @pytest.mark.parametrize("num_latents", [*range(1, 15), 26])
 def test_counts_from_the_base_clip_on(branch: str, num_latents: int) -> None:

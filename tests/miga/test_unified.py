@@ -72,6 +72,7 @@ def in_chunks(unified: Unified, queue: FrameQueue, sizes: list[int]) -> tuple[li
     return out, alive
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("window", "stride"), [(2, 1), (4, 1), (4, 2), (4, 4), (5, 2), (5, 3)])
 @pytest.mark.parametrize("num_passes", [1, 3])
 def test_equals_whole_passes_bit_for_bit(window: int, stride: int, num_passes: int) -> None:
@@ -90,6 +91,7 @@ def test_equals_whole_passes_bit_for_bit(window: int, stride: int, num_passes: i
         assert alive[-1] == 0
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("lead", [False, True])
 @pytest.mark.parametrize(
     ("window", "stride", "offsets"),
@@ -125,7 +127,7 @@ def test_passes_that_noise_their_latents_again() -> None:
 @pytest.mark.parametrize("lead", [False, True])
 @pytest.mark.parametrize(("window", "stride"), [(4, 1), (4, 2), (4, 3), (5, 3), (21, 10)])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7])
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(16)
 def test_number_of_latents_alive_is_bounded(window: int, stride: int, chunk: int, lead: bool) -> None:
     num_passes, total = 4, 200
     unified = make_unified(None, window, stride, num_passes, lead=lead, offsets=[0, stride - 1, 0, stride // 2])

@@ -253,6 +253,7 @@ def test_a_video_without_end(tmp_path: Path) -> None:
         stream_of(flat()).mp4(fps=-1)
 
 
+@pytest.mark.slow
 def test_an_http_response(tmp_path: Path, tiny_model: Path) -> None:
     """As docs/python.md has it."""
     pipe = LongVideoPipeline.from_pretrained(str(tiny_model), device="cpu")

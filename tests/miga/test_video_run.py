@@ -110,6 +110,7 @@ def of_way(way: str, config: SamplerConfig, consumed: list[np.ndarray]) -> dict[
 # ---- frames ----
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("profile", ["paper", "swift", "fifo", "released", "scalingnoise", "stage-2-only"])
 def test_the_frames_are_those_of_the_latents_in_order(profile: str, way: str) -> None:
@@ -261,7 +262,7 @@ def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("way", ["alone", "executor"])
 @pytest.mark.parametrize(("profile", "settings"), PROFILE_CASES)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(16)
 def test_stopped_at_any_pass_and_gone_on_with(profile: str, settings: dict[str, Any], way: str, tmp_path: Path) -> None:
     """Through files, again and again, by runs that are stopped after a few passes: the frames of the last one are those
     of a run that was never stopped, and no call is counted twice. (With an executor a checkpoint may be some passes
@@ -301,7 +302,7 @@ def test_stopped_at_any_pass_and_gone_on_with(profile: str, settings: dict[str, 
 
 @pytest.mark.parametrize("way", ["alone", "executor"])
 @pytest.mark.parametrize("profile", ["paper", "swift", "fifo", "scalingnoise", "released", "stage-2-only"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 def test_the_parts_of_one_run_hold_every_latent_once(profile: str, way: str) -> None:
     """Taken at random passes; a run goes on from any of them, with all before it, to the same frames."""
     config = profile_config(profile)
@@ -395,7 +396,7 @@ def other_length_states(config: SamplerConfig, num_latents: int) -> list[Any]:
 
 @pytest.mark.parametrize(("profile", "settings"), PROFILE_CASES)
 @pytest.mark.parametrize("num_latents", [1, 4, 9, 18])
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(35)
 def test_an_open_state_is_that_of_every_longer_video(profile: str, settings: dict[str, Any], num_latents: int) -> None:
     config = profile_config(profile, **settings)
     sampler = Sampler(MixingDenoiser(config), config, PromptTrack([0.5]), NamedNoise(SEED, SHAPE), num_latents)
@@ -412,7 +413,7 @@ def test_an_open_state_is_that_of_every_longer_video(profile: str, settings: dic
 
 @pytest.mark.parametrize("way", ["alone", "executor"])
 @pytest.mark.parametrize(("profile", "settings"), PROFILE_CASES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(18)
 def test_a_longer_video_goes_on_from_a_shorter_one(
     profile: str, settings: dict[str, Any], way: str, tmp_path: Path
 ) -> None:
@@ -501,12 +502,14 @@ def assert_same_in_threads(backbone: Any, config: SamplerConfig, num_latents: in
     assert {0, 1} <= set(executor.branches), "some calls were split"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("profile", ["paper", "swift"])
 def test_wan_in_threads(profile: str, tiny_model: Path) -> None:
     backbone = load_backbone(str(tiny_model), device="cpu")
     assert_same_in_threads(backbone, resolve_config(profile, backbone.spec))
 
 
+@pytest.mark.slow
 def test_videocrafter2_in_threads(tmp_path: Path) -> None:
     backbone = load_backbone(str(build_tiny_videocrafter2(tmp_path / "model")), device="cpu")
     settings = {"num_steps": 6, "handoff_level": 3, "guidance_scale": 3.0}
@@ -551,7 +554,7 @@ class Overlaps:
         return run
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("family", "way"),
     [("wan", "consumed"), ("wan", "executor"), ("wan", "executor, consumed"), ("videocrafter2", "executor, consumed")],

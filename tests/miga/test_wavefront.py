@@ -183,7 +183,7 @@ def whole(sampler: Sampler) -> tuple[torch.Tensor, list[VideoState]]:
 
 @pytest.mark.parametrize("num_slots", [1, 5])
 @pytest.mark.parametrize(("profile", "settings"), CASES)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(15)
 def test_in_any_order_and_time(
     profile: str, settings: dict[str, Any], num_slots: int, restless: Callable[..., RestlessExecutor]
 ) -> None:
@@ -205,6 +205,7 @@ def test_in_any_order_and_time(
     assert len(set(threading.enumerate()) - others) <= num_slots
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize(("profile", "settings"), [("paper", {}), ("released", {}), ("scalingnoise", {})])
 def test_whatever_helpers_take(profile: str, settings: dict[str, Any], share: Share) -> None:
@@ -235,6 +236,7 @@ def test_steps_taken_window_by_window_round_alike(shape: tuple[int, int, int]) -
     assert torch.equal(video(stepped(denoiser, 4)), video(None))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("profile", ["paper", "swift", "fifo", "stage-2-only"])
 def test_a_state_is_gone_on_with_either_way(profile: str) -> None:
     """With an executor from where it was left without one, and the other way round, at every pass."""
@@ -376,6 +378,7 @@ def test_run_ahead_is_bounded(num_slots: int) -> None:
     assert max(handed_over) <= (1 + WAITING_PER_SLOT) * num_slots
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("num_slots", [4, 9])
 def test_slots_for_candidates_are_not_kept_busy_with_other_windows(num_slots: int) -> None:
     """Of other windows no more are handed over than one slot needs soon; of candidates as many as all do."""
@@ -535,7 +538,7 @@ def test_closing_leaves_no_thread_and_cancels_what_waits() -> None:
 
 
 @pytest.mark.parametrize("config", [make_config(), make_config(self_reflection=True), make_fifo_config()])
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 def test_a_video_without_end_keeps_as_many_latents_late_as_early(config: SamplerConfig) -> None:
     gc.collect()
     gc.freeze()  # hides all that is alive already, which makes counting quick
@@ -618,7 +621,7 @@ def test_without_end_of_slots_a_video_takes_its_longest_chain() -> None:
 
 
 @pytest.mark.parametrize(("profile", "search_share"), [("paper", 0.0), ("paper", 0.387), ("swift", 0.0)])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_a_long_video_on_eight_slots(profile: str, search_share: float) -> None:
     """1,001 frames: at least 6.5 times as fast as on one, and near what the base clip leaves possible: its chain, on
     two slots, and then all slots at work."""
@@ -689,7 +692,7 @@ def test_what_searches_add_where_helpers_take_candidates_alone(num_gpus: int) ->
 
 
 @pytest.mark.parametrize(("family", "frames"), [("wan", 1001), ("wan", 321), ("videocrafter2", 160)])
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 def test_reflection_on_four_gpus_at_the_papers_rate(family: str, frames: int) -> None:
     """At most 1.05 times as long as without, where idle GPUs are kept for candidates."""
     spec = load_spec(f"simulated:{family}")
@@ -725,6 +728,7 @@ def test_as_many_gpus_as_work_is_longer_than_its_chain(family: str, num_latents:
     assert expected < 80
 
 
+@pytest.mark.slow
 def test_passes_of_stage_2_alone_follow_one_another() -> None:
     config = resolve_config("stage-2-only", load_spec("simulated:wan"))
     for num_latents in (41, 251, 1000):

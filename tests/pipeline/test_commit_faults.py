@@ -227,7 +227,7 @@ def test_a_bucket_that_is_full_from_any_write_on(plan: MadeRun, proxy: FaultyS3,
 
 
 @pytest.mark.parametrize("kind", ["busy", "reset", "lose"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(10)
 def test_every_write_goes_wrong_once(
     plan: MadeRun, proxy: FaultyS3, root: str, tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

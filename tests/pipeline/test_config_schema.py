@@ -60,7 +60,7 @@ def is_read(values: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("key", list(keys()))
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(12)
 def test_of_every_key_and_value_it_says_what_the_reader_says(validator: Any, key: str) -> None:
     section, _, name = key.rpartition(".")
     for value in VALUES:
@@ -69,7 +69,7 @@ def test_of_every_key_and_value_it_says_what_the_reader_says(validator: Any, key
 
 
 @pytest.mark.parametrize("name", field_names()[1:])
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(24)
 def test_of_every_setting_of_the_sampler_too(validator: Any, name: str) -> None:
     """But for what a number of one kind or another can hold: a schema has no 63 bits."""
     for value in (*VALUES, "miga", "unipc", "none"):

@@ -117,6 +117,7 @@ class _Decoder:
         return self._frames_FCHW[index]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("format", "videos"),
     [("parquet", "copy"), ("parquet", "reference"), ("csv", "copy"), ("csv", "reference"), ("hf", "copy")],

@@ -287,7 +287,7 @@ def test_no_run(tmp_path: Path, dest: LocalStorage) -> None:
 
 @pytest.mark.s3
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_between_buckets_and_folders(s3_root: str, tmp_path: Path, format: Format) -> None:
     run = make_run(open_storage(f"{s3_root}/out"), tmp_path, 4)
     there, here = open_storage(f"{s3_root}/dest"), LocalStorage(tmp_path / "dest")

@@ -527,6 +527,7 @@ def test_what_the_coordinator_asks() -> None:
     assert ledger.workers_on("other") == []
 
 
+@pytest.mark.slow
 def test_no_event_looks_at_all_workers() -> None:
     """Steps of 4,000 workers cost what steps of 40 do, counted in lines of Python run in the ledger and its lending."""
     assert lines_per_video(4000) < 1.5 * lines_per_video(40)

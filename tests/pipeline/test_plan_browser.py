@@ -52,6 +52,7 @@ def test_only_the_plans_scroll_sideways(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.mark.sampled(2)
 def test_everything_drawn_lies_in_its_picture(page: Any) -> None:
     for number, svg in enumerate(boxes(page, "figure svg")):
         for kind in ("rect", "path", "text"):

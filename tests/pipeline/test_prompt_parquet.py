@@ -135,6 +135,7 @@ def large_table(kind: str) -> Any:
             return pa.table({"prompt": ["a"], "c": nothing})
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(
     ("kind", "outcome"),
     [
@@ -165,6 +166,7 @@ def test_repeating_texts_of_a_usual_size_are_read(tmp_path: Path) -> None:
     assert len(read(table, tmp_path / "q.parquet", **options)) == 100
 
 
+@pytest.mark.slow
 def test_sizes_that_lie(tmp_path: Path) -> None:
     """Every number of the file's own summary, changed: whatever is said, no row too many, and no long wait."""
     path = tmp_path / "p.parquet"

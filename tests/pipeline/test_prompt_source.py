@@ -81,6 +81,7 @@ def read_and_edit(path: Path, moment: int, changed: bytes) -> tuple[list[Any], I
     return rows, None
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
 @pytest.mark.parametrize("how", EDITS)
 def test_no_row_of_other_bytes_whenever_the_file_is_edited(tmp_path: Path, kind: str, how: str) -> None:

@@ -240,7 +240,7 @@ BREAKS = [
 
 
 @pytest.mark.parametrize("break_it", BREAKS, ids=lambda break_it: break_it.__name__)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(24)
 def test_it_is_sound_again_and_nothing_is_made_again(run: MadeRun, break_it: Callable[[MadeRun], None]) -> None:
     before = {row.row: row for row in run.manifest.read_rows()}
     videos = {path: run.storage.read_bytes(path) for path in run.storage.list("video")}
@@ -292,6 +292,7 @@ def bit_of_a_video(run: MadeRun) -> None:
     run.storage.write_bytes(run.video(1), video_bytes(1)[:-1] + b"\xff")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("has_sidecars", [True, False])
 @pytest.mark.parametrize("break_it", [lost, cut, bit_of_a_video])
 def test_a_record_whose_video_is_lost_is_taken_back(

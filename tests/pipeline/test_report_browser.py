@@ -236,6 +236,7 @@ def test_a_thousand_rows_open_at_once(browser: Any, tmp_path: Path) -> None:
     page.close()
 
 
+@pytest.mark.slow
 def test_without_javascript_there_is_a_table(browser: Any, run_folder: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     context.set_default_timeout(paced(30_000))

@@ -438,6 +438,7 @@ def test_a_link_to_one_of_many_rows(browser: Any, address: str) -> None:
         assert f"a red circle, number {row}" in page.inner_text("#panes")
 
 
+@pytest.mark.slow
 def test_pieces_that_are_not_beside_the_page_are_named(browser: Any, many: Path, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_bytes((many / "report.html").read_bytes())
     with opened(browser, (tmp_path / "report.html").as_uri()) as page:

@@ -104,7 +104,7 @@ def test_what_a_page_of_many_rows_loads(local_run: MadeRun, tmp_path: Path) -> N
         ("bytes=-99999999", 0, None), ("bytes=3-99999999", 3, None), ("bytes= 1-2 ", 1, 2),
     ],
 )  # fmt: skip
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_ranges(run: MadeRun, server: RunServer, asked: str, first: int, last: int | None) -> None:
     whole = video_bytes(1)
     wanted = whole[first:] if last is None else whole[first : last + 1]
@@ -173,6 +173,7 @@ ELSEWHERE = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("path", ELSEWHERE)
 def test_nothing_else_is_there(local_run: MadeRun, local_server: RunServer, tmp_path: Path, path: str) -> None:
     (tmp_path / "secret.txt").write_text("secret")

@@ -215,7 +215,7 @@ def test_values_that_cannot_be_are_refused(values: dict[str, Any], named: str) -
 
 @pytest.mark.parametrize("family", ["wan", "videocrafter2"])
 @pytest.mark.parametrize("profile", ["paper", "swift", "fifo", "stage-2-only"])
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 def test_the_cost_of_a_video_is_that_of_its_sampler(family: str, profile: str) -> None:
     spec = load_spec(f"simulated:{family}")
     config = resolve_config(profile, spec)

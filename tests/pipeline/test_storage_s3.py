@@ -228,7 +228,7 @@ def test_secrets_stay_out_of_messages(s3_root: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("kind", ["busy", "reset", "lose"])
 @pytest.mark.parametrize("target", ["uploads", "partNumber=2", r"uploadId=[^&]*$"], ids=["begin", "part", "complete"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(8)
 def test_large_files_go_up_in_parts_whatever_fails(
     storage: S3Storage, proxy: FaultyS3, s3_root: str, large: Path, kind: str, target: str
 ) -> None:

@@ -120,6 +120,7 @@ def test_every_request_ends(proxy: SilentS3, s3_root: str, tmp_path: Path, call:
     assert not any("expect" in headers for _, _, headers in proxy.requests), "100 Continue is never waited for"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_a_prompt_file_is_read_through_silence(proxy: SilentS3, s3_root: str, stage: Stage) -> None:
     data = b"".join(b"prompt %d\n" % number for number in range(200_000))

@@ -83,6 +83,7 @@ def miga(*arguments: str, stdout: IO[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, text=True, stdout=stdout, stderr=subprocess.PIPE, check=False)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("command", [["completion", "bash"], ["--help"], ["--version"]])
 def test_a_device_that_takes_nothing(command: list[str]) -> None:
     with open("/dev/full", "w") as full:

@@ -36,6 +36,7 @@ def kinds(found: Verification) -> list[str]:
     return [fault.kind for fault in found.faults]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_whole_run_is_sound(storage: Storage, tmp_path: Path, quick: bool) -> None:
     run = make_run(storage, tmp_path, 8, failed=(4,))
@@ -182,7 +183,7 @@ BREAKS: dict[str, tuple[Callable[[MadeRun], object], list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", BREAKS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 def test_every_break_is_found_and_nothing_else(tmp_path: Path, name: str) -> None:
     change, shallow, whole = BREAKS[name]
     run = make_run(LocalStorage(tmp_path / "out"), tmp_path, 8)

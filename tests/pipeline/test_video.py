@@ -199,6 +199,7 @@ def test_usable_settings_make_a_file(settings: VideoConfig, tmp_path: Path) -> N
     assert count_frames(made.path) == 3
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -227,6 +228,7 @@ COLOURS = bytes.fromhex("ff000000ff000000ffffffff808080c80000")
 COLOUR_KC = np.frombuffer(COLOURS, np.uint8).reshape(6, 3)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("codec", "pixel_format"), FEW)
 def test_every_player_is_told_the_colours_and_they_come_back(tmp_path: Path, codec: str, pixel_format: str) -> None:
     settings = replace(settings_of_codec(codec), pixel_format=pixel_format)

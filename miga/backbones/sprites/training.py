@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
+
+from miga.errors import OutputError
 
 SAVE_EVERY_S = 60.0
 
@@ -63,7 +66,22 @@ def kept(file: Path, make: Callable[[], Any], device: torch.device | str = "cpu"
     """What `make` gives: made once, and read from `file` from then on, tensors to `device`."""
     if not file.exists():
         save_whole(make(), file)
-    return torch.load(file, weights_only=True, map_location=device)
+    return _read(file, device)
+
+
+def _read(file: Path, device: torch.device | str = "cpu") -> Any:
+    """What `save_whole` wrote.
+
+    Raises:
+        OutputError: if the file is damaged, or is no such file.
+    """
+    try:
+        return torch.load(file, weights_only=True, map_location=device)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise OutputError(
+            f"{str(file)!r} cannot be read: it is damaged, or no file of a training",
+            "delete it and run the same command again: what it held is made anew",
+        ) from error
 
 
 def step_rng(seed: int, stage: str, step: int) -> np.random.Generator:
@@ -162,15 +180,27 @@ class _Training:
         save_whole(state, file)
 
     def load(self, file: Path) -> int:
-        """What `save` wrote; returns the next step to take."""
-        state = torch.load(file, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        if len(state["optimizers"]) != len(self.optimizers):
-            raise ValueError(
-                f"{file} was written where bfloat16 is fast, or slow, and this machine is the other: its optimiser "
-                "cannot be gone on with. Go on where it was begun, or take another folder"
+        """What `save` wrote; returns the next step to take.
+
+        Raises:
+            OutputError: if the file is damaged, is of another network, or of a machine with other optimisers.
+        """
+        state = _read(file)
+        try:
+            self.model.load_state_dict(state["model"])
+            saved_optimizers = state["optimizers"]
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"{str(file)!r} is no state of this network: it is of another model, or of another training",
+                "take another --work-dir, or delete the file to begin anew",
+            ) from error
+        if len(saved_optimizers) != len(self.optimizers):
+            raise OutputError(
+                f"{str(file)!r} was written where bfloat16 is fast, or slow, and this machine is the other: its "
+                "optimiser cannot be gone on with",
+                "go on where it was begun, or take another --work-dir",
             )
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+        for optimizer, saved in zip(self.optimizers, saved_optimizers, strict=True):
             optimizer.load_state_dict(saved)
         self.averages = [average.to(self.parameters[0].device) for average in state["averages"]]
         self._elapsed_s = state["elapsed_s"]

@@ -322,7 +322,7 @@ def look_at(folder: Path | str) -> Backbone:
 @pytest.mark.parametrize(
     ("family", "fault"), [(family, fault) for family in FAULTS for fault in FAULTS[family]], indirect=["family"]
 )
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(44)
 def test_faulty_folder(copied: Path, family: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found from configurations, headers and one look at every number; and by loading, where nobody looked before."""
     change, message = FAULTS[family][fault]

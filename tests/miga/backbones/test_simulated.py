@@ -256,6 +256,7 @@ def frames_of(name: str, prompt: str = "a cat", seed: int = 0) -> torch.Tensor:
     return torch.cat([torch.from_numpy(step.frames) for step in steps if step.frames is not None])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", [FAST, "simulated:videocrafter2?call_s=0&decode_s=0"])
 def test_a_video_is_the_same_every_time_and_another_for_another_prompt_or_seed(name: str) -> None:
     frames, spec = frames_of(name), load_spec(name)
@@ -326,14 +327,14 @@ def test_a_fault_that_strikes_once_is_remembered_by_other_processes(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("kind", "number"), [("kill", signal.SIGKILL), ("crash", signal.SIGABRT)])
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 def test_a_prompt_ends_its_process(kind: str, number: signal.Signals) -> None:
     program = f"from tests.miga.backbones.test_simulated import call; call({FAST + '&faults=1'!r}, 'fault: {kind}')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode == -number
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 def test_it_needs_no_library_that_loads_weights() -> None:
     program = (
         "import sys; from miga.backbones.registry import load_backbone; load_backbone('simulated:wan'); "

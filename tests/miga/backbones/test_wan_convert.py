@@ -151,7 +151,7 @@ LAYOUTS: dict[str, Callable[[Path, States], Written]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(10)
 def test_every_layout(tmp_path: Path, tiny: TinyWan, states: States, tokenizer: Path, layout: str) -> None:
     """Through the command: every tensor by itself, and what the loaded model computes."""
     (tmp_path / "given").mkdir()
@@ -477,6 +477,7 @@ def config_values(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_published_transformers(size: str, prefix: str) -> None:

@@ -154,6 +154,7 @@ def test_the_published_vae() -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_published_transformer() -> None:
     sizes: dict[str, Any] = {"num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30, **CHANNELS}
     with torch.device("meta"):
@@ -163,6 +164,7 @@ def test_the_published_transformer() -> None:
     assert config_of(found) == WanTransformerConfig(**sizes)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("prefix", ["", "vae.", "first_stage_model."])
 def test_every_tensor_of_the_vae_is_missed(prefix: str) -> None:
     shapes = {f"{prefix}{name}": shape for name, shape in vae_of_wan(4, 8)}

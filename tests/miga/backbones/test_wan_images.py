@@ -84,7 +84,7 @@ def condition_of(backbone: WanBackbone) -> Any:
     return backbone.condition(*backbone.encode_prompts([PROMPT, NEGATIVE]))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "has_last"), [("i2v", False), ("i2v-a14b", False), ("i2v-a14b", True)], ids=["2.1", "2.2", "2.2-last"]
 )
@@ -175,6 +175,7 @@ def test_one_expert_on_the_device_at_a_time(folders: Mapping[str, Path]) -> None
     assert moved == [(0, "cpu"), (1, "meta")]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("has_picture", [False, True])
 def test_first_latent(folders: Mapping[str, Path], has_picture: bool) -> None:
     """Wan2.2 5B: clean latents have time step 0, as diffusers' `expand_timesteps` has it."""

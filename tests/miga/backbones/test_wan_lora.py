@@ -268,6 +268,7 @@ def assert_changed(plain: WanTransformer3DModel, ours: WanTransformer3DModel, ch
     assert changes.keys() <= plain.state_dict().keys()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("layers", [LAYERS, ATTENTION], ids=["all layers", "attention alone"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(plain: WanTransformer3DModel, tmp_path: Path, layout: str, layers: Iterable[str]) -> None:
@@ -352,6 +353,7 @@ PARTS: dict[str, tuple[str, tuple[int, ...], str]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside factors"])
 @pytest.mark.parametrize("part", PARTS)
 def test_parts(plain: WanTransformer3DModel, tmp_path: Path, part: str, beside: bool) -> None:
@@ -560,6 +562,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faulty_loras(plain: WanTransformer3DModel, wan_folder: Path, tmp_path: Path, fault: str) -> None:
     """Before a run and by fusing, in the same words; not a weight is changed."""

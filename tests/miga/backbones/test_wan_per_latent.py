@@ -141,6 +141,7 @@ def test_with_layerwise_casting(plain: WanTransformer3DModel) -> None:
     assert_near(results[1], results[0])
 
 
+@pytest.mark.slow
 def test_compiled_blocks(plain: WanTransformer3DModel) -> None:
     """Whole blocks are one graph each (`fullgraph`); the eager backend traces them without a compiler."""
     transformer = copy.deepcopy(plain)
@@ -185,6 +186,7 @@ def test_models_that_read_pictures() -> None:
     assert torch.allclose(ours(x, timestep, text, tokens, return_dict=False)[0], expected, atol=2e-6)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("size", [{}, {"num_attention_heads": 40, "ffn_dim": 13824}], ids=["1.3B", "14B"])
 def test_memory_at_full_size(monkeypatch: pytest.MonkeyPatch, size: dict[str, int]) -> None:
     """32,760 tokens: at most 1 % above the uniform call, and no tensor of six widths per token."""

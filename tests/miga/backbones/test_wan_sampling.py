@@ -51,7 +51,7 @@ def sample(denoiser: WanDenoiser, x_FCHW: torch.Tensor, condition: TextCondition
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 @pytest.mark.parametrize("compact", [False, True])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(8)
 def test_latents_and_video_equal_the_pipeline(folder: Path, compact: bool, guidance_scale: float) -> None:
     backbone = WanBackbone.from_pretrained(folder, device="cpu")
     if not compact:

@@ -29,6 +29,7 @@ def decode_all(vae: AutoencoderKLWan, x_FCHW: torch.Tensor) -> torch.Tensor:
     return (vae.decode(z).sample[0].permute(1, 2, 3, 0) * 0.5 + 0.5).clamp(0.0, 1.0)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("chunks", [[7], [1] * 7, [1, 3, 3], [2, 5]])
 def test_chunks_equal_the_whole(vae: AutoencoderKLWan, chunks: list[int]) -> None:
     x = latents(7)

@@ -64,6 +64,7 @@ INDEX = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("portion", [1, 7, 32])
 @pytest.mark.parametrize("kind", MAKERS)
 def test_portions_do_not_matter(kind: str, portion: int) -> None:

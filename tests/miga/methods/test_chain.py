@@ -60,7 +60,7 @@ def frames_of(run: VideoRun) -> np.ndarray:
     return np.concatenate([step.frames for step in run.steps() if step.frames is not None])
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("profile", CHAINS)
 def test_lengths_and_calls_are_as_planned(backbone: WanBackbone, profile: str) -> None:
     config = config_of(profile)
@@ -107,6 +107,7 @@ def test_killed_at_any_pass_it_goes_on_bit_for_bit(backbone: WanBackbone, profil
         assert np.array_equal(frames_of(make_run(backbone, config, 2, 2, resume=checkpoint)), whole)
 
 
+@pytest.mark.slow
 def test_a_stream_has_no_end_and_begins_as_a_chain_does(backbone: WanBackbone) -> None:
     config = config_of("svi-shot")
     steps = make_run(backbone, config, None, has_checkpoints=False).steps()

@@ -53,6 +53,7 @@ class HandsOver:
         return recorded_frames + 0.5 / 127.5  # the middle of a level: cut down, it is that level
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("variant", FACTS["variants"], ids=lambda variant: variant["variant"])
 def test_two_clips(variant: dict[str, Any]) -> None:
     tensors = recorded("chain")

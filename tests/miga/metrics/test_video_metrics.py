@@ -149,6 +149,7 @@ def test_a_subject_that_changes_lowers_subject_consistency_alone() -> None:
     assert recoloured == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_ground_that_changes_lowers_background_consistency_alone() -> None:
     before, after = values(clip()), values(half_way(ground="teal"))
     assert after["background_consistency"] < before["background_consistency"] - 0.2

@@ -246,6 +246,7 @@ def moments(solver: Solver, schedule: NoiseSchedule, std: float, predict: Predic
     return mean, spread
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 @pytest.mark.parametrize("make", [ddim_schedule, lambda num_steps: flow_unipc_schedule(num_steps, 5.0)])
 @pytest.mark.parametrize("std", STDS)

@@ -68,6 +68,7 @@ def check(config: SamplerConfig) -> bool:
     return True
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
 @pytest.mark.parametrize("shift", EXTREMES)
 def test_extreme_shifts_work_or_are_refused(shift: float, solver: dict[str, Any]) -> None:

@@ -101,6 +101,7 @@ def test_a_metric_that_one_run_lacks_has_no_difference(outs: list[str]) -> None:
     assert found.verdict == "unknown"
 
 
+@pytest.mark.slow
 def test_the_command(outs: list[str], tmp_path: Path, make_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     third = make_run(tmp_path / "third", 60, [*PROMPTS[:6], "another"], scores=noisy)
     status, text, said = run(capsys, "compare", *outs, third, "--to", tmp_path / "page", "--json")

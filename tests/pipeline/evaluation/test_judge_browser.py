@@ -60,6 +60,7 @@ def answers_in(path: Path) -> Answers:
     return read_answers(read_lines(path), str(path))
 
 
+@pytest.mark.slow
 def test_a_study_by_keyboard_alone(browser: Any, outs: list[str], tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     with serving(outs, path, time.monotonic, checks=0.0, repeats=0.0) as server, opened(browser, server) as page:

@@ -109,6 +109,7 @@ def shade_of(data: bytes, folder: Path) -> int:
     return round(float(next(iter(read_frames(folder / "seen.mp4"))).mean()))
 
 
+@pytest.mark.sampled(2)
 def test_a_whole_study(outs: list[str], tmp_path: Path) -> None:
     clock = Clock()
     path = tmp_path / "answers.jsonl"

@@ -102,6 +102,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", OTHERS)
 def test_another_model(tiny: STATE, case: str) -> None:
     changes, message = OTHERS[case]

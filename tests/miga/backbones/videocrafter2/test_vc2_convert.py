@@ -72,6 +72,7 @@ def test_the_folder(converted: Path) -> None:
     assert index["unet"] == ["miga.backbones.videocrafter2.unet", "VideoCrafter2UNet"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_numbers_are_the_checkpoints(tmp_path: Path, tokenizer: Path, dtype: torch.dtype) -> None:
     """Every number is found again, bit for bit, in the dtype it was stored in."""

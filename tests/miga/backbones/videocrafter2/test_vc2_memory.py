@@ -141,6 +141,7 @@ def test_options_that_cannot_be(options: ModelOptions, message: str) -> None:
     assert error.value.hint
 
 
+@pytest.mark.slow
 def test_a_video_of_another_size_and_a_shorter_window(converted: Path) -> None:
     sampler = {"window": 4, "num_guidance_latents": 1, "num_steps": 4, "num_reflection_guidance_latents": 2}
     pipe = LongVideoPipeline.from_pretrained(

@@ -272,7 +272,7 @@ def test_helpers_take_nothing_of_it(profile: str) -> None:
 # ---- resume, batches ----
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(15)
 @pytest.mark.parametrize("profile", [*PROFILES, "switching"])
 def test_a_video_killed_at_any_block_goes_on_to_the_same_latents(profile: str, tmp_path: Path) -> None:
     config = settings("longlive" if profile == "switching" else profile)
@@ -313,7 +313,7 @@ def test_a_state_whose_cache_is_not_there_is_refused() -> None:
         sampler_of(config)[0].advance(state)
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("profile", PROFILES)
 def test_several_videos_in_step_are_each_alone(profile: str) -> None:
     config, texts = settings(profile), prompts(3)
@@ -407,6 +407,7 @@ def frames_of(run: VideoRun) -> np.ndarray:
         return np.concatenate([step.frames for step in run.steps() if step.frames is not None])
 
 
+@pytest.mark.slow
 def test_frames_of_a_resumed_video_are_those_of_an_undisturbed_one(sprites: Any, tmp_path: Path) -> None:
     from miga.profiles import resolve_config
 
@@ -476,6 +477,7 @@ def test_a_blocks_parts_compile_whole_and_say_the_same(monkeypatch: pytest.Monke
     torch.testing.assert_close(outs[0], outs[1], atol=1e-5, rtol=0)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "values",
     [

@@ -44,6 +44,7 @@ def played(name: str, **changes: Any) -> Played:
     return play(name, settings(profile, **{**settings_of, **changes}), **how)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_what_came_out_then_comes_out_here(name: str) -> None:
     found = played(name)

@@ -114,6 +114,7 @@ def test_videos_of_several_lengths_are_in_step_as_far_as_the_shorter_goes() -> N
     assert sorted(num_together(spy)) == [1] * rest + [2] * both
 
 
+@pytest.mark.slow
 def test_one_that_is_gone_on_with_from_another_block_catches_up() -> None:
     """One stands at the start, one behind four blocks: it is shown those again, waits, and then they are in step."""
     config, texts, spy = settings("longlive-infinity"), prompts(2), spied(settings("longlive-infinity"))
@@ -136,6 +137,7 @@ def test_one_that_is_gone_on_with_from_another_block_catches_up() -> None:
 # ---- whatever becomes of the others ----
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("fails_in", ["its own thread", "the network"])
 def test_one_that_fails_takes_no_other_with_it(fails_in: str) -> None:
     config, texts = settings("longlive-infinity"), prompts(3)
