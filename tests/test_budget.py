@@ -71,7 +71,7 @@ def test_a_failure_is_one(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith("1 failed, 2 passed in ")
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("options", "order"), [((), "test_a.py z"), (("--first", "z"), "z test_a.py")])
 def test_a_folder_comes_first(options: tuple[str, ...], order: str, tmp_path: Path) -> None:
     done = run(tmp_path, "--collect-only", *options)

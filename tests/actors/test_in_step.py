@@ -196,6 +196,7 @@ def test_rows_are_suspended_and_gone_on_with_from_where_each_stood(
         torch.testing.assert_close(found, again.alone(row), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_word_of_a_video_that_is_not_begun_yet_is_kept_for_it(tmp_path: Path, tiny_model: Path) -> None:
     host = Host(tmp_path, tiny_model)
     host.worker.suspend(1, 1)

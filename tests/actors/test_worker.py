@@ -137,7 +137,7 @@ def flip_a_bit(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damaged", ["a later part", "an attempt", "all", "none"])
-@pytest.mark.sampled(4)
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_what_came_since_the_one_before(
     tmp_path: Path, damaged: str, begun: list[int]
 ) -> None:
@@ -227,7 +227,7 @@ def test_a_suspended_video_that_had_not_begun_stops_at_once(tmp_path: Path) -> N
         ("fault: oom at call 7", "WorkerError", "worker", True, True),
     ],
 )
-@pytest.mark.sampled(4)
+@pytest.mark.slow
 def test_errors_say_what_is_to_be_done(
     tmp_path: Path, prompt: str, error_type: str, scope: str, retryable: bool, needs_new_process: bool
 ) -> None:
@@ -406,7 +406,7 @@ def test_a_video_that_goes_on_from_a_checkpoint_counts_its_calls(tmp_path: Path)
 
 @pytest.mark.parametrize("reflects", [True, False])
 @pytest.mark.parametrize("share", ["candidates", "nothing"])
-@pytest.mark.sampled(6)
+@pytest.mark.slow
 def test_helpers_take_what_the_run_lets_them_to_the_same_bits(
     tmp_path: Path, no_ray: None, share: str, reflects: bool
 ) -> None:

@@ -191,6 +191,7 @@ def test_motion_is_held_against_the_first_cycle() -> None:
     assert values["motion"] == pytest.approx(4 / 5)
 
 
+@pytest.mark.slow
 def test_what_a_caption_leaves_open_is_only_held_against_the_beginning() -> None:
     values = measure(drawn((SCENE, 96)), Scene("red", "circle", "pink", "still"), open_names=("ground", "motion"))
     judged = {name for name, value in values.items() if not math.isnan(value)}
@@ -372,6 +373,7 @@ def test_every_pair_is_compared_once_and_measures_an_older_line_lacks_are_left_o
     assert "identity" not in {row["measure"] for row in from_paper}
 
 
+@pytest.mark.slow
 def test_drift_is_told_in_four_parts_and_drawn(tmp_path: Path) -> None:
     """Seven cycles: parts of two, two, two and one; a prompt's own rise is the mean's where it is alone."""
     key = dict(zip(KEY_NAMES, ("swift", "", "", "bfloat16", "partial", 96, 0, 0), strict=True))

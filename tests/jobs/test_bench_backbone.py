@@ -106,7 +106,7 @@ def test_dtypes_are_those_of_a_loaded_model(tmp_path: Path) -> None:
     assert set(expected.values()) == {torch.bfloat16, torch.float32}
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", random_names())
 def test_outputs_are_finite_and_depend_on_everything(name: str) -> None:
     """Zeros would be faster than a real network's numbers."""
@@ -278,6 +278,7 @@ def test_searches_that_the_target_leaves_room_for() -> None:
 # ---- parts ----
 
 
+@pytest.mark.slow
 def test_overlapped_frames_are_those_of_one_after_the_other() -> None:
     model = tiny("wan-1.3b")
     config = resolve_config("swift", model.spec, {"num_steps": 4, "handoff_level": 2})

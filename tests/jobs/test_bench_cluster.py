@@ -124,6 +124,7 @@ def test_bad_values_are_refused_before_anything_is_started(
     assert named in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_tables_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--parts", "memory", "--memory-rows", "200", "--gpus", "2", "--json"]
     assert main(["bench", "cluster", *options]) == 0

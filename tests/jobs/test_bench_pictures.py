@@ -17,6 +17,7 @@ from miga.backbones.registry import load_spec
 from miga.errors import ConfigError, UsageError
 
 
+@pytest.mark.slow
 def test_of_the_worlds_own_frames() -> None:
     """A video that is the world's shows all that the picture does; one that loses it half-way shows it by half."""
     spec = load_spec("sprites")

@@ -122,6 +122,7 @@ def test_where_the_text_encoder_goes(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "text_gpus = 0 in [workers]" in message
 
 
+@pytest.mark.slow
 def test_videocrafter2_on_a_card(capsys: pytest.CaptureFixture[str], tmp_path: Path, prompts: Path) -> None:
     arguments = ("--model", "VideoCrafter/VideoCrafter2", "--width", 1024, "--height", 576, "--dry-run", "--json")
     status, out, message = run(capsys, "generate", prompts, tmp_path / "out", *arguments, "--card-gb", 24)
@@ -269,6 +270,7 @@ def test_status_and_report_of_a_folder_without_a_run_are_refused(
         assert "run.json" in message
 
 
+@pytest.mark.slow
 def test_profiles_stand_side_by_side_with_the_published_values(
     capsys: pytest.CaptureFixture[str], tiny_model: Path
 ) -> None:

@@ -233,6 +233,7 @@ def test_a_disk_that_is_full_is_wrong(tmp_path: Path, monkeypatch: pytest.Monkey
     assert room.state == "wrong"
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_a_bucket_is_looked_at_and_left_as_it_was(s3_root: str) -> None:
     storage, *_ = said_by("storage", s3_root)

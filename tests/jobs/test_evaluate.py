@@ -155,6 +155,7 @@ def test_a_further_metric_costs_only_itself(
     assert "needs sides of 121 pixels at least for its network (raft), and the video is 64x48" in small["error"]
 
 
+@pytest.mark.slow
 def test_a_run_by_its_manifest(in_process: list, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     made = make_run(LocalStorage(tmp_path / "out"), tmp_path, 7, failed={2})
     lost = tmp_path / "out" / made.video(4)

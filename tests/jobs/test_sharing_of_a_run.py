@@ -29,7 +29,7 @@ def num_helpers(tmp_path: Path, config: RunConfig) -> int:
     return len(lent[-1].helpers) if lent else 0
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     ("share", "profile", "sampler", "expected"),
     [

@@ -88,6 +88,7 @@ def test_a_table_has_a_row_per_size_and_interval(capsys: pytest.CaptureFixture[s
     assert cells == [["4", "8", "60"], ["4", "8", "600"], ["8", "8", "60"], ["8", "8", "600"]]
 
 
+@pytest.mark.slow
 def test_mixes_are_read(capsys: pytest.CaptureFixture[str]) -> None:
     found = run(capsys, "--num-frames", "81:3", "161", "--speeds", "1", "0.5:2", "--family", "wan")["runs"][0]
     assert found["num_frames"] == {"81": 3.0, "161": 1.0}
@@ -109,6 +110,7 @@ def test_a_run_that_aborts_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the run stops: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_plots_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobs.simulation.scenarios.SWEEP_GPUS", 8)
     files = run(capsys, "--out", str(tmp_path / "plots"))["files"]

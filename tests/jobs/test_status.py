@@ -223,6 +223,7 @@ def test_watching_in_a_pipe_prints_changes_and_ends_with_the_run(
     assert waited == [7.0] * 3
 
 
+@pytest.mark.slow
 def test_watching_on_a_terminal_draws_over_what_was_there(tmp_path: Path) -> None:
     made = make_run(open_storage(tmp_path / "out"), tmp_path, 8, failed=[4], unsettled=[6, 7])
     lease = take(made.storage)

@@ -230,6 +230,7 @@ def test_equals_a_search_by_brute_force(case: int) -> None:
     assert len(video) == num_latents
 
 
+@pytest.mark.slow
 def test_the_brute_force_search_meets_every_case() -> None:
     """Beams of another video that drop out, too few left of one video, and a best beam that is overtaken."""
     dropped, short, overtaken = 0, 0, 0

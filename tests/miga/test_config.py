@@ -39,6 +39,7 @@ def test_later_layers_win() -> None:
     assert resolve_config("paper", SPEC, {"stride": 5}).stride == 5
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("family", ["wan", "videocrafter2"])
 def test_every_profile_resolves_and_can_be_stored(profile: str, family: str) -> None:

@@ -46,6 +46,7 @@ WITHOUT_SEARCHES: list[tuple[str, str, dict[str, Any], int, int]] = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("family", "profile", "overrides", "num_frames", "expected"), WITHOUT_SEARCHES)
 def test_published_settings(
     family: str, profile: str, overrides: dict[str, Any], num_frames: int, expected: int

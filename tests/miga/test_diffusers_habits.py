@@ -144,7 +144,7 @@ def test_guidance_of_one_call(pipe: LongVideoPipeline, tiny_model: Path) -> None
     assert not np.array_equal(pipe("x", **SHORT).pixels, without)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("profile", "handoff_level"), [("paper", 2), ("swift", 4)])
 def test_what_was_said_of_the_sampler_holds_in_every_call(tiny_model: Path, profile: str, handoff_level: int) -> None:
     said = {"handoff_level": handoff_level, "num_steps": 6}
@@ -162,6 +162,7 @@ def test_what_was_said_of_the_sampler_holds_in_every_call(tiny_model: Path, prof
     )
 
 
+@pytest.mark.slow
 def test_the_size_of_one_call(pipe: LongVideoPipeline, tiny_model: Path) -> None:
     video = pipe("x", height=48, width=64, **SHORT)
     assert video.pixels.shape == (5, 48, 64, 3)
@@ -186,6 +187,7 @@ def test_seeds_of_generators(pipe: LongVideoPipeline) -> None:
     assert np.array_equal(np.stack(list(pipe.stream("x", generator=generator(), **SHORT))), one.pixels)
 
 
+@pytest.mark.slow
 def test_embeddings_in_place_of_texts(pipe: LongVideoPipeline) -> None:
     wanted = pipe("a red circle", negative_prompt="grey", **SHORT).pixels
     prompt, negative = pipe.encode_prompt("a red circle", "grey")
@@ -302,7 +304,7 @@ def test_devices_and_dtypes_of_a_loaded_model(pipe: LongVideoPipeline, monkeypat
 
 
 @pytest.mark.parametrize("profile", ["swift", "paper", "fifo", "scalingnoise"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_progress_counts_calls_of_the_network(tiny_model: Path, profile: str) -> None:
     """Those that are really made, by a count of the network's own; and as many as were known before the first."""
     pipe = loaded(tiny_model, profile=profile)
@@ -321,6 +323,7 @@ def test_progress_counts_calls_of_the_network(tiny_model: Path, profile: str) ->
     assert all(done <= total for done, total in told)
 
 
+@pytest.mark.slow
 def test_the_bar(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = LongVideoPipeline.from_pretrained(str(tiny_model), device="cpu")
     capsys.readouterr()

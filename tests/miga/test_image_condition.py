@@ -28,6 +28,7 @@ def assert_is(y_FCHW: torch.Tensor, recorded_BCFHW: torch.Tensor) -> None:
     assert float((y_FCHW[:, 4:] - expected[:, 4:]).abs().max()) <= 1e-4
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", [case for case in CASES if "ref_pad_num" in case], ids=lambda case: case["name"])
 def test_frames(vae: Any, case: dict[str, Any]) -> None:
     tensors, count, references = recorded("conditioning"), case["conditioning_frames"], case["ref_pad_num"]

@@ -194,6 +194,7 @@ def test_a_text_encoder_that_stays_unless_it_is_let_go(tiny_model: Path, card: C
     assert told[3:] == ["to cpu:0", "encodes", "to cpu"]
 
 
+@pytest.mark.slow
 def test_a_card_that_the_model_has_to_be_made_small_for(tiny_model: Path, card: Callable[[int], None]) -> None:
     card(needed(tiny_model, dtype=torch.float32) - 1)
     pipe = on_card(tiny_model)

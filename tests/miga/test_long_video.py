@@ -46,6 +46,7 @@ def test_a_video_without_end_starts_like_a_long_one(pipe: LongVideoPipeline) -> 
     assert np.array_equal(endless, pipe("a red circle", num_frames=121, seed=1).pixels[:41])
 
 
+@pytest.mark.slow
 def test_fifo_is_a_profile_like_any(tiny_model: Path) -> None:
     pipe = LongVideoPipeline.from_pretrained(str(tiny_model), profile="fifo", device="cpu")
     assert pipe("a red circle", num_frames=61).frames.shape == (61, 32, 32, 3)

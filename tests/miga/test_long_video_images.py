@@ -47,7 +47,7 @@ def test_a_chain_of_an_image_model(image_folder: Path, picture: Path) -> None:
         LongVideoPipeline.from_pretrained(image_folder, profile="stage-2-only")
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["i2v", "i2v-a14b"])
 def test_windows_of_an_image_model(tmp_path: Path, picture: Path, kind: str) -> None:
     """Windows that do not begin with the picture are shown it too, and what is read of it; without it there is none."""

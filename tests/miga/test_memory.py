@@ -82,7 +82,7 @@ def alive() -> tuple[int, int]:
     ],
     ids=["with reflection", "without", "fifo"],
 )
-@pytest.mark.sampled(4)
+@pytest.mark.slow
 def test_what_is_alive_does_not_grow_with_the_video(config: SamplerConfig, searches: bool) -> None:
     seen: dict[int, list[tuple[int, int]]] = {EARLY: [], LATE: []}
     num_searches = 0

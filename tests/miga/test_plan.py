@@ -70,6 +70,7 @@ def test_call_by_call(profile: str, settings: dict[str, Any]) -> None:
         assert tuple(judged) == state.trace.latents
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("profile", [name for name in PROFILES if reflects(profile_config(name))])
 def test_searches_call_by_call(profile: str) -> None:
     """Every candidate shows what the plan of one says, after the evaluation that starts the search."""

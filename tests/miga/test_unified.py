@@ -127,7 +127,7 @@ def test_passes_that_noise_their_latents_again() -> None:
 @pytest.mark.parametrize("lead", [False, True])
 @pytest.mark.parametrize(("window", "stride"), [(4, 1), (4, 2), (4, 3), (5, 3), (21, 10)])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7])
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(48)
 def test_number_of_latents_alive_is_bounded(window: int, stride: int, chunk: int, lead: bool) -> None:
     num_passes, total = 4, 200
     unified = make_unified(None, window, stride, num_passes, lead=lead, offsets=[0, stride - 1, 0, stride // 2])

@@ -236,7 +236,7 @@ def test_steps_taken_window_by_window_round_alike(shape: tuple[int, int, int]) -
     assert torch.equal(video(stepped(denoiser, 4)), video(None))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["paper", "swift", "fifo", "stage-2-only"])
 def test_a_state_is_gone_on_with_either_way(profile: str) -> None:
     """With an executor from where it was left without one, and the other way round, at every pass."""
@@ -605,6 +605,7 @@ def test_one_slot_takes_all_calls_one_after_the_other() -> None:
     assert searched.num_calls == counted.most
 
 
+@pytest.mark.slow
 def test_virtual_time_is_the_same_every_time() -> None:
     config = wan_config("paper")
     first, again = (make_virtual_video(config, 12, 5, search_share=0.1) for _ in range(2))
@@ -621,7 +622,7 @@ def test_without_end_of_slots_a_video_takes_its_longest_chain() -> None:
 
 
 @pytest.mark.parametrize(("profile", "search_share"), [("paper", 0.0), ("paper", 0.387), ("swift", 0.0)])
-@pytest.mark.sampled(4)
+@pytest.mark.slow
 def test_a_long_video_on_eight_slots(profile: str, search_share: float) -> None:
     """1,001 frames: at least 6.5 times as fast as on one, and near what the base clip leaves possible: its chain, on
     two slots, and then all slots at work."""
@@ -658,7 +659,7 @@ class SearchTimes(VirtualExecutor):
 
 
 @pytest.mark.parametrize("search_share", [PAPERS_RATE, 0.1])
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 def test_a_search_takes_the_time_of_one_candidate(search_share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """A helper for each: the calls of one, a second each, one after the other. Where windows of earlier passes run out,
     the host takes some of them. All but the first few searches of a video fall where they do not."""
@@ -705,6 +706,7 @@ def test_reflection_on_four_gpus_at_the_papers_rate(family: str, frames: int) ->
     assert found.seconds <= 1.05 * make_virtual_video(config, num_latents, 4, share="candidates").seconds
 
 
+@pytest.mark.slow
 def test_gpus_that_may_take_nothing_are_of_no_use() -> None:
     config = wan_config("paper")
     alone = make_virtual_video(config, 12, 1, search_share=0.1)

@@ -112,6 +112,7 @@ def test_webdataset(run: MadeRun, dest: LocalStorage) -> None:
         assert json.loads(sample["json"])["seed"] == int(key)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_same_bytes_again_and_after_being_stopped_anywhere(
     run: MadeRun, tmp_path: Path, format: Format, monkeypatch: pytest.MonkeyPatch

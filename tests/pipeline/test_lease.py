@@ -387,6 +387,7 @@ def test_release_returns_whatever_the_storage_does(tmp_path: Path, monkeypatch: 
     for_ever.set()
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_a_process_ends_though_the_server_is_silent(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with SilentS3(os.environ["AWS_ENDPOINT_URL"]) as proxy:

@@ -61,7 +61,7 @@ def test_everything_drawn_lies_in_its_picture(page: Any) -> None:
                 assert svg["top"] - 1 <= box["top"] and box["bottom"] <= svg["bottom"] + 1, (kind, box)  # noqa: PT018
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 def test_no_words_cover_others(page: Any) -> None:
     for number in (1, 2):
         words = sorted(boxes(page, f"figure:nth-child({number}) svg text"), key=lambda box: box["top"])

@@ -19,6 +19,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 SPEC = load_spec("sprites")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("profile", ["paper", "swift", "released", "fifo", "scalingnoise", "stage-2-only"])
 def test_every_latent_of_a_pass_is_drawn_once_at_its_level(profile: str) -> None:
     drawing = draw_plan(SPEC, resolve_config(profile, SPEC), SPEC.num_latents(61))

@@ -135,7 +135,7 @@ def large_table(kind: str) -> Any:
             return pa.table({"prompt": ["a"], "c": nothing})
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "outcome"),
     [

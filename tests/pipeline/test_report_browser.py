@@ -223,6 +223,7 @@ def test_phone_width_has_no_sideways_scrolling(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+@pytest.mark.slow
 def test_a_thousand_rows_open_at_once(browser: Any, tmp_path: Path) -> None:
     rows = [ok(index, f"s3://b/{index}.mp4", consistency=[0.5] * 300, prompts=["word " * 100]) for index in range(1000)]
     path = write_report(rows, {}, tmp_path)

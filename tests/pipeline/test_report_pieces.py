@@ -51,6 +51,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report((row(n) for n in range(NUM_ROWS)), {}, tmp_path_factory.mktemp("many"))
 
 
+@pytest.mark.slow
 def test_the_page_holds_failures_the_worst_and_a_sample(page: Path) -> None:
     data = data_of(page)
     positions = data["positions"]
@@ -67,6 +68,7 @@ def test_the_page_holds_failures_the_worst_and_a_sample(page: Path) -> None:
     assert (data["total"], data["failed"]) == (NUM_ROWS, len(failures))
 
 
+@pytest.mark.slow
 def test_the_pieces_hold_every_row_once(page: Path) -> None:
     folder = page.parent / data_of(page)["pieces"]["folder"]
     rows = [card for path in sorted(folder.glob("rows-*.js")) for card in called(path)]

@@ -431,6 +431,7 @@ def test_all_of_many_rows(browser: Any, address: str) -> None:
         assert float(rows[-1]["mean_consistency"]) == score(NUM_MANY - 1)
 
 
+@pytest.mark.slow
 def test_a_link_to_one_of_many_rows(browser: Any, address: str) -> None:
     row = 3 * (NUM_MANY - 1)
     with opened(browser, f"{address}#row={row}") as page:

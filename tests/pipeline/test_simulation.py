@@ -72,6 +72,7 @@ def test_one_video_is_as_much_faster_as_its_helpers_make_it() -> None:
         assert simulate(scenario(12, 1, cost)).makespan_s == pytest.approx(CALLS / expected)
 
 
+@pytest.mark.slow
 def test_the_speed_up_is_that_of_the_video_made_in_virtual_time() -> None:
     config = resolve_config("swift", load_spec("simulated:wan"))
     (one, alone), (four, faster), (last, _) = measure_speed_up(config, 41, 6, 0.0)

@@ -275,6 +275,7 @@ open_storage(sys.argv[1]).put_file(sys.argv[2], "video/a.mp4")
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_within_an_upload_leaves_no_object(
     storage: S3Storage, proxy: FaultyS3, s3_root: str, large: Path
 ) -> None:
@@ -398,6 +399,7 @@ def error_document(code: str) -> bytes:
     return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>said so</Message></Error>".encode()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     ("status", "code", "message", "hint"),
     [

@@ -57,6 +57,7 @@ def test_frames_come_back_in_number_order_size_and_colour(tmp_path: Path) -> Non
     assert left_in(tmp_path) == ["a.mp4", "deep"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 6, 7, 33])
 def test_a_contact_strip_shows_first_to_last_frame(tmp_path: Path, num_frames: int) -> None:
     import io
@@ -199,7 +200,7 @@ def test_usable_settings_make_a_file(settings: VideoConfig, tmp_path: Path) -> N
     assert count_frames(made.path) == 3
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

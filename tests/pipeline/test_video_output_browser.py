@@ -42,7 +42,7 @@ COLOURS = """video => {
 }"""
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("shown", [notebook, stream])
 def test_it_plays_in_its_colours(browser: Any, shown: Any) -> None:
     page = browser.new_page()

@@ -322,7 +322,7 @@ def look_at(folder: Path | str) -> Backbone:
 @pytest.mark.parametrize(
     ("family", "fault"), [(family, fault) for family in FAULTS for fault in FAULTS[family]], indirect=["family"]
 )
-@pytest.mark.sampled(44)
+@pytest.mark.sampled(132)
 def test_faulty_folder(copied: Path, family: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found from configurations, headers and one look at every number; and by loading, where nobody looked before."""
     change, message = FAULTS[family][fault]
@@ -338,6 +338,7 @@ def test_faulty_folder(copied: Path, family: str, fault: str, monkeypatch: pytes
     assert not (copied / WAS_RUN).exists()
 
 
+@pytest.mark.sampled(2)
 def test_what_else_lies_there(copied: Path, family: str) -> None:
     """Files of other systems and of the hub's client, variants beside the whole, and links to the files themselves."""
     network = NETWORKS[family]

@@ -73,7 +73,7 @@ def test_the_page_names_every_method() -> None:
 
 @pytest.mark.parametrize("profile", ["paper", "fifo", "no-reflection", "scalingnoise", "stage-2-only"])
 @pytest.mark.usefixtures("own")
-@pytest.mark.sampled(6)
+@pytest.mark.slow
 def test_videos_are_of_the_colour(profile: str) -> None:
     pipeline = LongVideoPipeline.from_pretrained("page_model:load", device="cpu", profile=profile)
     video = pipeline("sea green", num_frames=20, seed=1)

@@ -151,7 +151,7 @@ LAYOUTS: dict[str, Callable[[Path, States], Written]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.sampled(10)
+@pytest.mark.slow
 def test_every_layout(tmp_path: Path, tiny: TinyWan, states: States, tokenizer: Path, layout: str) -> None:
     """Through the command: every tensor by itself, and what the loaded model computes."""
     (tmp_path / "given").mkdir()
@@ -878,6 +878,7 @@ def test_a_folder_of_wans_own_as_a_model(tmp_path: Path, states: States, capsys:
     assert generate(tmp_path, command[-1], capsys)[0] == 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("part", PARTS)
 def test_a_single_file_as_a_model(
     tmp_path: Path, states: States, tokenizer: Path, capsys: pytest.CaptureFixture[str], part: str

@@ -164,7 +164,7 @@ def test_the_published_transformer() -> None:
     assert config_of(found) == WanTransformerConfig(**sizes)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "vae.", "first_stage_model."])
 def test_every_tensor_of_the_vae_is_missed(prefix: str) -> None:
     shapes = {f"{prefix}{name}": shape for name, shape in vae_of_wan(4, 8)}

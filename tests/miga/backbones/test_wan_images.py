@@ -216,6 +216,7 @@ def test_specs_of_the_folders(folders: Mapping[str, Path]) -> None:
     assert all(spec.latent_channels == NUM_CHANNELS for spec in specs.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "profile",
     ["swift", *(pytest.param(each, marks=pytest.mark.slow) for each in ("svi-shot", "no-reflection", "fifo"))],

@@ -106,7 +106,7 @@ def test_activations_of_a_call_over_a_whole_video(monkeypatch: pytest.MonkeyPatc
     assert alive.peak <= planned <= 1.1 * alive.peak
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_decoding(dtype: torch.dtype) -> None:
     architecture, cells = WanArchitecture(), 60 * 104
@@ -168,7 +168,7 @@ def test_choices(name: str, card_gb: float, fp8: bool, vae_dtype: torch.dtype, b
     assert chosen.to_dict()["total"] == f"{chosen.total_bytes / 1e9:.1f} GB"
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [SMALL, LARGE])
 def test_less_is_given_up_the_more_memory_there_is(name: str) -> None:
     """Results first: down from the largest card, turns come before each step in precision."""

@@ -186,7 +186,7 @@ def test_models_that_read_pictures() -> None:
     assert torch.allclose(ours(x, timestep, text, tokens, return_dict=False)[0], expected, atol=2e-6)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [{}, {"num_attention_heads": 40, "ffn_dim": 13824}], ids=["1.3B", "14B"])
 def test_memory_at_full_size(monkeypatch: pytest.MonkeyPatch, size: dict[str, int]) -> None:
     """32,760 tokens: at most 1 % above the uniform call, and no tensor of six widths per token."""

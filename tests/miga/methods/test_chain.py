@@ -60,7 +60,7 @@ def frames_of(run: VideoRun) -> np.ndarray:
     return np.concatenate([step.frames for step in run.steps() if step.frames is not None])
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", CHAINS)
 def test_lengths_and_calls_are_as_planned(backbone: WanBackbone, profile: str) -> None:
     config = config_of(profile)
@@ -127,6 +127,7 @@ def test_clips_have_noise_and_prompts_of_their_own(backbone: WanBackbone) -> Non
     assert not np.array_equal(of_one[FRAMES:], of_two[FRAMES:])
 
 
+@pytest.mark.slow
 def test_a_clip_begins_with_the_frames_handed_over(backbone: WanBackbone) -> None:
     """The second clip's condition is made of the first one's last frames, and of nothing else of it."""
     config = config_of("chain", num_motion_frames=2)

@@ -67,6 +67,7 @@ def sliding(steps: list[int], size: int = 64) -> np.ndarray:
     return np.stack(frames)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("extractor", [SpriteFeatures(), FrameFeatures()])
 @pytest.mark.parametrize("frame", [np.zeros((64, 64, 3), np.uint8), clip()[0]])
 def test_a_constant_video_has_every_score_1_and_no_drift(extractor: FeatureExtractor, frame: np.ndarray) -> None:
@@ -137,6 +138,7 @@ def test_consistency_is_vbenchs_mean_of_two_cosines() -> None:
     assert meter.score == pytest.approx(by_hand, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_subject_that_changes_lowers_subject_consistency_alone() -> None:
     before = values(clip())
     for change in ({"colour": "blue"}, {"shape": "ring"}):
@@ -169,6 +171,7 @@ def test_a_subject_that_is_lost_is_like_none() -> None:
     assert lost["subject_consistency"] == pytest.approx((1.5 * HALF - 1.5) / (2 * HALF - 1), abs=0.01)
 
 
+@pytest.mark.slow
 def test_drift_is_the_last_clip_length_against_the_first() -> None:
     noise = np.random.default_rng(0).normal(0, 20, (HALF, 64, 64, 3))
     still = np.repeat(clip()[:1], HALF, axis=0)

@@ -185,6 +185,7 @@ def few_even_steps(num_steps: int) -> NoiseSchedule:
     return few_step_schedule([1000 * step // num_steps for step in range(num_steps, 0, -1)], 5.0)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "make", "order"),
     [

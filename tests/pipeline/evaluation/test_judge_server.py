@@ -144,6 +144,7 @@ def test_a_whole_study(outs: list[str], tmp_path: Path) -> None:
     assert {answered.plays for answered in found.by_trial.values()} == {2}
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_left(local_outs: list[str], tmp_path: Path) -> None:
     path, clock = tmp_path / "answers.jsonl", Clock()
     for number in range(3):

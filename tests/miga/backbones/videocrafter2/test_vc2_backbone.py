@@ -94,7 +94,7 @@ def counted_flops(config: UNetConfig, num_latents: int, height: int, width: int)
     return counter.get_total_flops()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "tolerance"), [((8, 4, 6), 0), ((16, 5, 7), 0.05)])
 def test_flops_of_a_small_forward(size: tuple[int, int, int], tolerance: float) -> None:
     """Odd sides are rounded up on the way, which is not counted."""

@@ -66,6 +66,7 @@ def test_no_two_tensors_share_a_place(published: STATE) -> None:
     assert set(names.values()) == {1}
 
 
+@pytest.mark.slow
 def test_full_size_modules_take_all_of_it(published: STATE) -> None:
     """The libraries' own check of names and shapes, beside ours."""
     for component, part in split_state(published, Architecture()).items():
@@ -112,6 +113,7 @@ def test_another_model(tiny: STATE, case: str) -> None:
     assert error.value.hint
 
 
+@pytest.mark.slow
 def test_a_stable_diffusion_checkpoint_is_another_model(published: STATE) -> None:
     """It has the same prefixes and another text encoder and no frames."""
     state = {key: value for key, value in published.items() if "temopral_conv" not in key and "init_attn" not in key}

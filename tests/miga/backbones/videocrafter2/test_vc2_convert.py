@@ -220,6 +220,7 @@ def test_the_tokenizer_cannot_be_had(tmp_path: Path, checkpoint: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_no_tokenizer_in_the_folder(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     with pytest.raises(ModelError, match=r"cannot load a tokenizer .* no tokenizer\.json") as error:

@@ -32,6 +32,7 @@ def count(module: torch.nn.Module) -> int:
     return sum(weight.numel() for weight in module.parameters())
 
 
+@pytest.mark.slow
 def test_weights_of_the_published_model() -> None:
     published, plan = Architecture(), VideoCrafter2Architecture()
     assert plan.transformer_bytes(itemsize=1) == count(published.build("unet"))

@@ -80,6 +80,7 @@ def num_together(spy: Spy) -> list[int]:
 # ---- each as if alone ----
 
 
+@pytest.mark.slow
 def test_prompts_that_change_at_different_latents_leave_the_others_in_step() -> None:
     """The re-cache of one is a call of its own; everything else is made together."""
     config, texts = settings("longlive"), prompts(4)
