@@ -75,6 +75,8 @@ class SamplerConfig:
             with those of diffusers (of the method, no setting).
         added_later: settings that versions before did not know, by name: at their defaults, nothing is otherwise than
             it was then (of the method, no setting).
+        follows: settings that follow from others where nobody says them (`implied`), though their field has a default:
+            that is what a record means that lacks them (of the method, no setting).
         takes_even_steps: whether the method was published with evenly spaced flow-matching steps (of the method).
         takes_strided_steps: whether it was published with VideoCrafter's own spacing of DDIM steps, every n-th from 1
             on, whatever the model's is (of the method).
@@ -87,6 +89,7 @@ class SamplerConfig:
 
     takes_wan_program_steps: ClassVar[bool] = False
     added_later: ClassVar[frozenset[str]] = frozenset()
+    follows: ClassVar[frozenset[str]] = frozenset()
     takes_even_steps: ClassVar[bool] = False
     takes_strided_steps: ClassVar[bool] = False
     one_window: ClassVar[bool] = False

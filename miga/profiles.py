@@ -219,7 +219,11 @@ def _layers(
             f"it must be at most {spec.window} latents",
         )
     family = method.published.get(spec.family) or method.in_proportion(said["window"], said.get("num_steps", 50))
-    defaults = {field.name: field.default for field in fields(method.settings) if field.default is not MISSING}
+    defaults = {
+        field.name: field.default
+        for field in fields(method.settings)
+        if field.default is not MISSING and field.name not in method.settings.follows
+    }
     shared = {"window": spec.window, "guidance_low_level": 1, "timesteps": (), "windows_per_batch": 1}
     of_picture = {"image_condition": "anchor"} if spec.image_input == "channels" else {}
     values = {**shared, **defaults, **of_picture, **family, **fixed, **overrides}

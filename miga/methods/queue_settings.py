@@ -43,7 +43,7 @@ class QueueSettings(SamplerConfig):
         anchor_level: the level that anchors are shown at: "clean" (0), or "window" (noised to that of the cleanest
             latent of the queue that the window shows).
         guidance_across_prompts: whether head, spread and anchors may stand under an earlier prompt than the window; if
-            not, the nearest latents make up for those that are missing.
+            not, which is what follows where they are asked for, the nearest latents make up for those that are missing.
         guidance_gap: how far two neighbours in a window may lie apart in the positions that the network is told: 1 is
             contiguous, as published; more tells true distances up to that many latents (models with rotary positions).
         self_reflection: whether Stage 1 evaluates, and where needed searches, the tail of its queue.
@@ -88,10 +88,12 @@ class QueueSettings(SamplerConfig):
         }
     )
 
+    follows: ClassVar[frozenset[str]] = frozenset({"guidance_across_prompts"})
+
     @classmethod
     def implied(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Half a window is kept."""
-        return {"stride": values["window"] // 2}
+        """Half a window is kept; guidance that remembers does so within a prompt."""
+        return {"stride": values["window"] // 2, "guidance_across_prompts": values["guidance_from"] == "nearest"}
 
     @property
     def sources(self) -> Sources:

@@ -490,7 +490,7 @@ def test_quality_makes_videos_once_and_reads_them_back(
         values = {name: None if math.isnan(value) else value for name, value in measured.items()}
         return {**values, "calls": 1, "searches": 0, "corrections": 0, "cpu s": 0.0}
 
-    monkeypatch.setattr("jobs.benches.quality.VideoMaker.__init__", lambda self, dtype: None)
+    monkeypatch.setattr("jobs.benches.quality.VideoMaker.__init__", lambda self, model, dtype: None)
     monkeypatch.setattr("jobs.benches.quality.VideoMaker.make", make)
     out = tmp_path / "quality.jsonl"
     arguments = ["bench", "quality", "--prompts", "2", "--seeds", "1", "--processes", "1", "--out", str(out), "--json"]

@@ -342,8 +342,30 @@ def test_at_its_defaults_nothing_more_is_noted() -> None:
         assert config.to_dict().keys() - config.noted().keys() == config.added_later
         assert read_config(config.noted(), "run.json") == config == read_config(config.to_dict(), "run.json")
         changed = resolve_config(profile, spec, {"guidance_from": "head", "guidance_gap": 30})
-        assert changed.noted().keys() - config.noted().keys() == {"guidance_from", "guidance_gap"}
+        followed = {"guidance_from", "guidance_gap", "guidance_across_prompts"}
+        assert changed.noted().keys() - config.noted().keys() == followed
         assert read_config(changed.noted(), "run.json") == changed
+
+
+@pytest.mark.parametrize("source", ["head", "spread", "anchors", "anchors:1,nearest"])
+@pytest.mark.parametrize("profile", ["swift", "paper", "released"])
+def test_what_is_remembered_is_of_the_windows_own_prompt_unless_said(profile: str, source: str) -> None:
+    """Measured in docs/ablation.md: else a change of prompt takes several times as long."""
+    spec = BackboneSpec("wan", "test", "0", 21, 16, 60, 104, 480, 832, 16, takes_positions=True)
+    changes: dict[str, Any] = {"guidance_from": source}
+    assert not resolve_config(profile, spec, changes).guidance_across_prompts
+    said = resolve_config(profile, spec, changes | {"guidance_across_prompts": True})
+    assert said.guidance_across_prompts
+    assert resolve_config(profile, spec).guidance_across_prompts  # where it changes nothing: videos keep their names
+
+
+def test_a_record_of_before_is_read_as_it_was_meant() -> None:
+    spec = BackboneSpec("wan", "test", "0", 21, 16, 60, 104, 480, 832, 16, takes_positions=True)
+    noted = resolve_config("swift", spec, {"guidance_from": "head"}).noted()
+    assert noted.pop("guidance_across_prompts") is False
+    before = read_config(noted, "run.json")
+    assert before.guidance_across_prompts
+    assert before.noted() == noted
 
 
 # ---- anchors ----
