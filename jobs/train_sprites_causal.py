@@ -1,14 +1,15 @@
 """Trains the embedded backbone on to few steps: `python -m jobs.train_sprites_causal`, causal, or for windows.
 
-Causal weights come by teacher forcing, then causal consistency distillation, then, with `--ode-steps`, ODE regression
-of first blocks. `--kind window` distils alone, all latents of a window seeing each other. Every stage keeps its state
-under `--work-dir` and goes on from it when the command is run again. What comes out is a model's folder, and the
-difference that `--model sprites-causal` (or `sprites-few-step`) reads.
+Causal weights come by teacher forcing, then causal consistency distillation, then distribution matching over the
+student's own rollouts. `--kind window` distils alone, all latents of a window seeing each other. Every stage keeps its
+state under `--work-dir` and goes on from it when the command is run again; one of 0 steps is left out. What comes out
+is a model's folder, and the difference that `--model sprites-causal` (or `sprites-few-step`) reads.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -18,20 +19,20 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file
 from transformers import T5TokenizerFast, UMT5EncoderModel
 
+from miga.backbones.registry import load_spec
 from miga.backbones.sprites.difference import save_difference, with_difference
 from miga.backbones.sprites.family import CHECKPOINT, DIFFERENCES, FEW_STEPS
+from miga.backbones.sprites.self_forcing import match
 from miga.backbones.sprites.train_causal import (
     BATCH,
     BLOCK,
-    LEVELS,
     WINDOW,
+    Captions,
     Examples,
     distil,
-    make_ode_pairs,
-    regress,
     train_teacher,
 )
-from miga.backbones.sprites.train_transformer import encode_clips
+from miga.backbones.sprites.train_transformer import EncodedClips, encode_clips
 from miga.backbones.sprites.training import pick_device
 from miga.errors import MigaError
 
@@ -50,8 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--latents", type=int, default=24, help="of a clip, whole blocks (default: %(default)s)")
     parser.add_argument("--teacher-steps", type=int, default=2000, help="of teacher forcing (default: %(default)s)")
     parser.add_argument("--distil-steps", type=int, default=1000, help="of distillation (default: %(default)s)")
-    parser.add_argument("--ode-steps", type=int, default=0, help="of ODE regression behind it (default: none)")
-    parser.add_argument("--ode-batches", type=int, default=32, help="of pairs for it (default: %(default)s)")
+    parser.add_argument(
+        "--matching-steps", type=int, default=800, help="of distribution matching, causal alone (default: %(default)s)"
+    )
     parser.add_argument("--batch", type=int, default=BATCH, help="clips a step (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -64,10 +66,9 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     """Ends the program with a message where what was asked for cannot be."""
     if options.latents < WINDOW or options.latents % BLOCK:
         parser.error(f"--latents {options.latents}: take {WINDOW} or more, a multiple of {BLOCK}")
-    if options.ode_steps and options.kind != "causal":
-        parser.error("--ode-steps is for --kind causal: it learns the first block of a video")
-    if options.ode_batches < len(LEVELS):
-        parser.error(f"--ode-batches {options.ode_batches}: take {len(LEVELS)} or more, one for each level")
+    for name in ("teacher_steps", "distil_steps", "matching_steps"):
+        if getattr(options, name) < 0:
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: take 0 or more")
     if not (options.base / "transformer").is_dir():
         parser.error(f"--base {options.base} is no model's folder: it has no transformer/")
     if options.begin_from is not None and not options.begin_from.is_file():
@@ -91,37 +92,33 @@ def _train(options: argparse.Namespace) -> int:
     device, base, work = pick_device(options.device), options.base, options.work_dir
     work.mkdir(parents=True, exist_ok=True)
 
-    vae = AutoencoderKLWan.from_pretrained(base, subfolder="vae").to(device, torch.float32).eval()
-    num_frames = 1 + 4 * (options.latents - 1)
-    clips = encode_clips(vae, options.clips, options.seed, work / f"clips-{options.latents}", num_frames)
-    del vae
     encoder = UMT5EncoderModel.from_pretrained(base, subfolder="text_encoder", dtype=torch.float32)
-    examples = Examples(
-        clips,
-        encoder.to(device).eval().requires_grad_(False),
-        T5TokenizerFast.from_pretrained(base / "tokenizer"),
-        options.seed,
-        options.batch,
-        device,
-    )
-    transformer = WanTransformer3DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
+    encoder = encoder.to(device).eval().requires_grad_(False)
+    tokenizer = T5TokenizerFast.from_pretrained(base / "tokenizer")
+    captions = Captions(encoder, tokenizer, options.seed, options.batch, device)
+    student = WanTransformer3DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
     before = load_file(base / "transformer" / "diffusion_pytorch_model.safetensors")
+    window_teacher = copy.deepcopy(student).to(device)
     if options.begin_from is not None:
-        transformer.load_state_dict(with_difference(options.begin_from, before))
-    transformer = transformer.to(device)
-    compiled = options.compile
-    if options.kind == "causal":
-        teacher_file = work / "teacher.pt"
-        transformer = train_teacher(transformer, examples, teacher_file, options.teacher_steps, compiled=compiled)
-    state_file = work / f"distil-{options.kind}.pt"
-    student = distil(options.kind, transformer, examples, state_file, options.distil_steps, compiled=compiled)
-    if options.ode_steps:
-        pairs = make_ode_pairs(transformer, examples, work / "ode-pairs", options.ode_batches, compiled=compiled)
-        student = regress(student, pairs, examples, work / "ode.pt", options.ode_steps, compiled=compiled)
+        student.load_state_dict(with_difference(options.begin_from, before))
+    student = student.to(device)
+    is_causal, compiled = options.kind == "causal", options.compile
+    if (is_causal and options.teacher_steps) or options.distil_steps:
+        examples = Examples(**vars(captions), clips=_clips(options, device))
+    if is_causal and options.teacher_steps:
+        student = train_teacher(student, examples, work / "teacher.pt", options.teacher_steps, compiled=compiled)
+    if options.distil_steps:
+        state_file = work / f"distil-{options.kind}.pt"
+        student = distil(options.kind, student, examples, state_file, options.distil_steps, compiled=compiled)
+    if is_causal and options.matching_steps:
+        spec, state_file = load_spec(str(base)), work / "matching.pt"
+        latent_size = (spec.latent_height, spec.latent_width)
+        steps = options.matching_steps
+        student = match(student, window_teacher, captions, latent_size, state_file, steps, compiled=compiled)
 
     weights = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
     file = options.difference or DIFFERENCES / f"{_NAMES[options.kind]}.safetensors"
-    told = ("kind", "clips", "latents", "teacher_steps", "distil_steps", "ode_steps", "batch", "seed")
+    told = ("kind", "clips", "latents", "teacher_steps", "distil_steps", "matching_steps", "batch", "seed")
     notes = {name: str(getattr(options, name)) for name in told}
     if options.begin_from is not None:
         notes["begin_from"] = options.begin_from.name
@@ -131,6 +128,13 @@ def _train(options: argparse.Namespace) -> int:
         write_folder(options.out, base, student, few_steps=options.kind == "window")
         print(f"checkpoint: {options.out}")
     return 0
+
+
+def _clips(options: argparse.Namespace, device: torch.device) -> EncodedClips:
+    vae = AutoencoderKLWan.from_pretrained(options.base, subfolder="vae").to(device, torch.float32).eval()
+    num_frames = 1 + 4 * (options.latents - 1)
+    folder = options.work_dir / f"clips-{options.latents}"
+    return encode_clips(vae, options.clips, options.seed, folder, num_frames)
 
 
 def write_folder(out: Path, base: Path, student: WanTransformer3DModel, *, few_steps: bool) -> None:

@@ -1,7 +1,7 @@
 """Trains `sprites-i2v`, image-conditioned clips of the sprite world: `python -m jobs.train_sprites_i2v --out FOLDER`.
 
-It begins from any sprites checkpoint, by default the embedded one: its transformer is widened, or, where it takes
-pictures already, trained on. Clips and the state of training are kept under `--work-dir`, and gone on with when the
+It begins from any sprites checkpoint, by default `sprites-wide`, which knows in what pictures of the world differ: its
+transformer is widened, or, where it takes pictures already, trained on. Clips and the state of training are kept under `--work-dir`, and gone on with when the
 command is run again. With `--steps 0` it writes the widened model as it is.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from miga.backbones.sprites.family import CHECKPOINT
+from miga.backbones.sprites.family import CHECKPOINTS
 from miga.backbones.sprites.image_to_video import (
     LEARNING_RATE,
     conditioned_loss,
@@ -32,7 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.train_sprites_i2v", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument(
-        "--begin-from", type=Path, default=CHECKPOINT, metavar="FOLDER", help="a sprites checkpoint (default: embedded)"
+        "--begin-from",
+        type=Path,
+        default=CHECKPOINTS["sprites-wide"],
+        metavar="FOLDER",
+        help="a sprites checkpoint (default: sprites-wide)",
     )
     parser.add_argument("--work-dir", type=Path, default=Path("training/i2v"), help="state and encoded clips")
     parser.add_argument("--clips", type=int, default=2560, help="clips that are encoded and learnt from")

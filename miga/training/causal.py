@@ -3,17 +3,17 @@
 Stage A, teacher forcing: the network is shown a clip twice, clean and noised, and a noised block sees itself and the
 clean blocks before it. Stage B, consistency distillation: from a noised clip the student predicts what its own slow
 average predicts one small step of the teacher further down. The same without a clean half makes few-step weights for
-windows. Stage C, ODE regression: the student predicts where the teacher's guided steps lead.
+windows. Stage C, distribution matching: what the student makes by itself is moved to where a guided teacher finds it
+more likely than a critic does, which learns all the while what the student makes.
 
-Source: Causal Forcing (teacher forcing, then causal consistency distillation on 48 grid points); Self-Forcing's "TF";
-CausVid (ODE regression).
+Source: Causal Forcing (teacher forcing, then causal consistency distillation on 48 grid points); Self-Forcing's "TF"
+and its training on own rollouts; DMD (arXiv 2311.18828).
 
 Legend: B clips, F latents, C channels, H, W cells; s is sigma, v the velocity e - x0 of noise e and clean latents x0.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
@@ -109,36 +109,41 @@ def consistency_loss(
     return (predicted_BFCHW - wanted_BFCHW)[:, list(learnt)].square().mean()
 
 
-@torch.no_grad()
-def ode_end(teacher: Velocity, x_BFCHW: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
-    """Where Euler steps of the teacher lead: the clean latents that noised ones belong to.
-
-    Args:
-        teacher: with guidance, if there is to be any.
-        x_BFCHW: latents at the first of the sigmas.
-        sigmas: from theirs down to the last; 0 for clean ones.
-    """
-    for sigma, next_sigma in itertools.pairwise(sigmas):
-        sigma_BF = torch.full(x_BFCHW.shape[:2], sigma, device=x_BFCHW.device)
-        x_BFCHW = x_BFCHW + (next_sigma - sigma) * teacher(x_BFCHW, sigma_BF)
-    return x_BFCHW
-
-
-def regression_loss(
-    student: Velocity, x_BFCHW: torch.Tensor, sigma: float, target_BFCHW: torch.Tensor, learnt: Sequence[int]
+def matching_loss(
+    made_BFCHW: torch.Tensor,
+    real: Velocity,
+    fake: Velocity,
+    noise_BFCHW: torch.Tensor,
+    sigma_B: torch.Tensor,
 ) -> torch.Tensor:
-    """Squared distance of the predicted clean clip from a given one.
+    """A loss whose gradient moves clips to where the teacher finds them more likely than the critic does.
+
+    Both predict the clean clip from the noised one. Their difference, over how far the teacher's prediction is from the
+    clip, is the gradient (DMD, Eq. 7 and 8); the number itself is no measure of progress.
 
     Args:
-        student: learns.
-        x_BFCHW: noised clips.
-        sigma: of all of them.
-        target_BFCHW: clean ones.
-        learnt: latents that count.
+        made_BFCHW: what the student made; its gradient flows.
+        real: the teacher, with guidance.
+        fake: the critic.
+        noise_BFCHW: to noise the clips with.
+        sigma_B: of each clip.
     """
-    sigma_BF = torch.full(x_BFCHW.shape[:2], sigma, device=x_BFCHW.device)
-    error_BFCHW = x_BFCHW - sigma * student(x_BFCHW, sigma_BF) - target_BFCHW
-    return error_BFCHW[:, list(learnt)].square().mean()
+    fixed_BFCHW, sigma_BF = made_BFCHW.detach(), sigma_B[:, None].expand(made_BFCHW.shape[:2])
+    with torch.no_grad():
+        x_BFCHW = noised(fixed_BFCHW, noise_BFCHW, sigma_BF)
+        real_BFCHW, fake_BFCHW = (x_BFCHW - _wide(sigma_BF) * of(x_BFCHW, sigma_BF) for of in (real, fake))
+        distance_B = (fixed_BFCHW - real_BFCHW).abs().mean((1, 2, 3, 4), keepdim=True).clamp(min=1e-3)
+        wanted_BFCHW = fixed_BFCHW - (fake_BFCHW - real_BFCHW) / distance_B
+    return 0.5 * (made_BFCHW - wanted_BFCHW).square().mean()
+
+
+def denoising_loss(
+    velocity: Velocity, clean_BFCHW: torch.Tensor, noise_BFCHW: torch.Tensor, sigma_B: torch.Tensor
+) -> torch.Tensor:
+    """Flow matching: the squared error of the predicted velocity, at one level a clip."""
+    sigma_BF = sigma_B[:, None].expand(clean_BFCHW.shape[:2])
+    predicted_BFCHW = velocity(noised(clean_BFCHW, noise_BFCHW, sigma_BF), sigma_BF)
+    return (predicted_BFCHW - (noise_BFCHW - clean_BFCHW)).square().mean()
 
 
 def _wide(value_BF: torch.Tensor) -> torch.Tensor:

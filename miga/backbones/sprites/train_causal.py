@@ -9,9 +9,8 @@ Legend: B clips, F latents, C channels, H, W cells, L text tokens, D text channe
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -19,11 +18,11 @@ import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
-from tqdm import tqdm
 
+from miga.backbones.sprites.details import Details
 from miga.backbones.sprites.train_transformer import EncodedClips, random_caption
 from miga.backbones.sprites.train_vae import training_scenes
-from miga.backbones.sprites.training import Schedule, autocast, kept, step_rng, train
+from miga.backbones.sprites.training import Schedule, autocast, step_rng, train
 from miga.backbones.wan.causal.network import CausalWan
 from miga.backbones.wan.padding import use_compact_padding
 from miga.backbones.wan.spec import NUM_TEXT_TOKENS
@@ -34,8 +33,6 @@ from miga.training.causal import (
     consistency_loss,
     grid_sigmas,
     noised,
-    ode_end,
-    regression_loss,
     shown_latents,
     teacher_forcing_mask,
 )
@@ -55,21 +52,12 @@ FIRST_BLOCK_CLIPS: Final = 2 * WINDOW // BLOCK
 """Clips of such a step for one of the others: as many tokens, for it has neither clean latents nor later blocks."""
 TEXT_MULTIPLE: Final = 32
 """What lengths of text are a multiple of: all captions are shorter."""
-ODE_GUIDANCE_SCALE: Final = 4.0
-"""Of the teacher's steps in stage C: of its first blocks 96.5 % of the frames had the right shape at 3, 97.9 % at 5."""
-ODE_POINTS: Final = 24
-"""Steps of the teacher from noise alone."""
-LEVELS: Final = (0, 6, 12, 18)
-"""Where on that grid the student's four steps begin."""
 EMPTY_CAPTION_SHARE: Final = 0.02
 """Share of clips without their caption in stage A: enough for guidance in stage B."""
 TARGET_DECAY: Final = 0.95
 """Of the student's slow average."""
 TEACHER_RATE: Final = 2e-4
 STUDENT_RATE: Final = 1e-4
-ODE_RATE: Final = 2e-4
-ODE_SHARE: Final = 0.65
-"""Share of steps of stage C that learn first blocks; the others keep the later ones as they are."""
 
 
 Choose: TypeAlias = Callable[[np.random.Generator, int], tuple[list[int], list[int]]]
@@ -77,23 +65,70 @@ Choose: TypeAlias = Callable[[np.random.Generator, int], tuple[list[int], list[i
 
 
 @dataclass(frozen=True)
-class Examples:
-    """What training steps are made of.
+class CaptionBatch:
+    """Embeddings `[B, L, D]` of captions and of as many empty ones, and what else is random in the step."""
+
+    text: torch.Tensor
+    no_text: torch.Tensor
+    generator: torch.Generator
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True)
+class Batch(CaptionBatch):
+    """Captions with their clean windows `[B, F, C, H, W]`, noise of that shape, and which latents are learnt from."""
+
+    clean: torch.Tensor
+    noise: torch.Tensor
+    learnt: list[int]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What training steps are told.
 
     Attributes:
-        clips: encoded, all of one length of whole blocks.
         text_encoder, tokenizer: of the checkpoint; not trained.
         seed: of everything random.
         batch: clips a step.
         device: where it is trained.
     """
 
-    clips: EncodedClips
     text_encoder: Any
     tokenizer: Any
     seed: int
     batch: int = BATCH
     device: str | torch.device = "cpu"
+
+    def draw_captions(self, stage: str, step: int) -> CaptionBatch:
+        """Captions of a step, of any clips of the world: the same whenever they are drawn."""
+        rng, scenes = step_rng(self.seed, stage, step), training_scenes()
+        captions = []
+        for index in rng.integers(len(scenes), size=self.batch):
+            scene = scenes[int(index)]
+            details = Details.random(scene, rng)
+            companion = details.companion.colour if details.companion else ""
+            captions.append(random_caption(scene, details.texture.kind, companion, rng))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        return CaptionBatch(self.texts(captions), self.texts([""] * self.batch), generator, rng)
+
+    @torch.no_grad()
+    def texts(self, captions: list[str]) -> torch.Tensor:
+        """Their embeddings `[B, L, D]`, padded with zeros to one of few lengths: each is compiled for by itself."""
+        tokens = self.tokenizer(captions, padding="longest", pad_to_multiple_of=TEXT_MULTIPLE, return_tensors="pt")
+        ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
+        return self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state * mask[..., None]
+
+
+@dataclass(frozen=True)
+class Examples(Captions):
+    """What training steps are made of.
+
+    Attributes:
+        clips: encoded, all of one length of whole blocks.
+    """
+
+    clips: EncodedClips = field(kw_only=True)
 
     def draw(self, stage: str, step: int, empty_share: float, choose: Choose) -> Batch:
         """The batch of a step: the same whenever it is drawn.
@@ -109,39 +144,18 @@ class Examples:
         count = self.batch * (FIRST_BLOCK_CLIPS if len(shown) == BLOCK else 1)
         picked = [int(index) for index in rng.integers(len(clips.scenes), size=count)]
         captions = [
-            "" if rng.random() < empty_share else _caption(scenes[clips.scenes[at]], clips, at, rng) for at in picked
+            ""
+            if rng.random() < empty_share
+            else random_caption(scenes[clips.scenes[at]], clips.textures[at], clips.companions[at], rng)
+            for at in picked
         ]
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         clean = clips.x_NCFHW[picked][:, :, shown].float().transpose(1, 2).contiguous()
         noise = torch.randn(clean.shape, generator=generator)
         return Batch(
-            clean.to(self.device), noise.to(self.device), self.texts(captions), self.texts([""] * count),
-            learnt, generator, rng,
+            self.texts(captions), self.texts([""] * count), generator, rng,
+            clean.to(self.device), noise.to(self.device), learnt,
         )  # fmt: skip
-
-    @torch.no_grad()
-    def texts(self, captions: list[str]) -> torch.Tensor:
-        """Their embeddings `[B, L, D]`, padded with zeros to one of few lengths: each is compiled for by itself."""
-        tokens = self.tokenizer(captions, padding="longest", pad_to_multiple_of=TEXT_MULTIPLE, return_tensors="pt")
-        ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
-        return self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state * mask[..., None]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Clean windows `[B, F, C, H, W]`, noise of their shape, texts with and without captions, and what is random."""
-
-    clean: torch.Tensor
-    noise: torch.Tensor
-    text: torch.Tensor
-    no_text: torch.Tensor
-    learnt: list[int]
-    generator: torch.Generator
-    rng: np.random.Generator
-
-
-def _caption(scene: Any, clips: EncodedClips, index: int, rng: np.random.Generator) -> str:
-    return random_caption(scene, clips.textures[index], clips.companions[index], rng)
 
 
 class Windows:
@@ -159,13 +173,14 @@ class Windows:
         self._device = transformer.device
         self._position_F = torch.arange(WINDOW, dtype=torch.float64)
 
-    def velocity(self, clean_BFCHW: torch.Tensor, text_BLD: torch.Tensor) -> Velocity:
-        """The velocity of noised windows, given the clean ones."""
+    def velocity(self, clean_BFCHW: torch.Tensor | None, text_BLD: torch.Tensor) -> Velocity:
+        """The velocity of noised windows, given the clean ones where blocks see them."""
 
         def of(x_BFCHW: torch.Tensor, sigma_BF: torch.Tensor) -> torch.Tensor:
             num_latents = x_BFCHW.shape[1]
             timestep_BF, position_F, mask_FF = 1000.0 * sigma_BF, self._position_F[:num_latents], None
             if self._kind == "causal" and num_latents > BLOCK:  # a first block has nothing before it
+                assert clean_BFCHW is not None
                 x_BFCHW = torch.cat([clean_BFCHW, x_BFCHW], 1)
                 timestep_BF = torch.cat([torch.zeros_like(timestep_BF), timestep_BF], 1)
                 position_F, mask_FF = position_F.repeat(2), teacher_forcing_mask(num_latents, BLOCK)
@@ -176,9 +191,9 @@ class Windows:
 
         return of
 
-    def guided(self, batch: Batch, scale: float) -> Velocity:
-        """The velocity of a batch's noised windows with classifier-free guidance."""
-        with_text, without = (self.velocity(batch.clean, text) for text in (batch.text, batch.no_text))
+    def guided(self, clean_BFCHW: torch.Tensor | None, captions: CaptionBatch, scale: float) -> Velocity:
+        """The velocity of noised windows with classifier-free guidance."""
+        with_text, without = (self.velocity(clean_BFCHW, text) for text in (captions.text, captions.no_text))
 
         def of(x_BFCHW: torch.Tensor, sigma_BF: torch.Tensor) -> torch.Tensor:
             base_BFCHW = without(x_BFCHW, sigma_BF)
@@ -303,7 +318,7 @@ def distil(
         loss = consistency_loss(
             student.velocity(batch.clean, batch.text),
             target.velocity(batch.clean, batch.text),
-            guide.guided(batch, GUIDANCE_SCALE),
+            guide.guided(batch.clean, batch, GUIDANCE_SCALE),
             x_BFCHW,
             sigma_B,
             next_B,
@@ -314,103 +329,3 @@ def distil(
     schedule = Schedule(num_steps, learning_rate, num_warmup_steps=20)
     train(f"distil {kind}", pair, loss_of, schedule, state_file, ema_decay=0.99, muon=True, stop_at=stop_at)
     return pair.student.eval()
-
-
-@dataclass(frozen=True)
-class OdePairs:
-    """First blocks noised to one level, and what the teacher's guided steps make of them.
-
-    Attributes:
-        x_BFCHW: noised.
-        sigma: their level.
-        text_BLD: their captions.
-        target_BFCHW: clean.
-    """
-
-    x_BFCHW: torch.Tensor
-    sigma: float
-    text_BLD: torch.Tensor
-    target_BFCHW: torch.Tensor
-
-
-def make_ode_pairs(
-    teacher: WanTransformer3DModel, examples: Examples, folder: Path, num_batches: int, *, compiled: bool = False
-) -> list[OdePairs]:
-    """What stage C learns from; each batch is kept in `folder`, and read from there if it is there.
-
-    Args:
-        teacher: from stage A; not changed.
-        examples: to noise.
-        folder: of its own; made if it is not there.
-        num_batches: each of one level, the levels in turn.
-        compiled: see `Windows`.
-    """
-    use_compact_padding(teacher)
-    teacher.eval().requires_grad_(False)
-    guide = Windows("causal", teacher, compiled=compiled)
-    sigmas = grid_sigmas(FLOW_SHIFT, ODE_POINTS).tolist()
-
-    def make(number: int) -> tuple[torch.Tensor, float, torch.Tensor, torch.Tensor]:
-        batch = examples.draw("ODE pairs", number, 0.0, first_block)
-        left = sigmas[LEVELS[number % len(LEVELS)] :]
-        sigma_BF = torch.full(batch.clean.shape[:2], left[0], device=examples.device)
-        x_BFCHW = noised(batch.clean, batch.noise, sigma_BF)
-        return x_BFCHW, left[0], batch.text, ode_end(guide.guided(batch, ODE_GUIDANCE_SCALE), x_BFCHW, left)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers = tqdm(range(num_batches), desc="ODE pairs", mininterval=5.0)
-    return [
-        OdePairs(*kept(folder / f"{number:05d}.pt", functools.partial(make, number), examples.device))
-        for number in numbers
-    ]
-
-
-def regress(
-    student: WanTransformer3DModel,
-    pairs: Sequence[OdePairs],
-    examples: Examples,
-    state_file: Path,
-    num_steps: int,
-    *,
-    stop_at: int | None = None,
-    learning_rate: float = ODE_RATE,
-    compiled: bool = False,
-) -> WanTransformer3DModel:
-    """Stage C: first blocks by ODE regression, later ones as they were, in place; it goes on from `state_file`.
-
-    Args:
-        student: of few steps, from stage B.
-        pairs: what first blocks are to become.
-        examples: later blocks are drawn from.
-        state_file: where training is kept.
-        num_steps: of the learning rate's schedule.
-        stop_at: stop after so many of them.
-        learning_rate: its peak.
-        compiled: see `Windows`.
-    """
-    use_compact_padding(student)
-    before = Windows("causal", copy.deepcopy(student).eval().requires_grad_(False), compiled=compiled)
-    windows = Windows("causal", student.requires_grad_(True), compiled=compiled)
-    sigmas = [grid_sigmas(FLOW_SHIFT, ODE_POINTS).tolist()[level] for level in LEVELS]
-
-    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        rng = step_rng(examples.seed, "ODE regression", step)
-        if rng.random() < ODE_SHARE:
-            pair = pairs[int(rng.integers(len(pairs)))]
-            of_first = windows.velocity(pair.x_BFCHW, pair.text_BLD)
-            loss = regression_loss(of_first, pair.x_BFCHW, pair.sigma, pair.target_BFCHW, range(BLOCK))
-            return loss, {"first": float(loss.detach())}
-        batch = examples.draw("ODE regression", step, 0.0, any_window)
-        sigma = sigmas[int(rng.integers(len(sigmas)))]
-        sigma_BF = torch.full(batch.clean.shape[:2], sigma, device=examples.device)
-        x_BFCHW = noised(batch.clean, batch.noise, sigma_BF)
-        with torch.no_grad():
-            target_BFCHW = x_BFCHW - sigma * before.velocity(batch.clean, batch.text)(x_BFCHW, sigma_BF)
-        later = [at for at in batch.learnt if at >= BLOCK]
-        of_later = windows.velocity(batch.clean, batch.text)
-        loss = regression_loss(of_later, x_BFCHW, sigma, target_BFCHW, later)
-        return loss, {"later": float(loss.detach())}
-
-    schedule = Schedule(num_steps, learning_rate, num_warmup_steps=20)
-    train("ODE regression", student, loss_of, schedule, state_file, ema_decay=0.98, muon=True, stop_at=stop_at)
-    return student.eval()

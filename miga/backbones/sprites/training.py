@@ -6,7 +6,7 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +50,10 @@ def computes_bfloat16(device: torch.device | str) -> bool:
 
 
 def autocast(device: torch.device | str) -> AbstractContextManager[object]:
-    """Matrix products in bfloat16 where that is faster, else as the weights are."""
+    """Matrix products in bfloat16 where that is faster, on a GPU or with AMX; else as the weights are."""
     kind = torch.device(device).type
-    return torch.autocast(kind, dtype=torch.bfloat16) if computes_bfloat16(device) else nullcontext()
+    is_faster = kind != "cpu" or torch.cpu.get_capabilities().get("amx_bf16", False)
+    return torch.autocast(kind, dtype=torch.bfloat16) if is_faster else nullcontext()
 
 
 def save_whole(value: object, file: Path) -> None:
@@ -99,6 +100,7 @@ def train(
     weight_decay: float = 0.0,
     ema_decay: float = 0.999,
     muon: bool = False,
+    factors: Mapping[str, float] | None = None,
     stop_at: int | None = None,
 ) -> nn.Module:
     """Trains `model` in place and leaves the moving average of its weights in it.
@@ -114,11 +116,12 @@ def train(
         stop_at: stop after so many steps of the schedule, to be resumed; None for all.
         muon: whether matrices inside `blocks` are trained by Muon, the rest by AdamW; else AdamW trains all, as it does
             where bfloat16 is slow: torch's Muon computes in nothing else.
+        factors: of the learning rate, by the module of `model` that a parameter is in; 1 for the others.
 
     Returns:
         `model`, holding the averaged weights.
     """
-    training = _Training(model, _optimizers(model, schedule.learning_rate, weight_decay, muon))
+    training = _Training(model, _optimizers(model, schedule.learning_rate, weight_decay, muon, factors or {}))
     first_step = training.load(state_file) if state_file.exists() else 0
     last_step = schedule.num_steps if stop_at is None else stop_at
     saved_s = time.monotonic()
@@ -156,7 +159,7 @@ class _Training:
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group.get("factor", 1.0)
             optimizer.step()
         with torch.no_grad():
             weights = [parameter.detach() for parameter in self.parameters]
@@ -208,12 +211,19 @@ class _Training:
         return step
 
 
-def _optimizers(model: nn.Module, learning_rate: float, weight_decay: float, muon: bool) -> list[torch.optim.Optimizer]:
+def _optimizers(
+    model: nn.Module, learning_rate: float, weight_decay: float, muon: bool, factors: Mapping[str, float]
+) -> list[torch.optim.Optimizer]:
     named = list(model.named_parameters())
     muon = muon and computes_bfloat16(named[0][1].device)
-    matrices = [parameter for name, parameter in named if muon and parameter.ndim == 2 and "blocks." in name]
-    taken = {id(parameter) for parameter in matrices}
-    others = [parameter for _, parameter in named if id(parameter) not in taken]
+    matrices, others = [], []
+    for factor in sorted({factors.get(name.partition(".")[0], 1.0) for name, _ in named}):
+        group = [(name, each) for name, each in named if factors.get(name.partition(".")[0], 1.0) == factor]
+        by_muon = [each for name, each in group if muon and each.ndim == 2 and "blocks." in name]
+        taken = {id(each) for each in by_muon}
+        others.append({"params": [each for _, each in group if id(each) not in taken], "factor": factor})
+        if by_muon:
+            matrices.append({"params": by_muon, "factor": factor})
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
     ]

@@ -17,16 +17,14 @@ from miga.backbones.registry import load_backbone, load_spec
 from miga.backbones.sprites import family, training
 from miga.backbones.sprites.difference import save_difference, with_difference
 from miga.backbones.sprites.family import CHECKPOINT, FEW_STEPS
+from miga.backbones.sprites.self_forcing import SIGMAS, match, roll_out
 from miga.backbones.sprites.train_causal import (
-    LEVELS,
-    ODE_POINTS,
+    FLOW_SHIFT,
     Examples,
     Windows,
     causal_window,
     distil,
     first_window,
-    make_ode_pairs,
-    regress,
     train_teacher,
 )
 from miga.backbones.sprites.train_transformer import (
@@ -35,21 +33,23 @@ from miga.backbones.sprites.train_transformer import (
     build_text_encoder,
     build_tokenizer,
 )
-from miga.backbones.sprites.training import computes_bfloat16
+from miga.backbones.sprites.training import Schedule, autocast, train
 from miga.backbones.wan.causal.network import CausalWan
 from miga.backbones.wan.padding import use_compact_padding
 from miga.backbones.wan.spec import NUM_TEXT_TOKENS
 from miga.cached_call import CachedCall
 from miga.cost import count_calls
 from miga.errors import ModelError, OutputError
+from miga.methods.causal.course import Steps
 from miga.profiles import resolve_config
 from miga.training.causal import (
+    Velocity,
     block_sigmas,
     consistency_loss,
+    denoising_loss,
     grid_sigmas,
+    matching_loss,
     noised,
-    ode_end,
-    regression_loss,
     shown_latents,
     teacher_forcing_mask,
 )
@@ -136,7 +136,7 @@ def test_a_first_block_sees_no_clean_latents() -> None:
     with torch.no_grad():
         whole = windows.velocity(batch.clean, batch.text)(x, sigma_BF)[:, :3]
         alone = windows.velocity(batch.clean[:, :3], batch.text)(x[:, :3], sigma_BF[:, :3])
-    torch.testing.assert_close(alone, whole, rtol=0, atol=2e-2 if computes_bfloat16("cpu") else 1e-5)
+    torch.testing.assert_close(alone, whole, rtol=0, atol=2e-2 if isinstance(autocast("cpu"), torch.autocast) else 1e-5)
 
 
 def test_a_state_of_other_optimisers_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,28 +189,62 @@ def test_a_consistent_student_has_no_loss() -> None:
     assert off == pytest.approx((0.81 + 0.01) / 2, rel=1e-4)
 
 
-def test_where_steps_lead_along_a_straight_line() -> None:
-    """The velocity of one clip's straight path is the same at every level: any steps end at the clip."""
+def gaussian_velocity(mean: torch.Tensor) -> Velocity:
+    """The exact one of clips whose every number is of a normal distribution around `mean`, of variance 1."""
+
+    def of(x: torch.Tensor, sigma_BF: torch.Tensor) -> torch.Tensor:
+        sigma = sigma_BF[:, :, None, None, None]
+        variance = (1 - sigma) ** 2 + sigma**2
+        clean = mean + (1 - sigma) / variance * (x - (1 - sigma) * mean)
+        return (x - clean) / sigma
+
+    return of
+
+
+def test_matching_moves_clips_from_the_critics_distribution_to_the_teachers() -> None:
+    """Of two normal distributions the predictions differ by a known number, in the same direction under any noise."""
+    generator = torch.Generator().manual_seed(0)
+    made = torch.randn(3, 4, *SHAPE, generator=generator).requires_grad_()
+    noise = torch.randn(made.shape, generator=generator)
+    sigma_B = torch.tensor([0.9, 0.5, 0.2])
+    real, fake = gaussian_velocity(torch.tensor(2.0)), gaussian_velocity(torch.tensor(0.5))
+    matching_loss(made, real, fake, noise, sigma_B).backward()
+    assert made.grad is not None
+    for clip, sigma in enumerate(sigma_B.tolist()):
+        apart = (0.5 - 2.0) * (1 - (1 - sigma) ** 2 / ((1 - sigma) ** 2 + sigma**2))
+        x = (1 - sigma) * made.detach()[clip : clip + 1] + sigma * noise[clip : clip + 1]
+        predicted = x - sigma * real(x, torch.full((1, 4), sigma))
+        wanted = apart / float((made.detach()[clip] - predicted[0]).abs().mean()) / made.numel()
+        torch.testing.assert_close(made.grad[clip], torch.full_like(made[clip], wanted), rtol=1e-3, atol=1e-8)
+
+
+def test_what_is_matched_ends_at_the_teachers_distribution() -> None:
+    """A student that makes `mean + noise`, with a critic that knows that exactly."""
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.Adam([mean], lr=0.05)
+    for _ in range(150):
+        made = mean + torch.randn(8, 4, *SHAPE, generator=generator)
+        noise, sigma_B = torch.randn(made.shape, generator=generator), 0.05 + 0.9 * torch.rand(8, generator=generator)
+        optimizer.zero_grad()
+        fake = gaussian_velocity(mean.detach())
+        matching_loss(made, gaussian_velocity(torch.tensor(2.0)), fake, noise, sigma_B).backward()
+        optimizer.step()
+    assert float(mean.detach()) == pytest.approx(2.0, abs=0.1)
+
+
+def test_the_critics_loss_is_that_of_flow_matching() -> None:
     generator = torch.Generator().manual_seed(0)
     clean, noise = (torch.randn(2, 3, *SHAPE, generator=generator) for _ in range(2))
-    seen: list[float] = []
+    told: list[torch.Tensor] = []
 
-    def straight(x: torch.Tensor, sigma_BF: torch.Tensor) -> torch.Tensor:
-        seen.append(float(sigma_BF[0, 0]))
-        return noise - clean
+    def off_by_one(x: torch.Tensor, sigma_BF: torch.Tensor) -> torch.Tensor:
+        told.append(sigma_BF)
+        torch.testing.assert_close(x, noised(clean, noise, sigma_BF))
+        return noise - clean + 1.0
 
-    x = noised(clean, noise, torch.full((2, 3), 0.8))
-    torch.testing.assert_close(ode_end(straight, x, [0.8, 0.5, 0.0]), clean, rtol=0, atol=1e-5)
-    assert seen == pytest.approx([0.8, 0.5])
-    assert float(regression_loss(straight, x, 0.8, clean, range(3))) < 1e-10
-    moved = clean + torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1, 1)
-    assert float(regression_loss(straight, x, 0.8, moved, [0])) == pytest.approx(1.0, rel=1e-4)
-    assert float(regression_loss(straight, x, 0.8, moved, [1, 2])) < 1e-10
-
-
-def test_levels_of_the_pairs_are_those_of_the_sampler() -> None:
-    grid = grid_sigmas(5.0, ODE_POINTS)
-    assert [float(grid[level]) for level in LEVELS] == pytest.approx([1.0, 0.9375, 0.833333, 0.625])
+    assert float(denoising_loss(off_by_one, clean, noise, torch.tensor([0.2, 0.7]))) == pytest.approx(1.0)
+    torch.testing.assert_close(told[0], torch.tensor([[0.2] * 3, [0.7] * 3]))
 
 
 # ---- the stages, on a small network of the embedded one's kind ----
@@ -222,7 +256,7 @@ def small_examples() -> Examples:
     encoder = build_text_encoder(tokenizer).eval().requires_grad_(False)
     moving = torch.randn(1, 8, 1, 4, 4) + 0.3 * torch.arange(24.0).view(1, 1, 24, 1, 1)
     clips = EncodedClips((moving + 0.1 * torch.randn(4, 8, 24, 4, 4)).half(), [0, 5, 9, 30], ["plain"] * 4, [""] * 4)
-    return Examples(clips, encoder, tokenizer, seed=0, batch=2)
+    return Examples(encoder, tokenizer, seed=0, batch=2, clips=clips)
 
 
 def small_transformer() -> WanTransformer3DModel:
@@ -269,26 +303,58 @@ def test_every_stage_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
         distilled = noted(kind, student, 10)
         assert not torch.equal(weights_of(distilled), weights_of(trained))
 
-    pairs = make_ode_pairs(trained, examples, tmp_path / "pairs", 4)
-    again = make_ode_pairs(small_transformer(), examples, tmp_path / "pairs", 4)  # read, not made
-    assert all(torch.equal(one.target_BFCHW, other.target_BFCHW) for one, other in zip(pairs, again, strict=True))
 
-    def regressed(state: Path, stop: int) -> WanTransformer3DModel:
-        begun = copy.deepcopy(trained)
-        return regress(begun, pairs, examples, state, 40, stop_at=stop, learning_rate=2e-3)
+def test_levels_of_a_rollout_are_those_of_the_sampler() -> None:
+    assert tuple(reversed(Steps.of(FEW_STEPS["timesteps"], FLOW_SHIFT).sigmas[1:])) == pytest.approx(SIGMAS, abs=1e-7)
 
-    def far(network: WanTransformer3DModel) -> float:
-        windows = Windows("causal", network)
-        with torch.no_grad():
-            found = [
-                regression_loss(
-                    windows.velocity(each.x_BFCHW, each.text_BLD), each.x_BFCHW, each.sigma, each.target_BFCHW, range(3)
-                )
-                for each in pairs
-            ]
-        return float(sum(found))
 
-    assert far(noted("ode", regressed, 40)) < 0.9 * far(trained)
+def test_a_rollout_is_what_the_student_predicts_of_it_before_a_cache() -> None:
+    """The masked call that gradients flow through gives what was made, block by block, and its cached calls saw."""
+    examples, student = small_examples(), small_transformer()
+    use_compact_padding(student)
+    text = examples.texts(["a red circle moving diagonally on a teal ground", "a blue ring on a pink ground"])
+    rolled = roll_out(student, text, (4, 4), [1, 3, 4, 2], torch.Generator().manual_seed(0))
+    wanted = [SIGMAS[calls - 1] for calls in (1, 3, 4, 2) for _ in range(3)]
+    assert rolled.sigma_BF.tolist() == [pytest.approx(wanted)] * 2
+    velocity = Windows("causal", student).velocity(rolled.made_BFCHW, text)
+    with torch.no_grad():
+        again = rolled.x_BFCHW - rolled.sigma_BF[:, :, None, None, None] * velocity(rolled.x_BFCHW, rolled.sigma_BF)
+    tolerance = 2e-2 if isinstance(autocast("cpu"), torch.autocast) else 1e-5
+    torch.testing.assert_close(again, rolled.made_BFCHW, rtol=0, atol=tolerance)
+    assert not torch.allclose(rolled.made_BFCHW[:, :3], rolled.made_BFCHW[:, 3:6], atol=0.1)
+
+
+def test_a_part_of_a_module_learns_at_a_rate_of_its_own(tmp_path: Path) -> None:
+    """AdamW's first steps are as long as the rate: the critic's numbers move twice as far as the student's."""
+    both = torch.nn.ModuleDict({name: torch.nn.Linear(3, 2, bias=False) for name in ("student", "critic")})
+    before = {name: each.detach().clone() for name, each in both.named_parameters()}
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        return sum((each.sum() for each in both.parameters()), torch.zeros(())), {}
+
+    schedule = Schedule(1, 1e-2, num_warmup_steps=1)
+    train("rates", both, loss_of, schedule, tmp_path / "state.pt", ema_decay=0.0, factors={"critic": 2.0})
+    for name, each in both.named_parameters():
+        moved = before[name] - each.detach()
+        torch.testing.assert_close(moved, torch.full_like(moved, 2e-2 if "critic" in name else 1e-2), rtol=1e-3, atol=0)
+
+
+@pytest.mark.slow
+def test_matching_moves_student_and_critic_alone_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+    teacher = train_teacher(small_transformer(), small_examples(), tmp_path / "a.pt", 40, learning_rate=2e-3)
+    before = weights_of(teacher)
+
+    def matched(state: Path, stop: int) -> WanTransformer3DModel:
+        student = copy.deepcopy(teacher)
+        return match(student, teacher, small_examples(), (4, 4), state, 8, stop_at=stop, learning_rate=1e-3)
+
+    whole = matched(tmp_path / "whole.pt", 8)
+    matched(tmp_path / "parts.pt", 3)
+    assert torch.equal(weights_of(matched(tmp_path / "parts.pt", 8)), weights_of(whole))
+    assert torch.equal(weights_of(teacher), before)
+    assert not torch.equal(weights_of(whole), before)
+    state = torch.load(tmp_path / "whole.pt")["model"]
+    assert not all(torch.equal(state["critic." + name], each) for name, each in teacher.state_dict().items())
 
 
 # ---- what is stored and loaded ----
@@ -368,7 +434,7 @@ def test_the_whole_command_gives_a_model(tmp_path: Path, capsys: pytest.CaptureF
         "cpu",
     ]
     command += ["--teacher-steps", "1", "--distil-steps", "1", "--difference", str(tmp_path / "d.safetensors")]
-    command += ["--ode-steps", "1", "--ode-batches", "4"]
+    command += ["--matching-steps", "1"]
     assert main([*command, "--out", str(tmp_path / "model")]) == 0
     assert (tmp_path / "d.safetensors").stat().st_size < 4_100_000
     spec = load_spec(str(tmp_path / "model"))
@@ -392,6 +458,9 @@ def test_the_whole_command_gives_a_model(tmp_path: Path, capsys: pytest.CaptureF
     ]
     shutil.rmtree(tmp_path / "work")
     assert main([*command, *further]) == 0
+    with pytest.raises(SystemExit):
+        main([*command, "--matching-steps", "-1"])
+    assert "--matching-steps -1: take 0 or more" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*command, "--latents", "13"])
     assert "a multiple of 3" in capsys.readouterr().err
