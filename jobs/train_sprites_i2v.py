@@ -1,8 +1,8 @@
 """Trains `sprites-i2v`, image-conditioned clips of the sprite world: `python -m jobs.train_sprites_i2v --out FOLDER`.
 
 It begins from any sprites checkpoint, by default `sprites-wide`, which knows in what pictures of the world differ: its
-transformer is widened, or, where it takes pictures already, trained on. Clips and the state of training are kept under `--work-dir`, and gone on with when the
-command is run again. With `--steps 0` it writes the widened model as it is.
+transformer is widened, or, where it takes pictures already, trained on. Clips and the state of training are kept under
+`--work-dir`, and gone on with when the command is run again. With `--steps 0` it writes the widened model as it is.
 """
 
 from __future__ import annotations
