@@ -22,7 +22,6 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
-from miga.backbones.sprites.family import FEW_STEPS
 from miga.backbones.sprites.train_causal import BLOCK, FLOW_SHIFT, WINDOW, Captions, Windows
 from miga.backbones.sprites.training import Schedule, autocast, train
 from miga.backbones.wan.causal.network import CausalWan
@@ -41,9 +40,9 @@ MATCHING_SHIFT: Final = 3.0
 CRITIC_SHIFT: Final = 2.0
 """Of the levels at which the critic learns."""
 SIGMAS: Final[tuple[float, ...]] = tuple(
-    FLOW_SHIFT * step / (1000 + (FLOW_SHIFT - 1) * step) for step in FEW_STEPS["timesteps"]
+    FLOW_SHIFT * step / (1000 + (FLOW_SHIFT - 1) * step) for step in (1000, 750, 500, 250)
 )
-"""Where the student's steps begin."""
+"""Where the student's steps begin: those of the causal presets."""
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,15 @@ def test_only_the_table_imports_a_family() -> None:
         ("miga.metrics.sprites", "sprites"),
         *(
             (f"miga.backbones.sprites.{file}", "wan")
-            for file in ("evaluate", "family", "image_to_video", "train_causal", "train_transformer", "train_vae")
+            for file in (
+                "evaluate",
+                "family",
+                "image_to_video",
+                "self_forcing",
+                "train_causal",
+                "train_transformer",
+                "train_vae",
+            )
         ),
     }
     assert found == of_one_model | {("miga.backbones.families", room) for room in rooms}
