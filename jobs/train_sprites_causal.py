@@ -9,7 +9,6 @@ is a model's folder, and the difference that `--model sprites-causal` (or `sprit
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import shutil
 from pathlib import Path
@@ -36,6 +35,7 @@ from miga.backbones.sprites.train_transformer import EncodedClips, encode_clips
 from miga.backbones.sprites.training import pick_device
 from miga.errors import MigaError
 
+MATCHING_STEPS = 800
 _NAMES = {"causal": "sprites-causal", "window": "sprites-few-step"}
 
 
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--teacher-steps", type=int, default=2000, help="of teacher forcing (default: %(default)s)")
     parser.add_argument("--distil-steps", type=int, default=1000, help="of distillation (default: %(default)s)")
     parser.add_argument(
-        "--matching-steps", type=int, default=800, help="of distribution matching, causal alone (default: %(default)s)"
+        "--matching-steps", type=int, help=f"of distribution matching, causal alone (default: {MATCHING_STEPS})"
     )
     parser.add_argument("--batch", type=int, default=BATCH, help="clips a step (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
@@ -66,6 +66,10 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     """Ends the program with a message where what was asked for cannot be."""
     if options.latents < WINDOW or options.latents % BLOCK:
         parser.error(f"--latents {options.latents}: take {WINDOW} or more, a multiple of {BLOCK}")
+    if options.matching_steps is None:
+        options.matching_steps = MATCHING_STEPS if options.kind == "causal" else 0
+    if options.matching_steps and options.kind != "causal":
+        parser.error("--matching-steps is for --kind causal: it rolls out block by block")
     for name in ("teacher_steps", "distil_steps", "matching_steps"):
         if getattr(options, name) < 0:
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: take 0 or more")
@@ -96,9 +100,8 @@ def _train(options: argparse.Namespace) -> int:
     encoder = encoder.to(device).eval().requires_grad_(False)
     tokenizer = T5TokenizerFast.from_pretrained(base / "tokenizer")
     captions = Captions(encoder, tokenizer, options.seed, options.batch, device)
-    student = WanTransformer3DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
+    student = _transformer(base)
     before = load_file(base / "transformer" / "diffusion_pytorch_model.safetensors")
-    window_teacher = copy.deepcopy(student).to(device)
     if options.begin_from is not None:
         student.load_state_dict(with_difference(options.begin_from, before))
     student = student.to(device)
@@ -110,8 +113,9 @@ def _train(options: argparse.Namespace) -> int:
     if options.distil_steps:
         state_file = work / f"distil-{options.kind}.pt"
         student = distil(options.kind, student, examples, state_file, options.distil_steps, compiled=compiled)
-    if is_causal and options.matching_steps:
+    if options.matching_steps:
         spec, state_file = load_spec(str(base)), work / "matching.pt"
+        window_teacher = _transformer(base).to(device)
         latent_size = (spec.latent_height, spec.latent_width)
         steps = options.matching_steps
         student = match(student, window_teacher, captions, latent_size, state_file, steps, compiled=compiled)
@@ -128,6 +132,10 @@ def _train(options: argparse.Namespace) -> int:
         write_folder(options.out, base, student, few_steps=options.kind == "window")
         print(f"checkpoint: {options.out}")
     return 0
+
+
+def _transformer(base: Path) -> WanTransformer3DModel:
+    return WanTransformer3DModel.from_pretrained(base, subfolder="transformer", torch_dtype=torch.float32)
 
 
 def _clips(options: argparse.Namespace, device: torch.device) -> EncodedClips:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import torch
 if TYPE_CHECKING:
     from miga.config import SamplerConfig
 
+Sigma = TypeVar("Sigma", float, torch.Tensor)
 NUM_TRAIN_TIMESTEPS: Final = 1000
 DDIM_LINEAR_START: Final = 0.00085
 DDIM_LINEAR_END: Final = 0.012
@@ -114,7 +115,7 @@ def flow_unipc_schedule(
     _check_flow(num_steps, flow_shift)
     slope = (1.0 / num_train_timesteps - 1.0) / num_steps
     sigma = 1.0 + slope * torch.arange(num_steps, dtype=torch.float64)
-    sigma = flow_shift * sigma / (1.0 + (flow_shift - 1.0) * sigma)
+    sigma = shifted(sigma, flow_shift)
     sigma[0] -= 1e-6  # keeps the signal scale above 0: solvers take its logarithm
     timestep = (sigma * num_train_timesteps).to(torch.int64)
     sigma = torch.cat([sigma, sigma.new_zeros(1)]).float().double()
@@ -133,9 +134,9 @@ def flow_euler_schedule(num_steps: int, flow_shift: float) -> NoiseSchedule:
         ValueError: if there are no steps, or the shift is not above 0.
     """
     _check_flow(num_steps, flow_shift)
-    lowest = _shifted(torch.ones(1) / NUM_TRAIN_TIMESTEPS, flow_shift).item() * NUM_TRAIN_TIMESTEPS  # float32 as there
+    lowest = shifted(torch.ones(1) / NUM_TRAIN_TIMESTEPS, flow_shift).item() * NUM_TRAIN_TIMESTEPS  # float32 as there
     time = torch.from_numpy(np.linspace(NUM_TRAIN_TIMESTEPS, lowest, num_steps))
-    sigma = _shifted(time / NUM_TRAIN_TIMESTEPS, flow_shift).float()
+    sigma = shifted(time / NUM_TRAIN_TIMESTEPS, flow_shift).float()
     return _flow_schedule(sigma.double(), sigma * NUM_TRAIN_TIMESTEPS)
 
 
@@ -150,7 +151,7 @@ def released_flow_schedule(num_steps: int, flow_shift: float) -> NoiseSchedule:
         ValueError: if there are no steps, or the shift is not above 0.
     """
     _check_flow(num_steps, flow_shift)
-    sigma = _shifted(torch.from_numpy(np.linspace(0.999, 0.0, num_steps + 1)[:num_steps]), flow_shift)
+    sigma = shifted(torch.from_numpy(np.linspace(0.999, 0.0, num_steps + 1)[:num_steps]), flow_shift)
     return _flow_schedule(sigma, (sigma * NUM_TRAIN_TIMESTEPS).to(torch.int64))
 
 
@@ -164,7 +165,7 @@ def even_flow_schedule(num_steps: int, flow_shift: float) -> NoiseSchedule:
         ValueError: if there are no steps, or the shift is not above 0.
     """
     _check_flow(num_steps, flow_shift)
-    sigma = _shifted(torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)[:-1], flow_shift)
+    sigma = shifted(torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)[:-1], flow_shift)
     return _flow_schedule(sigma, (sigma * NUM_TRAIN_TIMESTEPS).float())
 
 
@@ -249,7 +250,8 @@ def _ddim_alphas_cumprod() -> torch.Tensor:
     return (1.0 - root_beta**2).cumprod(0).float().double()
 
 
-def _shifted(sigma: torch.Tensor, flow_shift: float) -> torch.Tensor:
+def shifted(sigma: Sigma, flow_shift: float) -> Sigma:
+    """Sigmas moved towards noise: `shift s / (1 + (shift - 1) s)`, as SD3, Wan and all on them shift a schedule."""
     return flow_shift * sigma / (1.0 + (flow_shift - 1.0) * sigma)
 
 

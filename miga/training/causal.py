@@ -20,6 +20,8 @@ from typing import Final, TypeAlias
 
 import torch
 
+from miga.schedule import shifted
+
 Velocity: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Of noised latents `[B, F, C, H, W]` and their sigmas `[B, F]`: v."""
 
@@ -73,7 +75,7 @@ def block_sigmas(num_latents: int, block: int, draw_BN: torch.Tensor, flow_shift
 def grid_sigmas(flow_shift: float, num_points: int = NUM_GRID) -> torch.Tensor:
     """Sigmas from 1 down to 0, float32 `[points + 1]`, evenly spaced before the shift."""
     even = torch.linspace(1.0, 0.0, num_points + 1)
-    return flow_shift * even / (1.0 + (flow_shift - 1.0) * even)
+    return shifted(even, flow_shift)
 
 
 def noised(clean_BFCHW: torch.Tensor, noise_BFCHW: torch.Tensor, sigma_BF: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from miga.errors import ConfigError
+from miga.schedule import shifted
 from miga.training.error_bank import Banks, Chance
 
 MASK_CHANNELS = 4
@@ -196,7 +197,7 @@ def training_schedule(num_timesteps: int = 1000, shift: float = 5.0) -> tuple[to
     s = shift u / (1 + (shift - 1) u) of u = 1, ..., 1/N. The weight is a bell around t = 500: 0 at the first, mean 1.
     """
     u = torch.linspace(1.0, 0.0, num_timesteps + 1)[:-1]
-    sigma = shift * u / (1.0 + (shift - 1.0) * u)
+    sigma = shifted(u, shift)
     timestep = num_timesteps * sigma
     bell = torch.exp(-2.0 * ((timestep - num_timesteps / 2) / num_timesteps) ** 2)
     bell = bell - bell.min()

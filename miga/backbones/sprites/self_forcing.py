@@ -28,6 +28,7 @@ from miga.backbones.wan.causal.network import CausalWan
 from miga.backbones.wan.padding import use_compact_padding
 from miga.backbones.wan.spec import NUM_TEXT_TOKENS
 from miga.cached_call import CachedCall
+from miga.schedule import shifted
 from miga.training.causal import block_sigmas, denoising_loss, matching_loss
 
 GUIDANCE_SCALE: Final = 3.0
@@ -39,9 +40,7 @@ MATCHING_SHIFT: Final = 3.0
 """Of the evenly drawn levels at which teacher and critic are asked."""
 CRITIC_SHIFT: Final = 2.0
 """Of the levels at which the critic learns."""
-SIGMAS: Final[tuple[float, ...]] = tuple(
-    FLOW_SHIFT * step / (1000 + (FLOW_SHIFT - 1) * step) for step in (1000, 750, 500, 250)
-)
+SIGMAS: Final = tuple(shifted(step / 1000, FLOW_SHIFT) for step in (1000, 750, 500, 250))
 """Where the student's steps begin: those of the causal presets."""
 
 
@@ -171,7 +170,7 @@ def match(
             guide.guided(None, batch, GUIDANCE_SCALE),
             of_critic,
             noise_BFCHW,
-            MATCHING_SHIFT * even_B / (1.0 + (MATCHING_SHIFT - 1.0) * even_B),
+            shifted(even_B, MATCHING_SHIFT),
         )
 
         draw_B1 = torch.randn(count, 1, generator=generator).to(device)

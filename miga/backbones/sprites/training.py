@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -63,21 +64,21 @@ def save_whole(value: object, file: Path) -> None:
     os.replace(temporary, file)
 
 
-def kept(file: Path, make: Callable[[], Any], device: torch.device | str = "cpu") -> Any:
-    """What `make` gives: made once, and read from `file` from then on, tensors to `device`."""
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """What `make` gives: made once, and read from `file` from then on, tensors on the CPU."""
     if not file.exists():
         save_whole(make(), file)
-    return _read(file, device)
+    return _read(file)
 
 
-def _read(file: Path, device: torch.device | str = "cpu") -> Any:
+def _read(file: Path) -> Any:
     """What `save_whole` wrote.
 
     Raises:
         OutputError: if the file is damaged, or is no such file.
     """
     try:
-        return torch.load(file, weights_only=True, map_location=device)
+        return torch.load(file, weights_only=True, map_location="cpu")
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise OutputError(
             f"{str(file)!r} cannot be read: it is damaged, or no file of a training",
@@ -216,19 +217,22 @@ def _optimizers(
 ) -> list[torch.optim.Optimizer]:
     named = list(model.named_parameters())
     muon = muon and computes_bfloat16(named[0][1].device)
-    matrices, others = [], []
-    for factor in sorted({factors.get(name.partition(".")[0], 1.0) for name, _ in named}):
-        group = [(name, each) for name, each in named if factors.get(name.partition(".")[0], 1.0) == factor]
-        by_muon = [each for name, each in group if muon and each.ndim == 2 and "blocks." in name]
-        taken = {id(each) for each in by_muon}
-        others.append({"params": [each for _, each in group if id(each) not in taken], "factor": factor})
-        if by_muon:
-            matrices.append({"params": by_muon, "factor": factor})
+    matrices: dict[float, list[nn.Parameter]] = defaultdict(list)
+    others: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in named:
+        is_matrix = muon and parameter.ndim == 2 and "blocks." in name
+        (matrices if is_matrix else others)[factors.get(name.partition(".")[0], 1.0)].append(parameter)
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+        torch.optim.AdamW(_groups(others), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
     ]
     if matrices:
         optimizers.append(
-            torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            torch.optim.Muon(
+                _groups(matrices), lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
         )
     return optimizers
+
+
+def _groups(by_factor: Mapping[float, list[nn.Parameter]]) -> list[dict[str, Any]]:
+    return [{"params": parameters, "factor": factor} for factor, parameters in by_factor.items()]

@@ -28,7 +28,7 @@ from miga.methods.causal.settings import CausalSettings, SwitchAction
 from miga.methods.causal.slots import Compressed, EmaSink, Policy, SlotTable, Window, flush
 from miga.prompts import PromptTrack
 from miga.queue import FrameQueue
-from miga.schedule import NUM_TRAIN_TIMESTEPS
+from miga.schedule import NUM_TRAIN_TIMESTEPS, shifted
 
 BLOCKS: Final = "blocks"
 CLEAN: Final = "clean passes"
@@ -88,7 +88,7 @@ class Steps:
 def _table(flow_shift: float) -> torch.Tensor:
     """Noise scales from 1 down, float32."""
     even = torch.linspace(1.0, 0.0, NUM_TRAIN_TIMESTEPS + 1)[:-1]
-    return flow_shift * even / (1.0 + (flow_shift - 1.0) * even)
+    return shifted(even, flow_shift)
 
 
 @dataclass

@@ -462,5 +462,8 @@ def test_the_whole_command_gives_a_model(tmp_path: Path, capsys: pytest.CaptureF
         main([*command, "--matching-steps", "-1"])
     assert "--matching-steps -1: take 0 or more" in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        main([*command, "--kind", "window"])
+    assert "--matching-steps is for --kind causal" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         main([*command, "--latents", "13"])
     assert "a multiple of 3" in capsys.readouterr().err
